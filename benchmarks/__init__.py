@@ -1,0 +1,1 @@
+"""Speed measurements and studies, each against a named baseline in the same run."""

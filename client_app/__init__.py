@@ -1,0 +1,1 @@
+"""The Flower ClientApp: local training, importance and masks, device state."""

@@ -1,0 +1,1 @@
+"""The Hydra configuration tree; a package so that it travels with the app."""

@@ -1,0 +1,1 @@
+"""What the server and the devices agree on: messages, names of records, random streams."""

@@ -1,0 +1,1 @@
+"""The Flower ServerApp: settings, the round loop, recorder, checkpoints, engines and commands."""
