@@ -1,0 +1,92 @@
+"""How much a weight of the shared part matters to a device: what the masks are made from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from client_app.flat_model import FlatModel
+
+Importance = Literal["update", "first_order", "magnitude", "random"]
+IMPORTANCES: tuple[str, ...] = get_args(Importance)
+NEEDS_GRADIENT: frozenset[str] = frozenset({"update", "first_order"})
+_Floats = npt.NDArray[np.float32]
+
+
+def update_importance(displacement: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """|u_hat - u|: how far trial steps move a weight (Liu et al. 2024, eq. (20)).
+
+    Args:
+        displacement: float32 (N,), u_hat - u as a sum of steps. Subtracting u again from a rounded u_hat
+            would leave only the few bits that a small step sets in u_hat, hence ties and a random mask.
+        weights: float32 (N,), the broadcast weights u.
+    """
+    return displacement.abs()
+
+
+def first_order_importance(displacement: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """(g u)^2: the first-order form of the loss change when a weight is removed (Liu et al. 2024, eq. (19)).
+
+    The displacement of SGD steps is proportional to the gradient g, which is enough to rank.
+    """
+    return (displacement * weights).square_()
+
+
+def magnitude_importance(displacement: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """|u|. All devices hold the same broadcast, so they prune the same weights: for comparison only."""
+    return weights.abs()
+
+
+_Ranking = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+_RANKINGS: dict[str, _Ranking] = {
+    "update": update_importance,
+    "first_order": first_order_importance,
+    "magnitude": magnitude_importance,
+}
+
+
+def rank_weights(
+    kind: Importance, displacement: torch.Tensor, weights: torch.Tensor, generator: torch.Generator
+) -> _Floats:
+    """Return the importance (N,) of each weight under the ranking called `kind`; see the functions above.
+
+    Raises:
+        ValueError: if the kind is unknown.
+    """
+    if kind == "random":
+        return np.asarray(torch.rand(weights.shape, generator=generator).numpy(), dtype=np.float32)
+    if kind not in _RANKINGS:
+        raise ValueError(f"importance = {kind!r}; valid: {', '.join(IMPORTANCES)}")
+    return np.asarray(_RANKINGS[kind](displacement, weights).numpy(), dtype=np.float32)
+
+
+@torch.no_grad()
+def exact_importance(model: FlatModel, images: torch.Tensor, labels: torch.Tensor) -> npt.NDArray[np.float64]:
+    """(F(u) - F(u without u_j))^2 for each shared weight j (Liu et al. 2024, eq. (19)).
+
+    One forward pass per weight: a check of the cheap rankings on small models, nothing to train with.
+
+    Args:
+        model: holds the weights; unchanged afterwards.
+        images: float32 (n, 1, 28, 28).
+        labels: int64 (n,).
+
+    Returns:
+        float64 (N_u,).
+    """
+
+    def loss() -> float:
+        logits = model.module(images).to(torch.float64)
+        return float(torch.nn.functional.cross_entropy(logits, labels))
+
+    whole = loss()
+    changes = np.empty(model.shared.numel())
+    for j, weight in enumerate(model.shared.tolist()):
+        model.shared[j] = 0.0
+        changes[j] = loss() - whole
+        model.shared[j] = weight
+    return changes**2

@@ -1,0 +1,393 @@
+"""What a device does in a round: personal steps, importance, mask, masked steps.
+
+The protocol of Liu et al. 2024, section II and Algorithm 1, with the alternating (FedAlt) and simultaneous
+(FedSim) orders of Pillutla et al. 2022. With v the personal and u the shared part of one device:
+
+1. alternating only: steps on v against the dense broadcast u, eq. (6);
+2. trial steps on a scratch copy of u rank its weights, eq. (20); the least important are pruned;
+3. from the *broadcast* times the mask, eq. (21), masked steps on u, eq. (22); simultaneous: on v, too.
+
+Mini-batches of each phase come from a stream of their own, so that runs that differ only in the pruning ratio
+see the same batches.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from client_app.flat_model import FlatModel, Vector, as_vector
+from client_app.importance import IMPORTANCES, NEEDS_GRADIENT, Importance, rank_weights
+from client_app.masks import Mask, select_mask
+
+_FEATURE_CACHE_BYTES = 1 << 28
+
+
+class DivergedError(ArithmeticError):
+    """Local training left the finite numbers."""
+
+
+@dataclass(frozen=True)
+class TrainingSpec:
+    """How a device trains in a round.
+
+    Attributes:
+        algorithm: "alternating" (personal steps, then shared steps) or "simultaneous" (`global_steps` steps
+            on both parts).
+        personal_steps, global_steps: mini-batch steps on each part in a round.
+        importance_steps: trial steps that rank the weights, always of plain SGD: one step of Adam moves
+            every weight equally far.
+        personal_epochs, global_epochs: passes over the device's data instead of the number of steps.
+        personal_learning_rate, global_learning_rate: step sizes.
+        batch_size: images per step; the whole data set of a device that has fewer.
+        optimizer: "sgd" or "adam"; starts afresh in every phase of every round.
+        momentum: of SGD.
+        weight_decay: L2 penalty (not applied in importance steps).
+        importance: "update" (eq. (20)), "first_order" ((g u)^2), "magnitude" or "random".
+        prune_bias: whether biases compete with the weights; else they go last.
+
+    Raises:
+        ValueError: if a value is not valid.
+    """
+
+    algorithm: Literal["alternating", "simultaneous"] = "alternating"
+    personal_steps: int = 2
+    global_steps: int = 2
+    importance_steps: int = 1
+    personal_epochs: int | None = None
+    global_epochs: int | None = None
+    personal_learning_rate: float = 0.02
+    global_learning_rate: float = 0.02
+    batch_size: int = 32
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    importance: Importance = "update"
+    prune_bias: bool = True
+
+    def __post_init__(self) -> None:
+        for name, choices in (
+            ("algorithm", ("alternating", "simultaneous")),
+            ("optimizer", ("sgd", "adam")),
+            ("importance", IMPORTANCES),
+        ):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} = {getattr(self, name)!r}; valid: {', '.join(choices)}")
+        for name, least in (
+            ("personal_steps", 0),
+            ("global_steps", 1),
+            ("importance_steps", 1),
+            ("personal_epochs", 1),
+            ("global_epochs", 1),
+            ("batch_size", 1),
+        ):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, int) and value >= least):
+                raise ValueError(f"{name} = {value}; it must be a whole number of at least {least}")
+        for name in ("personal_learning_rate", "global_learning_rate"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value > 0):
+                raise ValueError(f"{name} = {value}; it must be positive and finite")
+        if not 0.0 <= self.momentum < 1.0:
+            raise ValueError(f"momentum = {self.momentum}; it must be in [0, 1)")
+        if self.momentum > 0.0 and self.optimizer != "sgd":
+            raise ValueError(
+                f"momentum = {self.momentum} with optimizer = {self.optimizer!r}; it is SGD's only"
+            )
+        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0.0):
+            raise ValueError(f"weight_decay = {self.weight_decay}; it must be at least 0 and finite")
+
+
+@dataclass(frozen=True, eq=False)
+class LocalResult:
+    """What a device has after its part of a round.
+
+    Attributes:
+        personal: float32 (N_v,), its new personal part; stays on the device.
+        shared: float32 (N_u,), its shared part, exactly 0 where pruned.
+        mask: bool (N_u,), True where kept; all False means that nothing is uploaded.
+        personal_loss, global_loss: mean mini-batch loss of the steps on each part; NaN where no step was
+            taken. The simultaneous algorithm has one loss for both.
+        personal_steps, importance_steps, global_steps: steps taken.
+    """
+
+    personal: npt.NDArray[np.float32]
+    shared: npt.NDArray[np.float32]
+    mask: Mask
+    personal_loss: float
+    global_loss: float
+    personal_steps: int
+    importance_steps: int
+    global_steps: int
+
+
+def local_round(
+    model: FlatModel,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    broadcast: Vector,
+    personal: Vector,
+    num_pruned: int,
+    spec: TrainingSpec,
+    generator: torch.Generator,
+    mask: Mask | None = None,
+) -> LocalResult:
+    """Train one device for one round; the result depends on the arguments only.
+
+    Args:
+        model: the network; its weights are overwritten.
+        images: float32 (n, 1, 28, 28), the device's normalised training images, n >= 1.
+        labels: int64 (n,).
+        broadcast: float32 (N_u,), the server's dense shared part; not changed.
+        personal: float32 (N_v,), the device's personal part; not changed. N_v may be 0.
+        num_pruned: shared weights to prune, 0..N_u. 0: no importance step, plain partial personalisation.
+            N_u: only the personal part trains and nothing is uploaded.
+        spec: steps and step sizes.
+        generator: CPU generator of the mini-batches (and of random masks).
+        mask: bool (N_u,), a mask given from outside (all devices prune alike); it must prune exactly
+            `num_pruned` weights, and no importance step is taken.
+
+    Raises:
+        ValueError: if shapes or numbers do not fit.
+        DivergedError: if a loss or weight is not finite.
+    """
+    split = model.split
+    start = as_vector("broadcast", broadcast, split.shared.size)
+    _check(model, images, labels, num_pruned, mask)
+    personal_stream, importance_stream, global_stream = _spawn(generator, 3)
+    device = _Device(model, images, labels, spec)
+    model.module.train()
+    model.load(personal=personal, shared=start)
+
+    nobody_hears = num_pruned == split.shared.size
+    personal_losses: list[float] = []
+    if split.personal.size and (spec.algorithm == "alternating" or nobody_hears):
+        # Nothing can be uploaded: the simultaneous order, too, is left with its steps on v.
+        together = spec.algorithm == "simultaneous"
+        personal_losses = device.train_personal(
+            personal_stream,
+            steps=spec.global_steps if together else spec.personal_steps,
+            epochs=spec.global_epochs if together else spec.personal_epochs,
+        )
+    if nobody_hears:
+        _require_finite(model.personal, personal_losses)
+        return LocalResult(
+            personal=model.personal.numpy().copy(),
+            shared=np.zeros(split.shared.size, dtype=np.float32),
+            mask=np.zeros(split.shared.size, dtype=np.bool_),
+            personal_loss=_mean(personal_losses),
+            global_loss=math.nan,
+            personal_steps=len(personal_losses),
+            importance_steps=0,
+            global_steps=0,
+        )
+
+    importance_steps = 0
+    if spec.algorithm == "alternating":
+        model.train_only(shared=True)
+        trial_steps = spec.importance_steps if mask is None and num_pruned > 0 else 0
+        device.cache_features(trial_steps)
+    if mask is None and num_pruned:
+        mask, importance_steps = device.rank_and_select(start, num_pruned, importance_stream)
+    global_losses = device.train_shared(start, mask if num_pruned else None, global_stream)
+    if spec.algorithm == "simultaneous" and split.personal.size:
+        personal_losses = global_losses
+    _require_finite(model.personal, personal_losses)
+    _require_finite(model.shared, global_losses)
+    return LocalResult(
+        personal=model.personal.numpy().copy(),
+        shared=model.shared.numpy().copy(),
+        mask=np.ones(split.shared.size, dtype=np.bool_) if mask is None else np.array(mask, dtype=np.bool_),
+        personal_loss=_mean(personal_losses),
+        global_loss=_mean(global_losses),
+        personal_steps=len(personal_losses),
+        importance_steps=importance_steps,
+        global_steps=len(global_losses),
+    )
+
+
+class _Device:
+    """The phases of a round on one device's data."""
+
+    def __init__(
+        self, model: FlatModel, images: torch.Tensor, labels: torch.Tensor, spec: TrainingSpec
+    ) -> None:
+        self._model = model
+        self._labels = labels
+        self._spec = spec
+        self._images = images
+        self._inputs = images
+        self._forward: nn.Module = model.module
+
+    def train_personal(self, stream: torch.Generator, *, steps: int, epochs: int | None) -> list[float]:
+        """Take steps on v, u dense and frozen, eq. (6)."""
+        self._model.train_only(personal=True)
+        optimizer = _optimizer(self._model.personal, self._spec.personal_learning_rate, self._spec)
+        losses = []
+        for batch in self._batches(stream, steps, epochs):
+            losses.append(self._gradient(batch))
+            optimizer.step()
+        return _floats(losses)
+
+    def cache_features(self, trial_steps: int) -> None:
+        """Run the frozen first layers once over the data set if the coming steps would do it more often."""
+        spec, size = self._spec, int(self._labels.numel())
+        batch = min(spec.batch_size, size)
+        visits = trial_steps * batch + (
+            spec.global_epochs * size if spec.global_epochs else spec.global_steps * batch
+        )
+        stages = self._model.frozen_prefix()
+        if stages is None or visits <= size:
+            return
+        prefix, rest = stages
+        with torch.no_grad():
+            chunks = torch.split(self._images, max(spec.batch_size, 64))
+            first = prefix(chunks[0])
+            if first[0].numel() * first.element_size() * size <= _FEATURE_CACHE_BYTES:
+                self._inputs = torch.cat([first, *(prefix(chunk) for chunk in chunks[1:])])
+                self._forward = rest
+
+    def rank_and_select(
+        self, start: torch.Tensor, num_pruned: int, stream: torch.Generator
+    ) -> tuple[Mask, int]:
+        """Rank the weights by trial steps on u with v frozen, eq. (20), and choose the mask."""
+        spec, model = self._spec, self._model
+        displacement = torch.zeros_like(start)
+        steps = spec.importance_steps if spec.importance in NEEDS_GRADIENT else 0
+        model.train_only(shared=True)
+        losses = []
+        for step, batch in enumerate(self._batches(stream, steps, None)):
+            if step:
+                torch.add(start, displacement, out=model.shared)
+            losses.append(self._gradient(batch))
+            assert model.shared.grad is not None
+            displacement.sub_(model.shared.grad, alpha=spec.global_learning_rate)
+        importance = rank_weights(spec.importance, displacement, start, stream)
+        _require_finite(torch.from_numpy(importance), _floats(losses))
+        protected = None if spec.prune_bias else _biases(model)
+        return select_mask(importance, start.numpy(), num_pruned, protected=protected), steps
+
+    def train_shared(self, start: torch.Tensor, mask: Mask | None, stream: torch.Generator) -> list[float]:
+        """Take masked steps on u from the masked broadcast, eqs. (21), (22); simultaneous: on v, too."""
+        spec, model = self._spec, self._model
+        both = spec.algorithm == "simultaneous" and model.split.personal.size > 0
+        model.train_only(shared=True, personal=both)
+        kept = None if mask is None else torch.from_numpy(mask.astype(np.float32))
+        model.load(shared=start if kept is None else start * kept)
+        optimizers = [_optimizer(model.shared, spec.global_learning_rate, spec)]
+        if both:
+            optimizers.append(_optimizer(model.personal, spec.personal_learning_rate, spec))
+        losses = []
+        for batch in self._batches(stream, spec.global_steps, spec.global_epochs):
+            losses.append(self._gradient(batch))
+            for optimizer in optimizers:
+                optimizer.step()
+            if kept is not None:
+                # Optimisers work entry by entry, so zeroing after the step equals masking the gradient, and
+                # holds whatever the optimiser adds to it.
+                model.shared.mul_(kept)
+        return _floats(losses)
+
+    def _gradient(self, batch: torch.Tensor | slice) -> torch.Tensor:
+        return self._model.backward(self._forward, self._inputs[batch], self._labels[batch])
+
+    def _batches(
+        self, stream: torch.Generator, steps: int, epochs: int | None
+    ) -> Iterator[torch.Tensor | slice]:
+        return mini_batches(
+            int(self._labels.numel()), self._spec.batch_size, stream, steps=steps, epochs=epochs
+        )
+
+
+def mini_batches(
+    num_samples: int, batch_size: int, generator: torch.Generator, *, steps: int, epochs: int | None = None
+) -> Iterator[torch.Tensor | slice]:
+    """Yield the indices of successive mini-batches, shuffled anew for each pass over the data.
+
+    With `epochs` every sample is visited once in a pass, and the last batch may be smaller; with `steps` all
+    batches have min(batch_size, num_samples) images, and a pass leaves its incomplete remainder out.
+
+    Args:
+        num_samples: size n of the data set.
+        batch_size: images per batch; from n on, each batch is the whole data set.
+        generator: CPU generator of the order.
+        steps: number of batches, if `epochs` is None.
+        epochs: number of passes.
+    """
+    if batch_size >= num_samples:
+        for _ in range(epochs or steps):
+            yield slice(None)
+        return
+    if epochs is not None:
+        for _ in range(epochs):
+            yield from torch.split(torch.randperm(num_samples, generator=generator), batch_size)
+        return
+    for step in range(steps):
+        place = step % (num_samples // batch_size)
+        if place == 0:
+            order = torch.randperm(num_samples, generator=generator)
+        yield order[place * batch_size : (place + 1) * batch_size]
+
+
+def _optimizer(vector: torch.Tensor, learning_rate: float, spec: TrainingSpec) -> torch.optim.Optimizer:
+    if spec.optimizer == "adam":
+        return torch.optim.Adam([vector], lr=learning_rate, weight_decay=spec.weight_decay, fused=True)
+    # SGD's fused kernel is no faster here and rounds differently from the plain one.
+    return torch.optim.SGD([vector], lr=learning_rate, momentum=spec.momentum, weight_decay=spec.weight_decay)
+
+
+def _spawn(generator: torch.Generator, number: int) -> list[torch.Generator]:
+    seeds = torch.randint(0, 2**63 - 1, (number,), generator=generator)
+    return [torch.Generator().manual_seed(seed) for seed in seeds.tolist()]
+
+
+def _biases(model: FlatModel) -> Mask:
+    biases = np.zeros(model.split.shared.size, dtype=np.bool_)
+    for name, place in model.split.shared.slices().items():
+        if name.rsplit(".", 1)[-1] == "bias":
+            biases[place] = True
+    return biases
+
+
+def _check(
+    model: FlatModel, images: torch.Tensor, labels: torch.Tensor, num_pruned: int, mask: Mask | None
+) -> None:
+    size = model.split.shared.size
+    if labels.ndim != 1 or labels.numel() == 0 or images.shape[:1] != labels.shape:
+        raise ValueError(
+            f"images {tuple(images.shape)} and labels {tuple(labels.shape)} must have one positive length"
+        )
+    if not 0 <= num_pruned <= size:
+        raise ValueError(f"num_pruned = {num_pruned}; it must be in 0..{size}")
+    if mask is not None and (mask.shape != (size,) or mask.dtype != np.bool_):
+        raise ValueError(f"mask is {mask.dtype} {mask.shape}; it must be bool ({size},)")
+    if mask is not None and (absent := size - int(np.count_nonzero(mask))) != num_pruned:
+        raise ValueError(f"mask prunes {absent} weights; num_pruned = {num_pruned}")
+
+
+def _require_finite(vector: torch.Tensor, losses: Sequence[float]) -> None:
+    # The sum of finite float32 weights overflows only when they are as good as diverged, and costs a
+    # twentieth of testing each.
+    if not math.isfinite(float(vector.sum())) or not all(map(math.isfinite, losses)):
+        finite = [loss for loss in losses if math.isfinite(loss)]
+        raise DivergedError(
+            f"training diverged: {len(losses) - len(finite)} of {len(losses)} losses and "
+            f"{int((~torch.isfinite(vector)).sum())} of {vector.numel()} entries are not finite; "
+            "a smaller learning rate or fewer local steps may help"
+        )
+
+
+def _floats(losses: list[torch.Tensor]) -> list[float]:
+    return [float(loss) for loss in losses]
+
+
+def _mean(losses: Sequence[float]) -> float:
+    return math.fsum(losses) / len(losses) if losses else math.nan

@@ -1,0 +1,321 @@
+"""The messages between the server and the devices, as dataclasses on one side and Flower records on the other.
+
+Every message carries what its receiver needs and nothing else: devices never read the configuration
+files. The personal part of a device's model is in none of them.
+
+=========  =========================  ==================================================================
+direction  message                    records
+=========  =========================  ==================================================================
+to device  train (`TrainOrder`)       ``global`` (ArrayRecord ``weights``), ``order`` (ConfigRecord),
+                                      ``mask`` (ArrayRecord ``bitmap``; only with a common mask)
+to server  train (`TrainReport`)      ``upload`` (ArrayRecord ``payload``; absent when nothing was kept),
+                                      ``metrics`` (MetricRecord)
+to device  evaluate (`EvaluateOrder`) ``global``, ``order``
+to server  evaluate                   ``metrics``
+to device  query.hello                none
+to server  query.hello                ``device`` (ConfigRecord ``index``, ``num-devices``)
+to device  query.save (`SaveOrder`)   ``order``
+to server  query.save                 ``device``
+=========  =========================  ==================================================================
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+
+GLOBAL = "global"
+ORDER = "order"
+MASK = "mask"
+UPLOAD = "upload"
+METRICS = "metrics"
+DEVICE = "device"
+
+HELLO = "query.hello"
+SAVE = "query.save"
+
+Uplink = Literal["digital", "analog"]
+
+
+class MessageError(ValueError):
+    """A message lacks a record or a key, or holds a value of the wrong type."""
+
+
+@dataclass(frozen=True)
+class DeviceSpec:
+    """What stays the same for a device over the whole run.
+
+    Attributes:
+        seed: seed of the run.
+        run_key: names the run; keys what a device stores on disk.
+        num_devices: number of devices that share the data set.
+        model: keyword arguments of `task.models.build_model` (without the generator).
+        personal: glob patterns of the personal parameters' names.
+        dataset: keyword arguments of `task.datasets.load_dataset`.
+        partition: keyword arguments of `task.partition.partition` (without labels and generator).
+        training: fields of `client_app.local_training.TrainingSpec`.
+        bits_per_weight: bits of each uploaded weight, 32, 16 or 8.
+        uplink: ``digital`` (retained weights, encoded) or ``analog`` (dense float32 updates, which
+            the emulated air superposes; quantisation and positions do not apply).
+    """
+
+    seed: int
+    run_key: str
+    num_devices: int
+    model: Mapping[str, Any]
+    personal: tuple[str, ...]
+    dataset: Mapping[str, Any]
+    partition: Mapping[str, Any]
+    training: Mapping[str, Any]
+    bits_per_weight: int = 32
+    uplink: Uplink = "digital"
+
+    def to_json(self) -> str:
+        """Return the JSON text that travels in an order."""
+        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+
+
+@lru_cache(maxsize=8)
+def spec_from_json(text: str) -> DeviceSpec:
+    """Parse a `DeviceSpec`; the same text gives the same object, so it can key caches by identity.
+
+    Raises:
+        MessageError: if the text is not a `DeviceSpec`.
+    """
+    try:
+        values = json.loads(text)
+        return DeviceSpec(**{**values, "personal": tuple(values["personal"])})
+    except (ValueError, TypeError, KeyError) as error:
+        raise MessageError(f"the device specification in the order is not readable: {error}") from error
+
+
+@dataclass(frozen=True)
+class TrainOrder:
+    """One device's work in one round.
+
+    Attributes:
+        round: number of the round, from 1.
+        num_pruned: weights of the global part to prune; all of them means: upload nothing.
+        spec: JSON text of the `DeviceSpec`.
+        weights: global part, float32, shape (N_u,).
+        mask: bitmap of a mask that the server imposes on every device, or None.
+        resume_dir: folder from which a device without a personal part takes it, or "".
+    """
+
+    round: int
+    num_pruned: int
+    spec: str
+    weights: ArrayRecord
+    mask: ArrayRecord | None = None
+    resume_dir: str = ""
+
+    def to_records(self) -> RecordDict:
+        """Return the content of the train message."""
+        records = RecordDict(
+            {
+                GLOBAL: self.weights,
+                ORDER: ConfigRecord(
+                    {
+                        "round": self.round,
+                        "num-pruned": self.num_pruned,
+                        "spec": self.spec,
+                        "resume-dir": self.resume_dir,
+                    }
+                ),
+            }
+        )
+        if self.mask is not None:
+            records[MASK] = self.mask
+        return records
+
+    @staticmethod
+    def from_records(records: RecordDict) -> TrainOrder:
+        """Read the content of a train message.
+
+        Raises:
+            MessageError: if a record or a key is absent or of the wrong type.
+        """
+        order = _record(records, ORDER, ConfigRecord)
+        return TrainOrder(
+            round=_value(order, "round", int),
+            num_pruned=_value(order, "num-pruned", int),
+            spec=_value(order, "spec", str),
+            weights=_record(records, GLOBAL, ArrayRecord),
+            mask=records.array_records.get(MASK),
+            resume_dir=_value(order, "resume-dir", str),
+        )
+
+
+@dataclass(frozen=True)
+class EvaluateOrder:
+    """Test the global part together with the device's personal part."""
+
+    round: int
+    spec: str
+    weights: ArrayRecord
+    resume_dir: str = ""
+
+    def to_records(self) -> RecordDict:
+        """Return the content of the evaluate message."""
+        order = ConfigRecord({"round": self.round, "spec": self.spec, "resume-dir": self.resume_dir})
+        return RecordDict({GLOBAL: self.weights, ORDER: order})
+
+    @staticmethod
+    def from_records(records: RecordDict) -> EvaluateOrder:
+        """Read the content of an evaluate message.
+
+        Raises:
+            MessageError: if a record or a key is absent or of the wrong type.
+        """
+        order = _record(records, ORDER, ConfigRecord)
+        return EvaluateOrder(
+            round=_value(order, "round", int),
+            spec=_value(order, "spec", str),
+            weights=_record(records, GLOBAL, ArrayRecord),
+            resume_dir=_value(order, "resume-dir", str),
+        )
+
+
+@dataclass(frozen=True)
+class SaveOrder:
+    """Write the personal part to a folder (a checkpoint); it does not travel."""
+
+    directory: str
+    resume_dir: str = ""
+
+    def to_records(self) -> RecordDict:
+        """Return the content of the query.save message."""
+        order = ConfigRecord({"directory": self.directory, "resume-dir": self.resume_dir})
+        return RecordDict({ORDER: order})
+
+    @staticmethod
+    def from_records(records: RecordDict) -> SaveOrder:
+        """Read the content of a query.save message.
+
+        Raises:
+            MessageError: if a record or a key is absent or of the wrong type.
+        """
+        order = _record(records, ORDER, ConfigRecord)
+        return SaveOrder(_value(order, "directory", str), _value(order, "resume-dir", str))
+
+
+@dataclass(frozen=True)
+class TrainReport:
+    """What a device answers to a `TrainOrder`.
+
+    Attributes:
+        payload: encoded upload (digital) or float32 update bytes (analog), uint8; None for no upload.
+        num_examples: size of the device's training set.
+        metrics: losses and, measured, seconds of training.
+    """
+
+    payload: npt.NDArray[np.uint8] | None
+    num_examples: int
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+    def to_records(self) -> RecordDict:
+        """Return the content of the reply."""
+        metrics: dict[str, int | float] = {**self.metrics, "num-examples": self.num_examples}
+        records = RecordDict({METRICS: MetricRecord(dict(metrics))})
+        if self.payload is not None:
+            records[UPLOAD] = ArrayRecord({"payload": Array(self.payload)})
+        return records
+
+    @staticmethod
+    def from_records(records: RecordDict) -> TrainReport:
+        """Read the content of a reply, trusting none of it.
+
+        Raises:
+            MessageError: if a record or a key is absent or of the wrong type.
+        """
+        metrics = _record(records, METRICS, MetricRecord)
+        numbers = {key: float(value) for key, value in metrics.items() if isinstance(value, int | float)}
+        num_examples = _value(metrics, "num-examples", int)
+        if num_examples < 1:
+            raise MessageError(f"num-examples = {num_examples} in the reply; it must be at least 1")
+        payload = None
+        if UPLOAD in records:
+            payload = read_array(_record(records, UPLOAD, ArrayRecord), "payload", np.uint8)
+        return TrainReport(payload, num_examples, numbers)
+
+
+def weights_record(weights: npt.NDArray[np.float32]) -> ArrayRecord:
+    """Wrap the global part, float32 of shape (N_u,), for sending."""
+    return ArrayRecord({"weights": Array(np.ascontiguousarray(weights, dtype=np.float32))})
+
+
+def read_weights(record: ArrayRecord) -> npt.NDArray[np.float32]:
+    """Return a fresh copy of the global part, float32 of shape (N_u,).
+
+    Raises:
+        MessageError: if it is absent, or not a float32 vector.
+    """
+    return read_array(record, "weights", np.float32)
+
+
+def mask_record(mask: npt.NDArray[np.bool_]) -> ArrayRecord:
+    """Wrap a mask of shape (N_u,) as a bitmap."""
+    return ArrayRecord({"bitmap": Array(np.packbits(mask))})
+
+
+def read_mask(record: ArrayRecord, num_weights: int) -> npt.NDArray[np.bool_]:
+    """Return the boolean mask of shape (num_weights,).
+
+    Raises:
+        MessageError: if it is absent or too short.
+    """
+    bitmap = read_array(record, "bitmap", np.uint8)
+    if bitmap.size != (num_weights + 7) // 8:
+        raise MessageError(f"the mask has {bitmap.size} bytes; {num_weights} weights need {(num_weights + 7) // 8}")
+    return np.unpackbits(bitmap, count=num_weights).astype(np.bool_)
+
+
+_Scalar = TypeVar("_Scalar", bound=np.generic)
+
+
+def read_array(record: ArrayRecord, key: str, dtype: type[_Scalar]) -> npt.NDArray[_Scalar]:
+    """Return the vector under `key`.
+
+    Raises:
+        MessageError: if it is absent, unreadable, of another dtype or not a vector.
+    """
+    if key not in record:
+        raise MessageError(f"the record lacks the array {key!r}")
+    try:
+        array = record[key].numpy()
+    except Exception as error:  # whatever a damaged array makes NumPy raise
+        raise MessageError(f"the array {key!r} is not readable: {error}") from error
+    if array.dtype != dtype or array.ndim != 1:
+        raise MessageError(
+            f"the array {key!r} has dtype {array.dtype} and shape {array.shape}; "
+            f"a {np.dtype(dtype).name} vector is expected"
+        )
+    return array
+
+
+_Record = TypeVar("_Record", ArrayRecord, ConfigRecord, MetricRecord)
+
+
+def _record(records: RecordDict, key: str, kind: type[_Record]) -> _Record:
+    record = records.get(key)
+    if not isinstance(record, kind):
+        raise MessageError(f"the message lacks the {kind.__name__} {key!r}")
+    return record
+
+
+_Value = TypeVar("_Value", int, str, float)
+
+
+def _value(record: ConfigRecord | MetricRecord, key: str, kind: type[_Value]) -> _Value:
+    value = record.get(key)
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise MessageError(f"{key!r} in the message is {value!r}; {kind.__name__} is expected")
+    return value

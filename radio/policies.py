@@ -1,0 +1,303 @@
+"""Allocation policies: what the `policy` key of a scheme's yaml names.
+
+A policy is one function `(problem, *, pruning_ratio=None) -> Allocation`. Register it with
+`@policy("name")`, or name it in yaml by its dotted path `package.module:function`. In every policy a
+device that uploads nothing has bandwidth fraction 0 and pruning ratio 1, and an equal share means 1 / K
+with K the number of devices that do upload.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from radio.allocation import Allocation, AllocationStatus, WhenInfeasible, allocate, least_pruning_ratio
+from radio.arrays import BoolArray, FloatArray, in_unit_interval
+from radio.proportional_noise import allocate_proportional_noise
+
+
+@dataclass(frozen=True)
+class OfdmaProblem:
+    """One round's inputs of the allocation, SI units; arrays broadcast to (K,).
+
+    Attributes:
+        full_band_rate: (K,) r, bit/s.
+        slack: (K,) D = T_th - T0, s.
+        compute_time: (K,) G, s.
+        payload_bits: (K,) Q, bits of the dense upload.
+        overhead_bits: (K,) m, bits of an upload beside its retained weights.
+        weights: (K,) w of the objective; None is 1.
+        max_pruning_ratio: rho_max.
+        when_infeasible: what to do where rho_max does not fit (`radio.allocation.allocate`).
+        channel_gain, bandwidth, transmit_power, noise_density: needed by `joint_physical_noise` only.
+    """
+
+    full_band_rate: ArrayLike
+    slack: ArrayLike
+    compute_time: ArrayLike
+    payload_bits: ArrayLike
+    overhead_bits: ArrayLike = 0.0
+    weights: ArrayLike | None = None
+    max_pruning_ratio: float = 1.0
+    when_infeasible: WhenInfeasible = "raise"
+    channel_gain: ArrayLike | None = None
+    bandwidth: float | None = None
+    transmit_power: ArrayLike | None = None
+    noise_density: float | None = None
+
+
+class Policy(Protocol):
+    """The signature of a policy."""
+
+    def __call__(self, problem: OfdmaProblem, *, pruning_ratio: float | None = None) -> Allocation:
+        """Return the shares and pruning ratios of one round."""
+
+
+_P = TypeVar("_P", bound=Policy)
+POLICIES: dict[str, Policy] = {}
+
+
+def policy(name: str) -> Callable[[_P], _P]:
+    """Register a policy under `name`.
+
+    Raises:
+        ValueError: if the name is taken.
+    """
+
+    def register(function: _P) -> _P:
+        if name in POLICIES:
+            raise ValueError(f"policy name {name!r} is already registered")
+        POLICIES[name] = function
+        return function
+
+    return register
+
+
+def get_policy(name: str) -> Policy:
+    """Return a registered policy, or the function at a dotted path `package.module:function`.
+
+    Raises:
+        ValueError: if there is no such policy, module or function.
+    """
+    if name in POLICIES:
+        return POLICIES[name]
+    if ":" not in name:
+        raise ValueError(
+            f"policy = {name!r} is unknown; valid: {', '.join(sorted(POLICIES))}, "
+            "or a dotted path 'package.module:function'"
+        )
+    module_name, _, attribute = name.partition(":")
+    try:
+        function = getattr(import_module(module_name), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"policy = {name!r} cannot be imported: {error}") from error
+    if not callable(function):
+        raise ValueError(f"policy = {name!r} is a {type(function).__name__}; it must be a function")
+    found: Policy = function
+    return found
+
+
+@policy("joint")
+def joint(problem: OfdmaProblem, *, pruning_ratio: float | None = None) -> Allocation:
+    """Exact joint optimum (`radio.allocation.allocate`)."""
+    _no_ratio("joint", pruning_ratio)
+    return allocate(
+        problem.full_band_rate,
+        problem.slack,
+        problem.compute_time,
+        problem.payload_bits,
+        weights=problem.weights,
+        max_pruning_ratio=problem.max_pruning_ratio,
+        overhead_bits=problem.overhead_bits,
+        when_infeasible=problem.when_infeasible,
+    )
+
+
+@policy("joint_physical_noise")
+def joint_physical_noise(problem: OfdmaProblem, *, pruning_ratio: float | None = None) -> Allocation:
+    """Joint optimum with noise proportional to the share; rates then follow `radio.ofdma.rate`."""
+    _no_ratio("joint_physical_noise", pruning_ratio)
+    if (
+        problem.channel_gain is None
+        or problem.bandwidth is None
+        or problem.transmit_power is None
+        or problem.noise_density is None
+    ):
+        raise ValueError(
+            "joint_physical_noise needs channel_gain, bandwidth, transmit_power and noise_density; "
+            "at least one is None"
+        )
+    if problem.max_pruning_ratio < 1:
+        raise ValueError(
+            f"max_pruning_ratio = {problem.max_pruning_ratio}: joint_physical_noise supports only 1"
+        )
+    return allocate_proportional_noise(
+        problem.channel_gain,
+        problem.slack,
+        problem.compute_time,
+        problem.payload_bits,
+        bandwidth=problem.bandwidth,
+        transmit_power=problem.transmit_power,
+        noise_density=problem.noise_density,
+        weights=problem.weights,
+        overhead_bits=problem.overhead_bits,
+    )
+
+
+@policy("equal_bandwidth")
+def equal_bandwidth(problem: OfdmaProblem, *, pruning_ratio: float | None = None) -> Allocation:
+    """Equal shares, each with its own least pruning ratio: meets the threshold.
+
+    A device whose ratio would be 1 (it cannot even pay its overhead) leaves its share to the others; one
+    above `max_pruning_ratio` is infeasible.
+    """
+    _no_ratio("equal_bandwidth", pruning_ratio)
+    inputs = _broadcast(problem)
+    r, d = inputs[0], inputs[1]
+    sending = (d > 0) & (r > 0)
+    while True:
+        share = _equal(sending)
+        ratio = _least(share, inputs)
+        still = sending & (ratio < 1)
+        if np.array_equal(still, sending):
+            break
+        sending = still
+    too_much = sending & (ratio > problem.max_pruning_ratio)
+    share, ratio = np.where(too_much, 0.0, share), np.where(too_much, 1.0, ratio)
+    return _unoptimised(problem, share, ratio, (d <= 0) | too_much)
+
+
+@policy("equal_bandwidth_joint_rho")
+def equal_bandwidth_joint_rho(problem: OfdmaProblem, *, pruning_ratio: float | None = None) -> Allocation:
+    """The pruning ratios of the joint optimum over equal shares: may exceed the threshold.
+
+    The reading of "equal resource" that gives the 38 ms of the paper's Table I.
+    """
+    _no_ratio("equal_bandwidth_joint_rho", pruning_ratio)
+    best = joint(problem)
+    share = _equal(best.bandwidth_fraction > 0)
+    return _unoptimised(problem, share, best.pruning_ratio, best.status == AllocationStatus.INFEASIBLE)
+
+
+@policy("dense_equal_bandwidth")
+def dense_equal_bandwidth(problem: OfdmaProblem, *, pruning_ratio: float | None = None) -> Allocation:
+    """No pruning, equal shares; the threshold plays no part."""
+    _no_ratio("dense_equal_bandwidth", pruning_ratio)
+    return fixed_ratio(problem, pruning_ratio=0.0)
+
+
+@policy("fixed_ratio")
+def fixed_ratio(problem: OfdmaProblem, *, pruning_ratio: float | None = None) -> Allocation:
+    """One given pruning ratio for all, equal shares; the threshold plays no part.
+
+    Raises:
+        ValueError: if `pruning_ratio` is None or outside [0, 1].
+    """
+    if pruning_ratio is None:
+        raise ValueError("pruning_ratio = None: policy fixed_ratio needs a number in [0, 1]")
+    rho = float(in_unit_interval("pruning_ratio", pruning_ratio))
+    sending = _broadcast(problem)[0] > 0
+    ratio = np.where(sending, rho, 1.0)
+    share = _equal(sending & (ratio < 1))
+    return _unoptimised(problem, share, ratio, ~sending)
+
+
+@policy("printed_formula")
+def printed_formula(problem: OfdmaProblem, *, pruning_ratio: float | None = None) -> Allocation:
+    """Equations (54) and (58) as printed, made feasible naively: clip b at 0, renormalise, refit rho.
+
+    For comparison only: where (54) leaves its bounds this can lose to equal shares. `overhead_bits`
+    and `max_pruning_ratio` have no place in the formula; the refitted ratio does pay the overhead.
+    """
+    _no_ratio("printed_formula", pruning_ratio)
+    inputs = _broadcast(problem)
+    r, d, g, q, _ = inputs
+    feasible = (d > 0) & (r > 0)
+    share = np.zeros(r.shape)
+    if feasible.any():
+        share[feasible] = np.maximum(printed_values(r[feasible], d[feasible], g[feasible], q[feasible])[0], 0)
+        share /= share.sum()
+    ratio = _least(share, inputs)
+    return _unoptimised(problem, np.where(ratio < 1, share, 0.0), ratio, ~feasible)
+
+
+def printed_values(
+    full_band_rate: ArrayLike, slack: ArrayLike, compute_time: ArrayLike, payload_bits: ArrayLike
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Return b, rho and lambda exactly as Liu et al. 2024, eqs. (54) and (58), print them.
+
+    No constraint but sum b = 1 is kept: b and rho may be negative.
+
+    Raises:
+        ValueError: if a slack or a computing time is not > 0 (the formula takes a root and divides).
+    """
+    r, d, g, q, _ = np.broadcast_arrays(
+        *(np.asarray(a, dtype=np.float64) for a in (full_band_rate, slack, compute_time, payload_bits, 0.0))
+    )
+    for name, values in (("slack", d), ("compute_time", g), ("full_band_rate", r)):
+        if (values <= 0).any():
+            raise ValueError(f"{name} = {values.min()} must be > 0 in the printed formula")
+    total = (np.sqrt(d * q / r) / g).sum(axis=-1, keepdims=True)
+    root = total / (1 + (q / (r * g)).sum(axis=-1, keepdims=True))
+    share = (np.sqrt(r * d * q) / root - q) / (r * g)
+    ratio = least_pruning_ratio(share, r, d, g, q, clamp=False)
+    return share, ratio, np.asarray(root[..., 0] ** 2)
+
+
+def _no_ratio(name: str, pruning_ratio: float | None) -> None:
+    if pruning_ratio is not None:
+        raise ValueError(
+            f"pruning_ratio = {pruning_ratio}: policy {name} chooses it; only fixed_ratio takes one"
+        )
+
+
+def _broadcast(problem: OfdmaProblem) -> tuple[FloatArray, ...]:
+    """Return r, D, G, Q, m with one shape."""
+    return tuple(
+        np.broadcast_arrays(
+            *(
+                np.asarray(a, dtype=np.float64)
+                for a in (
+                    problem.full_band_rate,
+                    problem.slack,
+                    problem.compute_time,
+                    problem.payload_bits,
+                    problem.overhead_bits,
+                )
+            )
+        )
+    )
+
+
+def _least(share: FloatArray, inputs: tuple[FloatArray, ...]) -> FloatArray:
+    r, d, g, q, m = inputs
+    return least_pruning_ratio(share, r, d, g, q, overhead_bits=m)
+
+
+def _equal(sending: BoolArray) -> FloatArray:
+    return np.asarray(sending / np.maximum(sending.sum(axis=-1, keepdims=True), 1), dtype=np.float64)
+
+
+def _unoptimised(
+    problem: OfdmaProblem, share: FloatArray, ratio: FloatArray, left_out: BoolArray
+) -> Allocation:
+    """Wrap shares that no optimisation produced: there is no multiplier (NaN)."""
+    weights = 1.0 if problem.weights is None else np.asarray(problem.weights, dtype=np.float64)
+    status = np.full(ratio.shape, AllocationStatus.INTERIOR, dtype=np.int8)
+    status[ratio <= 0] = AllocationStatus.SATURATED
+    status[ratio >= 1] = AllocationStatus.STARVED
+    status[left_out] = AllocationStatus.INFEASIBLE
+    batch = ratio.shape[:-1]
+    return Allocation(
+        bandwidth_fraction=share,
+        pruning_ratio=ratio,
+        multiplier=np.full(batch, np.nan)[()],
+        status=status,
+        objective=(weights * ratio).sum(axis=-1),
+        max_pruning_ratio=np.full(batch, problem.max_pruning_ratio)[()],
+    )

@@ -1,0 +1,25 @@
+"""The Flower ServerApp: `flwr run . --run-config 'overrides="scheme=proposed seed=3"'`."""
+
+import logging
+import shlex
+from datetime import datetime
+from pathlib import Path
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from server_app.run import run
+from server_app.settings import compose_settings
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Compose the settings from the run-config and run them on the connected devices."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    settings = compose_settings(shlex.split(str(context.run_config.get("overrides", ""))))
+    folder = str(context.run_config.get("out-dir", "")) or f"outputs/{datetime.now():%Y-%m-%d/%H-%M-%S}"
+    path = Path(folder).expanduser().resolve()
+    logging.getLogger(__name__).info("records: %s", path)
+    run(settings, grid, path)

@@ -1,0 +1,120 @@
+"""The `airflower` command: Hydra on the command line, one run per job.
+
+``airflower scheme=proposed radio.latency_threshold_ms=20`` runs one job, ``--multirun`` a sweep.
+Everything given is checked before anything is trained: all jobs of a sweep, too.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from server_app.schema import ConfigError
+from server_app.settings import Settings, compose_settings, settings_from_config
+
+log = logging.getLogger(__name__)
+
+CONFIG_ERROR, RUN_ERROR = 2, 1
+
+
+def main() -> None:
+    """Run the command line; exits with 2 for a wrong configuration and 1 for a failed run."""
+    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+    try:
+        _check(sys.argv[1:])
+    except ConfigError as error:
+        print(f"airflower: {error}", file=sys.stderr)
+        sys.exit(CONFIG_ERROR)
+    import hydra
+
+    hydra.main(version_base="1.3", config_path="pkg://conf", config_name="config")(_job)()
+
+
+def _check(arguments: Sequence[str]) -> None:
+    """Compose and check every job that the command line asks for, as far as Hydra's own flags allow."""
+    if any(flag in arguments for flag in ("--help", "-h", "--hydra-help", "--info", "--version", "--cfg", "-c")):
+        return
+    overrides = [argument for argument in arguments if not argument.startswith("-") and "=" in argument]
+    if "--multirun" not in arguments and "-m" not in arguments:
+        compose_settings(overrides)
+        return
+    for job in expand_sweep(overrides):
+        try:
+            compose_settings(job)
+        except ConfigError as error:
+            raise ConfigError(f"{error} (in the job {' '.join(job)})") from error
+
+
+def expand_sweep(overrides: Sequence[str]) -> list[list[str]]:
+    """Return the overrides of every job of a sweep.
+
+    Raises:
+        ConfigError: if an override cannot be parsed.
+    """
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        parsed = OverridesParser.create().parse_overrides(overrides=list(overrides))
+        batches = BasicSweeper.split_arguments(parsed, max_batch_size=None)
+    except HydraException as error:
+        raise ConfigError(str(error)) from error
+    return [list(job) for batch in batches for job in batch]
+
+
+def _job(config: DictConfig) -> None:
+    """Run one job; its records go to Hydra's output folder of the job."""
+    from hydra.core.hydra_config import HydraConfig
+
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    overrides = list(HydraConfig.get().overrides.task)
+    settings = settings_from_config(config)
+    _console()
+    try:
+        run_job(settings, overrides, folder)
+    except ConfigError as error:
+        log.error("airflower: %s", error)
+        sys.exit(CONFIG_ERROR)
+    except KeyboardInterrupt:
+        log.error("airflower: interrupted")
+        sys.exit(130)
+    except Exception as error:
+        log.debug("the run failed", exc_info=True)
+        log.error("airflower: the run failed: %s: %s", type(error).__name__, error)
+        sys.exit(RUN_ERROR)
+
+
+def run_job(settings: Settings, overrides: Sequence[str], folder: Path) -> None:
+    """Run the job on the engine that it names."""
+    log.info("records: %s", folder)
+    if settings.engine.name == "flower":
+        from server_app.engines.flower import run_flower
+
+        run_flower(settings, overrides, folder)
+        return
+    import torch
+
+    torch.set_num_threads(1)
+    from server_app.engines.inprocess import InProcessGrid
+    from server_app.run import run
+
+    workers = settings.engine.workers or min(os.cpu_count() or 1, settings.fleet.num_devices)
+    with InProcessGrid("client_app.app:app", settings.fleet.num_devices, workers) as grid:
+        run(settings, grid, folder)
+
+
+def _console() -> None:
+    """Print plain lines; Hydra's log file keeps its own format."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
+            handler.setFormatter(logging.Formatter("%(message)s"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What runs the devices: worker processes of this command, or Flower's own simulation."""

@@ -1,0 +1,225 @@
+"""From settings to the parts of a run: model sizes, device specification, strategy.
+
+All that can be wrong with a configuration is found here, before anything is trained.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from protocol.messages import DeviceSpec
+from protocol.streams import generator, torch_seed
+from radio.channel import ChannelModel
+from radio.latency import ComputeModel
+from radio.units import dbm_to_watt
+from server_app.schema import ConfigError
+from server_app.settings import Settings
+from strategies.base import WirelessStrategy
+from strategies.fleet import Fleet
+from strategies.ofdma import OfdmaCell, OfdmaStrategy
+from task.datasets import DatasetUnavailableError, load_dataset
+from task.models import build_model
+from task.partition import partition
+from task.split import Split, flatten, split_parameters
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run that is ready to start.
+
+    Attributes:
+        settings: the checked settings.
+        spec: what every device is told.
+        split: names and sizes of the personal and the global part.
+        initial_weights: global part before the first round, float32, shape (N_u,).
+        steps: personal and global steps of each device in a round, (K,) each.
+    """
+
+    settings: Settings
+    spec: DeviceSpec
+    split: Split
+    initial_weights: npt.NDArray[np.float32]
+    steps: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
+
+
+def prepare(settings: Settings) -> Job:
+    """Build the model, the data set and the partition once, as the devices will.
+
+    Raises:
+        ConfigError: naming the configuration key, the value and what would be valid.
+    """
+    torch.set_num_threads(1)  # the same arithmetic on every machine, and no thread pool before workers fork
+    spec = device_spec(settings)
+    try:
+        data = load_dataset(**spec.dataset)
+    except DatasetUnavailableError as error:
+        raise ConfigError(f"dataset.name = {settings.dataset.name}: {error}") from error
+    except ValueError as error:
+        raise ConfigError(f"dataset: {error}") from error
+    try:
+        options = dict(spec.partition)
+        parts = partition(
+            options.pop("name"),
+            data.train_labels.numpy(),
+            data.test_labels.numpy(),
+            spec.num_devices,
+            generator(settings.seed, "partition"),
+            **options,
+        )
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"partition: {error} (fleet.num_devices = {spec.num_devices})") from error
+    try:
+        rng = torch.Generator().manual_seed(torch_seed(settings.seed, "init"))
+        module = build_model(**spec.model, num_classes=data.num_classes, generator=rng)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"model: {error}") from error
+    try:
+        split = split_parameters(module, spec.personal)
+    except ValueError as error:
+        raise ConfigError(f"model.personal: {error}") from error
+    sizes = np.array([part.train.size for part in parts])
+    return Job(
+        settings=settings,
+        spec=spec,
+        split=split,
+        initial_weights=flatten(module, split.shared),
+        steps=_steps(settings, sizes, has_personal=split.personal.size > 0),
+    )
+
+
+def device_spec(settings: Settings) -> DeviceSpec:
+    """Return what every device is told; also the identity of the run for what devices store."""
+    training = {name: value for name, value in settings.to_dict()["training"].items()}
+    training["algorithm"] = settings.scheme.local_algorithm
+    values: dict[str, Any] = {
+        "seed": settings.seed,
+        "num_devices": settings.fleet.num_devices,
+        "model": {"name": settings.model.name, "options": dict(settings.model.options)},
+        "personal": settings.personal_patterns,
+        "dataset": {
+            "name": settings.dataset.name,
+            "root": settings.dataset.root,
+            "download": settings.dataset.download,
+        },
+        "partition": {
+            "name": settings.partition.name,
+            "samples_per_device": settings.partition.samples_per_device,
+            "test_samples_per_device": settings.partition.test_samples_per_device,
+            **settings.partition.options,
+        },
+        "training": training,
+        "bits_per_weight": settings.radio.bits_per_weight,
+    }
+    digest = hashlib.sha256(json.dumps([values, settings.scheme.name], sort_keys=True).encode()).hexdigest()
+    return DeviceSpec(run_key=digest[:16], **values)
+
+
+def build_strategy(job: Job, *, resume_dir: str = "") -> WirelessStrategy:
+    """Return the strategy that the scheme names.
+
+    Raises:
+        ConfigError: if the scheme's policy is unknown or a radio value does not fit.
+    """
+    settings = job.settings
+    skeleton: dict[str, Any] = {
+        "seed": settings.seed,
+        "num_weights": job.split.shared.size,
+        "spec": job.spec.to_json(),
+        "fleet": Fleet(settings.fleet.num_devices),
+        "devices_per_round": settings.fleet.devices_per_round,
+        "evaluate_every": settings.evaluate_every,
+        "last_round": settings.rounds,
+        "min_replies": settings.fleet.min_replies,
+        "resume_dir": resume_dir,
+    }
+    try:
+        return OfdmaStrategy(
+            cell=ofdma_cell(job),
+            policy=settings.scheme.allocation,
+            pruning_ratio=settings.scheme.pruning_ratio,
+            weighting=settings.scheme.weighting,  # type: ignore[arg-type]
+            **skeleton,
+        )
+    except ValueError as error:
+        raise ConfigError(f"scheme.allocation = {settings.scheme.allocation}: {error}") from error
+
+
+def ofdma_cell(job: Job) -> OfdmaCell:
+    """Return the emulated cell in SI units."""
+    radio, channel = job.settings.radio, job.settings.channel
+    model = ChannelModel(
+        num_devices=job.settings.fleet.num_devices,
+        antennas=channel.antennas,
+        path_loss_intercept_db=channel.path_loss_intercept_db,
+        path_loss_slope_db=channel.path_loss_slope_db,
+        cell_radius=channel.cell_radius_m,
+        min_distance=channel.min_distance_m,
+        shadowing_std_db=channel.shadowing_std_db,
+        placement=channel.placement,  # type: ignore[arg-type]
+        fading=channel.fading,  # type: ignore[arg-type]
+    )
+    fixed_time, compute_time = device_times(job)
+    return OfdmaCell(
+        channel=model,
+        fixed_time=fixed_time,
+        compute_time=compute_time,
+        bandwidth=radio.bandwidth_hz,
+        transmit_power=float(dbm_to_watt(radio.transmit_power_dbm)),
+        noise_power=float(dbm_to_watt(radio.noise_power_dbm)),
+        latency_threshold=radio.latency_threshold_ms * 1e-3,
+        bits_per_weight=radio.bits_per_weight,
+        noise_model=radio.noise_model,  # type: ignore[arg-type]
+        charge_mask_bits=radio.charge_mask_bits,
+        max_pruning_ratio=radio.max_pruning_ratio,
+        when_infeasible=radio.when_infeasible,  # type: ignore[arg-type]
+    )
+
+
+def device_times(job: Job) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Return T0 and G of every device, in s, shape (K,) each.
+
+    Devices differ where training is counted in epochs over parts of different size.
+    """
+    radio, training = job.settings.radio, job.settings.training
+    personal_steps, global_steps = job.steps
+    fixed, compute = np.empty(personal_steps.size), np.empty(personal_steps.size)
+    for steps in {*zip(personal_steps.tolist(), global_steps.tolist(), strict=True)}:
+        model = ComputeModel(
+            personal_weights=job.split.personal.size,
+            global_weights=job.split.shared.size,
+            personal_steps=steps[0],
+            global_steps=steps[1],
+            importance_steps=training.importance_steps,
+            personal_cycles=radio.cycles_per_weight_personal,
+            global_cycles=radio.cycles_per_weight,
+            include_importance_cost=radio.include_importance_cost,
+        )
+        members = (personal_steps == steps[0]) & (global_steps == steps[1])
+        fixed[members] = model.fixed_time(radio.cpu_hz)
+        compute[members] = model.compute_time(radio.cpu_hz)
+    return fixed, compute
+
+
+def _steps(
+    settings: Settings, sizes: npt.NDArray[np.int64], *, has_personal: bool
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return each device's personal and global steps of a round."""
+    training = settings.training
+    batches = -(-sizes // training.batch_size)
+
+    def count(epochs: int | None, steps: int) -> npt.NDArray[np.int64]:
+        return np.full_like(sizes, steps) if epochs is None else epochs * batches
+
+    global_steps = count(training.global_epochs, training.global_steps)
+    if not has_personal:
+        return np.zeros_like(sizes), global_steps
+    if settings.scheme.local_algorithm == "simultaneous":
+        return global_steps, global_steps  # both parts move in every step
+    return count(training.personal_epochs, training.personal_steps), global_steps

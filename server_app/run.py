@@ -1,0 +1,150 @@
+"""One run, whatever the door: `run(settings, grid, folder)` drives the rounds and leaves the records."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from flwr.app import ConfigRecord, Message
+from flwr.serverapp import Grid
+
+from protocol.messages import read_weights, weights_record
+from server_app import checkpoint
+from server_app.figure import draw_run
+from server_app.job import Job, build_strategy, prepare
+from server_app.progress import round_line
+from server_app.recorder import Recorder, read_table, ROUNDS, write_json
+from server_app.settings import Settings
+from server_app.summary import run_facts, summarise
+from strategies.base import WirelessStrategy
+
+log = logging.getLogger(__name__)
+
+SUMMARY = "summary.json"
+
+
+class RunFailedError(RuntimeError):
+    """The run cannot go on; the text says why."""
+
+
+def run(settings: Settings, grid: Grid, folder: Path) -> dict[str, Any]:
+    """Run the job that `settings` describe on the devices of `grid`, and record it in `folder`.
+
+    Returns:
+        The summary, as in ``summary.json``.
+
+    Raises:
+        ConfigError: if the configuration cannot be used; nothing has then been trained.
+        RunFailedError: if no device answered for `fleet.max_failed_rounds` rounds in a row.
+        FleetError: if the devices do not connect.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings.to_dict(), sort_keys=False))
+    facts = run_facts(settings)
+    write_json(folder / SUMMARY, {"status": "running", **facts})
+    try:
+        final = _run(settings, grid, folder)
+    except BaseException as error:
+        reason = f"{type(error).__name__}: {error}"
+        write_json(folder / SUMMARY, {"status": "failed", "reason": reason, **facts})
+        raise
+    summary = {"status": "completed", **facts, **final}
+    write_json(folder / SUMMARY, summary)
+    return summary
+
+
+def _run(settings: Settings, grid: Grid, folder: Path) -> dict[str, Any]:
+    job = prepare(settings)
+    start = checkpoint.load(settings.resume, settings) if settings.resume else None
+    resume_dir = str(start.personal_dir) if start else ""
+    strategy = build_strategy(job, resume_dir=resume_dir)
+    if start:
+        strategy.restore(start.state)
+    recorder = Recorder(
+        folder,
+        round_columns=strategy.round_columns,
+        device_columns=strategy.device_columns,
+        history=start.run_folder if start else None,
+        until=start.round if start else 0,
+    )
+    strategy.summary()
+    strategy.fleet.wait(grid, settings.fleet.round_timeout_s)
+    _rounds(job, strategy, grid, recorder, folder, start)
+    rows = read_table(folder / ROUNDS)
+    draw_run(folder)
+    return summarise(rows)
+
+
+def _rounds(
+    job: Job,
+    strategy: WirelessStrategy,
+    grid: Grid,
+    recorder: Recorder,
+    folder: Path,
+    start: checkpoint.Checkpoint | None,
+) -> None:
+    settings = job.settings
+    timeout = settings.fleet.round_timeout_s
+    arrays = weights_record(start.weights if start else job.initial_weights)
+    first = start.round + 1 if start else 1
+    silent = 0
+    for server_round in range(first, settings.rounds + 1):
+        clock = _Clock()
+        replies = _exchange(grid, strategy.configure_train(server_round, arrays, ConfigRecord(), grid), timeout)
+        clock.lap("measured_train_seconds")
+        updated, _ = strategy.aggregate_train(server_round, replies)
+        del replies  # the uploads of all devices: not to be held during the evaluation
+        arrays = updated or arrays
+        clock.lap("measured_aggregate_seconds")
+        orders = strategy.configure_evaluate(server_round, arrays, ConfigRecord(), grid)
+        strategy.aggregate_evaluate(server_round, _exchange(grid, orders, timeout))
+        clock.lap("measured_evaluate_seconds")
+        recorder.record(strategy.log, clock.seconds)
+        log.info("%s", round_line(strategy.log, settings.rounds, clock.seconds))
+        silent = 0 if strategy.log.columns["replies"] else silent + 1
+        if silent == settings.fleet.max_failed_rounds or (silent and server_round == settings.rounds):
+            raise RunFailedError(_why(strategy, silent))
+        last = server_round == settings.rounds
+        if last or (settings.checkpoint_every and server_round % settings.checkpoint_every == 0):
+            checkpoint.save(
+                folder,
+                settings=settings,
+                server_round=server_round,
+                weights=read_weights(arrays),
+                state=strategy.state(),
+                grid=grid,
+                fleet=strategy.fleet,
+                resume_dir=strategy.resume_dir,
+                timeout=timeout,
+            )
+
+
+def _exchange(grid: Grid, messages: Iterable[Message], timeout: float) -> list[Message]:
+    outgoing = list(messages)
+    return list(grid.send_and_receive(outgoing, timeout=timeout)) if outgoing else []
+
+
+def _why(strategy: WirelessStrategy, silent: int) -> str:
+    reasons = {str(row.get("reason")) for row in strategy.log.devices.values() if row["status"] == "failed"}
+    shown = "; ".join(sorted(reasons)[:3])
+    return (
+        f"no device gave a usable reply in {silent} round(s), the last one {strategy.log.round} "
+        f"(fleet.max_failed_rounds): {shown}"
+    )
+
+
+class _Clock:
+    """Wall-clock seconds of the parts of a round."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.seconds[name] = round(now - self._last, 6)
+        self._last = now

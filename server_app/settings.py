@@ -1,0 +1,241 @@
+"""The settings of a run: one tree of frozen dataclasses, composed once, on the server.
+
+The values and their explanations are in ``conf/``; this module holds their types and limits. dB, dBm
+and milliseconds appear only here and in ``conf/``: the rest of the code takes SI units.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from server_app.schema import ConfigError, build, key
+
+
+@dataclass(frozen=True)
+class FleetSettings:
+    """The devices, and when a round closes."""
+
+    num_devices: int = key(minimum=1)
+    devices_per_round: int | None = key(minimum=1)
+    round_timeout_s: float = key(above=0)
+    min_replies: int = key(minimum=1)
+    max_failed_rounds: int = key(minimum=1)
+
+
+@dataclass(frozen=True)
+class RadioSettings:
+    """Link budget, compute model and round budget of the OFDMA uplink."""
+
+    bandwidth_hz: float = key(above=0)
+    transmit_power_dbm: float = key(minimum=-100, maximum=100)
+    noise_power_dbm: float = key(minimum=-300, maximum=100)
+    latency_threshold_ms: float = key(above=0)
+    noise_model: str = key(choices=("fixed", "proportional"))
+    bits_per_weight: int = key(choices=(32, 16, 8))
+    cpu_hz: float = key(above=0)
+    cycles_per_weight: float = key(minimum=0)
+    cycles_per_weight_personal: float = key(minimum=0)
+    include_importance_cost: bool = key()
+    charge_mask_bits: bool = key()
+    max_pruning_ratio: float = key(above=0, maximum=1)
+    when_infeasible: str = key(choices=("relax", "drop"))
+
+
+@dataclass(frozen=True)
+class ChannelSettings:
+    """Places and fading of the devices."""
+
+    antennas: int = key(minimum=1)
+    fading: str = key(choices=("rayleigh", "none"))
+    placement: str = key(choices=("rings", "random"))
+    cell_radius_m: float = key(above=0)
+    min_distance_m: float = key(above=0)
+    path_loss_intercept_db: float = key()
+    path_loss_slope_db: float = key(above=0)
+    shadowing_std_db: float = key(minimum=0)
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """The network and which of its parameters are personal."""
+
+    name: str = key()
+    options: Mapping[str, Any] = key()
+    personal: tuple[str, ...] = key()
+
+
+@dataclass(frozen=True)
+class DatasetSettings:
+    """The images."""
+
+    name: str = key()
+    root: str | None = key()
+    download: bool = key()
+
+
+@dataclass(frozen=True)
+class PartitionSettings:
+    """Which device holds which images."""
+
+    name: str = key()
+    options: Mapping[str, Any] = key()
+    samples_per_device: int | None = key(minimum=1)
+    test_samples_per_device: int | None = key(minimum=1)
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """Local training of one device in one round."""
+
+    personal_steps: int = key(minimum=0)
+    global_steps: int = key(minimum=1)
+    importance_steps: int = key(minimum=1)
+    personal_epochs: int | None = key(minimum=0)
+    global_epochs: int | None = key(minimum=1)
+    batch_size: int = key(minimum=1)
+    optimizer: str = key(choices=("sgd", "adam"))
+    personal_learning_rate: float = key(above=0)
+    global_learning_rate: float = key(above=0)
+    momentum: float = key(minimum=0, maximum=0.9999)
+    weight_decay: float = key(minimum=0)
+    importance: str = key(choices=("update", "first_order", "magnitude", "random"))
+    prune_bias: bool = key()
+
+
+@dataclass(frozen=True)
+class SchemeSettings:
+    """How a round is planned and how uploads become the next global part."""
+
+    name: str = key()
+    uplink: str = key(choices=("ofdma",))
+    allocation: str = key()
+    pruning_ratio: float | None = key(minimum=0, maximum=1)
+    local_algorithm: str = key(choices=("alternating", "simultaneous"))
+    personalization: bool = key()
+    weighting: str = key(choices=("uniform", "samples"))
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """What runs the devices."""
+
+    name: str = key(choices=("inprocess", "flower"))
+    workers: int | None = key(minimum=1)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that decides a run."""
+
+    seed: int = key(minimum=0)
+    rounds: int = key(minimum=1)
+    evaluate_every: int = key(minimum=1)
+    checkpoint_every: int = key(minimum=0)
+    resume: str | None = key()
+    fleet: FleetSettings
+    radio: RadioSettings
+    channel: ChannelSettings
+    model: ModelSettings
+    dataset: DatasetSettings
+    partition: PartitionSettings
+    training: TrainingSettings
+    scheme: SchemeSettings
+    engine: EngineSettings
+
+    @property
+    def personal_patterns(self) -> tuple[str, ...]:
+        """Glob patterns of the personal parameters under this scheme."""
+        return self.model.personal if self.scheme.personalization else ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return nested plain values, as in the configuration files."""
+        return dataclasses.asdict(self)
+
+
+def settings_from_config(config: DictConfig) -> Settings:
+    """Check a composed configuration and return it as settings.
+
+    Raises:
+        ConfigError: naming the key, the value and what would be valid.
+    """
+    try:
+        values = OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{error.full_key}: {error.msg}") from error
+    if not isinstance(values, dict):
+        raise ConfigError("the configuration is not a group of keys")
+    settings = build(Settings, {str(name): value for name, value in values.items() if name != "hydra"})
+    _check_together(settings)
+    return settings
+
+
+def _check_together(settings: Settings) -> None:
+    """Check what involves more than one key."""
+    fleet, channel, scheme = settings.fleet, settings.channel, settings.scheme
+    if fleet.devices_per_round is not None and fleet.devices_per_round > fleet.num_devices:
+        raise ConfigError(
+            f"fleet.devices_per_round = {fleet.devices_per_round} is above "
+            f"fleet.num_devices = {fleet.num_devices}"
+        )
+    if fleet.min_replies > (participants := fleet.devices_per_round or fleet.num_devices):
+        raise ConfigError(
+            f"fleet.min_replies = {fleet.min_replies} is above the {participants} devices of a round "
+            "(fleet.devices_per_round, fleet.num_devices)"
+        )
+    if channel.min_distance_m >= channel.cell_radius_m:
+        raise ConfigError(
+            f"channel.min_distance_m = {channel.min_distance_m:g} must be below "
+            f"channel.cell_radius_m = {channel.cell_radius_m:g}"
+        )
+    if scheme.allocation == "fixed_ratio" and scheme.pruning_ratio is None:
+        raise ConfigError("scheme.pruning_ratio is null; scheme.allocation=fixed_ratio needs a value in [0, 1]")
+    if settings.training.optimizer == "adam" and settings.training.momentum:
+        raise ConfigError(
+            f"training.momentum = {settings.training.momentum:g} has no meaning with training.optimizer=adam; "
+            "set it to 0"
+        )
+
+
+def compose_settings(overrides: Sequence[str]) -> Settings:
+    """Compose ``conf/`` with Hydra overrides and check the result.
+
+    Not for use inside a Hydra job (Hydra's global state is then taken) nor in several threads at once.
+
+    Raises:
+        ConfigError: naming the key, the value and what would be valid.
+    """
+    return settings_from_config(compose_config(overrides))
+
+
+def compose_config(overrides: Sequence[str]) -> DictConfig:
+    """Compose ``conf/`` with Hydra overrides, turning Hydra's errors into ones with the valid choices.
+
+    Raises:
+        ConfigError: for an override that cannot be parsed, an unknown key or an unknown choice.
+    """
+    from hydra import compose, initialize_config_module
+    from hydra.errors import HydraException, MissingConfigException
+
+    from server_app.schema import suggest
+
+    with initialize_config_module(version_base="1.3", config_module="conf"):
+        try:
+            return compose("config", overrides=list(overrides))
+        except MissingConfigException as error:
+            raise ConfigError(str(error).split("\nConfig search path")[0].strip()) from error
+        except (HydraException, OmegaConfBaseException) as error:
+            cause = error.__cause__
+            if isinstance(cause, OmegaConfBaseException) and cause.full_key:
+                parent, _, name = str(cause.full_key).rpartition(".")
+                base = compose("config")
+                node = OmegaConf.select(base, parent) if parent else base
+                if isinstance(node, DictConfig) and name not in node:
+                    valid = [str(other) for other in node]
+                    raise ConfigError(f"unknown key {cause.full_key}; {suggest(name, valid)}") from error
+            raise ConfigError(str(error)) from error

@@ -1,0 +1,73 @@
+"""The facts that make a run repeatable, and its result in a few numbers."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from server_app.settings import Settings
+
+_PACKAGES = ("airflower", "flwr", "torch", "torchvision", "numpy", "scipy", "cvxpy", "hydra-core", "ray")
+
+
+def run_facts(settings: Settings) -> dict[str, Any]:
+    """Return seed, scheme, versions, platform and git commit."""
+    return {
+        "seed": settings.seed,
+        "scheme": settings.scheme.name,
+        "dataset": settings.dataset.name,
+        "versions": {name: _version(name) for name in _PACKAGES},
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}",
+        "git_commit": git_commit(),
+    }
+
+
+def summarise(rows: Sequence[Mapping[str, str]]) -> dict[str, Any]:
+    """Return the final accuracy and loss, and the totals over the rounds, from the rows of rounds.csv."""
+
+    def numbers(name: str) -> list[float]:
+        return [float(row[name]) for row in rows if row.get(name)]
+
+    summary: dict[str, Any] = {"rounds": len(rows)}
+    for name in ("accuracy_mean", "accuracy_worst", "loss_mean"):
+        if values := numbers(name):
+            summary[f"final_{name}"] = values[-1]
+    for name in ("uplink_bits", "wire_bytes"):
+        if values := numbers(name):
+            summary[f"total_{name}"] = int(sum(values))
+    if values := numbers("latency_s"):
+        summary["total_latency_s"] = sum(values)
+        summary["max_latency_s"] = max(values)
+    if values := numbers("pruning_ratio_mean"):
+        summary["mean_pruning_ratio"] = sum(values) / len(values)
+    summary["rounds_with_failures"] = sum(bool(row.get("failed")) for row in rows)
+    return summary
+
+
+def git_commit() -> str | None:
+    """Return the commit of the source tree, with ``+changes`` if it is not clean; None outside Git."""
+    here = Path(__file__).resolve().parent
+    try:
+        commit = _git(here, "rev-parse", "HEAD")
+        return f"{commit}+changes" if _git(here, "status", "--porcelain", "--untracked-files=no") else commit
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    result = subprocess.run(
+        ["git", *arguments], cwd=folder, capture_output=True, text=True, check=True, timeout=10
+    )
+    return result.stdout.strip()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

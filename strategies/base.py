@@ -1,0 +1,332 @@
+"""The skeleton that every scheme shares: orders out, replies in, faults contained, rows written.
+
+A scheme decides two things only: how a round is *planned* (`WirelessStrategy.plan`) and how uploads
+*become* the next global part (`WirelessStrategy.receive`).
+"""
+
+from __future__ import annotations
+
+import logging
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+
+from protocol.messages import (
+    METRICS,
+    EvaluateOrder,
+    MessageError,
+    TrainOrder,
+    TrainReport,
+    mask_record,
+    read_weights,
+    weights_record,
+)
+from protocol.streams import generator
+from strategies.fleet import Fleet
+from strategies.records import DEVICE_COLUMNS, ROUND_COLUMNS, RoundLog, Value
+
+log = logging.getLogger(__name__)
+
+FloatVector = npt.NDArray[np.float64]
+Weights = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """One device's part in a round.
+
+    Attributes:
+        device: index of the device.
+        num_pruned: weights of the global part that it prunes; all of them: it uploads nothing.
+        columns: what the plan records of it.
+    """
+
+    device: int
+    num_pruned: int
+    columns: Mapping[str, Value] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RoundPlan:
+    """Who does what in a round.
+
+    Attributes:
+        assignments: in ascending order of device.
+        mask: a mask that every device uses, shape (N_u,), or None if each makes its own.
+        columns: what the plan records of the round.
+    """
+
+    assignments: tuple[Assignment, ...]
+    mask: npt.NDArray[np.bool_] | None = None
+    columns: Mapping[str, Value] = field(default_factory=dict)
+
+
+class UploadError(ValueError):
+    """An upload that cannot be used; costs its device the round."""
+
+
+class Receiver(Protocol):
+    """Turns the uploads of one round into the next global part, one device at a time."""
+
+    def add(self, assignment: Assignment, report: TrainReport) -> Mapping[str, Value]:
+        """Take one device's report and return what is recorded of it.
+
+        Raises:
+            UploadError: if it cannot be used; nothing of it has then been taken.
+        """
+        ...
+
+    def finish(self) -> tuple[Weights, Mapping[str, Value]]:
+        """Return the next global part, float32 of shape (N_u,), and what is recorded of the round."""
+        ...
+
+
+class WirelessStrategy(Strategy):
+    """A Flower strategy over a planned radio round.
+
+    Attributes:
+        fleet: which node is which device.
+        log: rows of the current round.
+        resume_dir: folder from which devices without a personal part take it, or "".
+    """
+
+    def __init__(
+        self,
+        *,
+        seed: int,
+        num_weights: int,
+        spec: str,
+        fleet: Fleet,
+        devices_per_round: int | None = None,
+        evaluate_every: int = 1,
+        last_round: int | None = None,
+        min_replies: int = 1,
+        hello_timeout: float = 60.0,
+        resume_dir: str = "",
+    ) -> None:
+        self.seed = seed
+        self.num_weights = num_weights
+        self.spec = spec
+        self.fleet = fleet
+        self.devices_per_round = devices_per_round
+        self.evaluate_every = evaluate_every
+        self.last_round = last_round
+        self.min_replies = min_replies
+        self.hello_timeout = hello_timeout
+        self.resume_dir = resume_dir
+        self.log = RoundLog(0)
+        self._plan = RoundPlan(())
+        self._weights: Weights = np.zeros(0, np.float32)
+
+    # Columns beyond those of every scheme.
+    scheme_round_columns: ClassVar[tuple[str, ...]] = ()
+    scheme_device_columns: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def round_columns(self) -> tuple[str, ...]:
+        """Columns of the row of a round, in order."""
+        return (*ROUND_COLUMNS, *self.scheme_round_columns)
+
+    @property
+    def device_columns(self) -> tuple[str, ...]:
+        """Columns of the row of a device, in order."""
+        return (*DEVICE_COLUMNS, *self.scheme_device_columns)
+
+    # What a scheme decides ---------------------------------------------------------------------
+
+    @abstractmethod
+    def plan(self, server_round: int, devices: Sequence[int]) -> RoundPlan:
+        """Plan the round for the devices that could take part, in ascending order."""
+
+    @abstractmethod
+    def receive(self, server_round: int, plan: RoundPlan, weights: Weights) -> Receiver:
+        """Return the receiver of a round; `weights` is the global part that was broadcast."""
+
+    def state(self) -> Mapping[str, npt.NDArray[np.generic]]:
+        """Return what a resumed run needs beyond the global part (nothing by default)."""
+        return {}
+
+    def restore(self, state: Mapping[str, npt.NDArray[np.generic]]) -> None:
+        """Take back what `state` returned."""
+
+    # Training ----------------------------------------------------------------------------------
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Plan the round and return one train order per device that takes part."""
+        self.log = RoundLog(server_round)
+        self._weights = read_weights(arrays)
+        self.fleet.refresh(grid, self.hello_timeout)
+        devices = self._participants(server_round)
+        self._plan = self.plan(server_round, devices)
+        self.log.columns.update(self._plan.columns)
+        broadcast = weights_record(self._weights)
+        mask = None if self._plan.mask is None else mask_record(self._plan.mask)
+        messages = []
+        for assignment in self._plan.assignments:
+            self.log.device(assignment.device, {"status": "failed", **assignment.columns})
+            node = self.fleet.node_of(assignment.device)
+            if node is None:
+                self._fail(assignment.device, "not connected")
+                continue
+            order = TrainOrder(
+                round=server_round,
+                num_pruned=assignment.num_pruned,
+                spec=self.spec,
+                weights=broadcast,
+                mask=mask,
+                resume_dir=self.resume_dir,
+            )
+            messages.append(self._message(order.to_records(), node, "train", server_round, assignment.device))
+        return messages
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Take what can be used of the replies; every fault costs its own device the round."""
+        arrived = self._attribute(replies, {assignment.device for assignment in self._plan.assignments})
+        receiver = self.receive(server_round, self._plan, self._weights)
+        used = 0
+        for assignment in self._plan.assignments:
+            device = assignment.device
+            if device not in arrived:
+                if self.log.devices[device].get("reason") is None:
+                    self._fail(device, "no reply before the round closed")
+                continue
+            try:
+                report = TrainReport.from_records(arrived[device].content)
+                columns = receiver.add(assignment, report)
+            except (MessageError, UploadError) as error:
+                self._fail(device, str(error))
+                continue
+            used += 1
+            self.log.device(device, {"status": "ok", "num_examples": report.num_examples, **columns})
+            self.log.device(device, {name.replace("-", "_"): value for name, value in report.metrics.items()
+                                     if name != "num-examples"})
+        failed = [device for device, row in sorted(self.log.devices.items()) if row["status"] == "failed"]
+        self.log.columns.update(
+            {
+                "participants": len(self._plan.assignments),
+                "replies": used,
+                "failed": ";".join(str(device) for device in failed),
+            }
+        )
+        if used < self.min_replies:
+            log.warning("round %d: %d usable replies, %d needed: the global part stays as it was",
+                        server_round, used, self.min_replies)
+            return None, None
+        weights, columns = receiver.finish()
+        self.log.columns.update(columns)
+        self._weights = weights
+        return weights_record(weights), MetricRecord({"replies": used})
+
+    # Evaluation --------------------------------------------------------------------------------
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Ask every connected device for its personalised accuracy, in the rounds that evaluate."""
+        if server_round % self.evaluate_every and server_round != self.last_round:
+            return []
+        order = EvaluateOrder(server_round, self.spec, weights_record(self._weights), self.resume_dir)
+        return [
+            self._message(order.to_records(), node, "evaluate", server_round, device)
+            for device in self.fleet.connected
+            if (node := self.fleet.node_of(device)) is not None
+        ]
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """Record each device's accuracy, their mean and the worst."""
+        arrived = self._attribute(replies, set(self.fleet.connected), training=False)
+        results: dict[int, tuple[float, float]] = {}
+        for device in sorted(arrived):
+            metrics = arrived[device].content.get(METRICS)
+            try:
+                if not isinstance(metrics, MetricRecord):
+                    raise MessageError("the reply lacks its metrics")
+                accuracy, loss = float(metrics["accuracy"]), float(metrics["loss"])  # type: ignore[arg-type]
+            except (MessageError, KeyError, TypeError, ValueError) as error:
+                log.warning("round %d, device %d: evaluation not used: %s", server_round, device, error)
+                continue
+            if not (0.0 <= accuracy <= 1.0 and np.isfinite(loss)):
+                log.warning("round %d, device %d: evaluation not used: accuracy %r, loss %r",
+                            server_round, device, accuracy, loss)
+                continue
+            results[device] = accuracy, loss
+            self.log.device(device, {"test_accuracy": accuracy, "test_loss": loss})
+        if not results:
+            return None
+        accuracies, losses = np.array(list(results.values())).T
+        summary = {
+            "accuracy_mean": float(accuracies.mean()),
+            "accuracy_worst": float(accuracies.min()),
+            "loss_mean": float(losses.mean()),
+            "evaluated": len(results),
+        }
+        self.log.columns.update(summary)
+        return MetricRecord(dict(summary))
+
+    def summary(self) -> None:
+        """Log what this strategy is."""
+        log.info("%s: %d global weights, %d devices", type(self).__name__, self.num_weights,
+                 self.fleet.num_devices)
+
+    # Shared machinery --------------------------------------------------------------------------
+
+    def _participants(self, server_round: int) -> Sequence[int]:
+        everyone = range(self.fleet.num_devices)
+        if self.devices_per_round is None:
+            return everyone
+        rng = generator(self.seed, "participation", server_round)
+        return sorted(rng.choice(self.fleet.num_devices, self.devices_per_round, replace=False).tolist())
+
+    def _message(self, records: object, node: int, kind: str, server_round: int, device: int) -> Message:
+        # The group names the device too: an error made by the SuperLink for a dead node has the
+        # SuperLink as its source, and only the group tells whose it is.
+        group = f"{server_round}/{device}"
+        return Message(records, dst_node_id=node, message_type=kind, group_id=group)  # type: ignore[call-overload,no-any-return]
+
+    def _attribute(
+        self, replies: Iterable[Message], expected: set[int], *, training: bool = True
+    ) -> dict[int, Message]:
+        """Return the first usable reply of each expected device, and note the errors."""
+        arrived: dict[int, Message] = {}
+        for reply in replies:
+            # A device is known by its node, which Flower authenticates, never by what it claims.
+            device = self.fleet.device_of(reply.metadata.src_node_id)
+            if device is None and reply.has_error():
+                device = _device_of_group(reply.metadata.group_id)
+            if device is None or device not in expected:
+                log.warning("a reply of node %d is not expected and not used", reply.metadata.src_node_id)
+            elif reply.has_error():
+                reason = reply.error.reason or f"error {reply.error.code}"
+                if training:
+                    self._fail(device, reason)
+                else:
+                    log.warning("round %d, device %d: no evaluation: %s", self.log.round, device, _last_line(reason))
+            else:
+                arrived.setdefault(device, reply)
+        return arrived
+
+    def _fail(self, device: int, reason: str) -> None:
+        short = _last_line(reason)
+        log.warning("round %d, device %d: not used: %s", self.log.round, device, short)
+        self.log.device(device, {"status": "failed", "reason": short})
+
+
+def _device_of_group(group: str) -> int | None:
+    _, _, device = group.rpartition("/")
+    return int(device) if device.isdecimal() else None
+
+
+def _last_line(text: str) -> str:
+    lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
+    return lines[-1][:500] if lines else "unknown error"

@@ -1,0 +1,251 @@
+"""Masked averaging over an emulated OFDMA cell (Liu et al. 2024).
+
+Per round: draw the channels, let the scheme's policy choose every device's bandwidth fraction and
+pruning ratio, have the devices train and upload what they kept, average every weight over its keepers,
+and account for the latency from what was really kept and sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from protocol.messages import TrainReport
+from protocol.streams import generator
+from radio import ofdma, payload
+from radio.allocation import Allocation, AllocationStatus, WhenInfeasible
+from radio.channel import ChannelModel, draw_gain, mean_gain, place_devices
+from radio.latency import device_latency, slack
+from radio.policies import OfdmaProblem, get_policy
+from strategies.averaging import MaskedAverage
+from strategies.base import Assignment, RoundPlan, UploadError, Weights, WirelessStrategy
+from strategies.records import Value
+
+FloatVector = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class OfdmaCell:
+    """The emulated radio and the devices' compute, in SI units.
+
+    Attributes:
+        channel: places and fading.
+        fixed_time: T0 of each device, s, shape (K,).
+        compute_time: G of each device, s, shape (K,).
+        bandwidth: B, Hz, shared by all devices.
+        transmit_power: p, W.
+        noise_power: sigma^2 over the whole band, W.
+        noise_model: the same noise power for every share of the band, or proportional to the share.
+        latency_threshold: T_th, s.
+        bits_per_weight: 32, 16 or 8.
+        charge_mask_bits: whether header and bitmap are charged to the uplink.
+        max_pruning_ratio: rho_max.
+        when_infeasible: what happens where rho_max cannot be met.
+    """
+
+    channel: ChannelModel
+    fixed_time: FloatVector
+    compute_time: FloatVector
+    bandwidth: float
+    transmit_power: float
+    noise_power: float
+    latency_threshold: float
+    bits_per_weight: int = 32
+    noise_model: Literal["fixed", "proportional"] = "fixed"
+    charge_mask_bits: bool = True
+    max_pruning_ratio: float = 1.0
+    when_infeasible: WhenInfeasible = "relax"
+
+
+@dataclass(frozen=True)
+class _Slot:
+    """A device's share of the uplink in this round."""
+
+    rate: float
+    fixed_time: float
+    compute_time: float
+    counts: bool  # whether the round waits for it
+
+
+class OfdmaStrategy(WirelessStrategy):
+    """Pruned uploads over orthogonal shares of the band."""
+
+    scheme_round_columns = ("min_keepers", "pruning_ratio_mean", "multiplier", "latency_threshold_s")
+    scheme_device_columns = (
+        "channel_gain_db",
+        "bandwidth_fraction",
+        "pruning_ratio",
+        "allocation",
+        "planned_latency_s",
+    )
+
+    def __init__(
+        self,
+        *,
+        cell: OfdmaCell,
+        policy: str,
+        pruning_ratio: float | None = None,
+        weighting: Literal["uniform", "samples"] = "uniform",
+        **skeleton: Any,
+    ) -> None:
+        super().__init__(**skeleton)
+        self.cell = cell
+        self.policy = get_policy(policy)
+        self.pruning_ratio = pruning_ratio
+        self.weighting = weighting
+        placement = generator(self.seed, "placement")
+        self._mean_gain = mean_gain(place_devices(cell.channel, placement), cell.channel, placement)
+        self._slots: dict[int, _Slot] = {}
+
+    def plan(self, server_round: int, devices: Sequence[int]) -> RoundPlan:
+        """Draw the channels and let the policy share out the band."""
+        cell, chosen = self.cell, np.asarray(devices)
+        gain = draw_gain(cell.channel, self._mean_gain, generator(self.seed, "channel", server_round))[chosen]
+        allocation = self._allocate(gain, chosen)
+        rate = self._rate(allocation.bandwidth_fraction, gain)
+        num_pruned = prune_counts(allocation.pruning_ratio, self.num_weights)
+        self._slots = {}
+        assignments = []
+        for i, device in enumerate(devices):
+            infeasible = allocation.status[i] == AllocationStatus.INFEASIBLE
+            self._slots[device] = _Slot(
+                rate=float(rate[i]),
+                fixed_time=float(cell.fixed_time[device]),
+                compute_time=float(cell.compute_time[device]),
+                counts=not infeasible,
+            )
+            kept = self.num_weights - int(num_pruned[i])
+            columns: dict[str, Value] = {
+                "channel_gain_db": float(10 * np.log10(gain[i])),
+                "bandwidth_fraction": float(allocation.bandwidth_fraction[i]),
+                "pruning_ratio": float(allocation.pruning_ratio[i]),
+                "allocation": AllocationStatus(allocation.status[i]).name.lower(),
+                "planned_latency_s": self._latency(device, kept, self._charged_bits(kept)),
+            }
+            assignments.append(Assignment(device, int(num_pruned[i]), columns))
+        multiplier = float(allocation.multiplier)
+        return RoundPlan(
+            tuple(assignments),
+            columns={
+                "pruning_ratio_mean": float(allocation.pruning_ratio.mean()),
+                "multiplier": multiplier if np.isfinite(multiplier) else None,
+                "latency_threshold_s": cell.latency_threshold,
+            },
+        )
+
+    def receive(self, server_round: int, plan: RoundPlan, weights: Weights) -> _MaskedReceiver:
+        """Return a receiver that averages each weight over the devices that kept it."""
+        return _MaskedReceiver(self, plan, weights)
+
+    def _allocate(self, gain: FloatVector, chosen: npt.NDArray[np.int_]) -> Allocation:
+        cell = self.cell
+        problem = OfdmaProblem(
+            full_band_rate=ofdma.full_band_rate(gain, cell.bandwidth, cell.transmit_power, cell.noise_power),
+            slack=slack(cell.latency_threshold, cell.fixed_time[chosen]),
+            compute_time=cell.compute_time[chosen],
+            payload_bits=float(cell.bits_per_weight * self.num_weights),
+            overhead_bits=float(payload.overhead_bits(self.num_weights)) if cell.charge_mask_bits else 0.0,
+            max_pruning_ratio=cell.max_pruning_ratio,
+            when_infeasible=cell.when_infeasible,
+            channel_gain=gain,
+            bandwidth=cell.bandwidth,
+            transmit_power=cell.transmit_power,
+            noise_density=cell.noise_power / cell.bandwidth,
+        )
+        return self.policy(problem, pruning_ratio=self.pruning_ratio)
+
+    def _rate(self, fraction: FloatVector, gain: FloatVector) -> FloatVector:
+        cell = self.cell
+        if cell.noise_model == "proportional":
+            density = cell.noise_power / cell.bandwidth
+            return ofdma.rate(fraction, gain, cell.bandwidth, cell.transmit_power, density)
+        return fraction * ofdma.full_band_rate(gain, cell.bandwidth, cell.transmit_power, cell.noise_power)
+
+    def _charged_bits(self, num_kept: int) -> int:
+        if num_kept == 0:
+            return 0
+        if self.cell.charge_mask_bits:
+            return payload.payload_bits(self.num_weights, num_kept, self.cell.bits_per_weight)
+        return num_kept * self.cell.bits_per_weight
+
+    def _latency(self, device: int, num_kept: int, bits: int) -> float:
+        slot = self._slots[device]
+        kept = num_kept / self.num_weights
+        return float(device_latency(slot.fixed_time, slot.compute_time, kept, bits, slot.rate))
+
+    def account(self, assignment: Assignment, num_kept: int) -> dict[str, Value]:
+        """Return the columns of what a device kept and sent."""
+        bits = self._charged_bits(num_kept)
+        return {
+            "kept_weights": num_kept,
+            "uplink_bits": bits,
+            "latency_s": self._latency(assignment.device, num_kept, bits),
+        }
+
+    def round_latency(self, plan: RoundPlan, spent: Mapping[int, float]) -> float:
+        """Return how long the round takes: a device that failed holds its planned slot.
+
+        A device left out of the global part is not waited for.
+        """
+        waited = [
+            spent.get(assignment.device, float(assignment.columns["planned_latency_s"]))  # type: ignore[arg-type]
+            for assignment in plan.assignments
+            if self._slots[assignment.device].counts
+        ]
+        return max(waited, default=0.0)
+
+
+class _MaskedReceiver:
+    """Decodes uploads and averages each weight over its keepers."""
+
+    def __init__(self, strategy: OfdmaStrategy, plan: RoundPlan, weights: Weights) -> None:
+        self._strategy = strategy
+        self._plan = plan
+        self._weights = weights
+        self._average = MaskedAverage(weights.size)
+        self._bytes = 0
+        self._bits = 0
+        self._latencies: dict[int, float] = {}
+
+    def add(self, assignment: Assignment, report: TrainReport) -> Mapping[str, Value]:
+        """Decode one upload and add it to the average."""
+        num_weights = self._weights.size
+        expected = num_weights - assignment.num_pruned
+        wire_bytes = 0
+        if report.payload is not None:
+            try:
+                upload = payload.decode(report.payload, num_weights=num_weights)
+            except payload.PayloadError as error:
+                raise UploadError(str(error)) from error
+            if upload.values.size != expected:
+                raise UploadError(f"the upload keeps {upload.values.size} weights; the plan says {expected}")
+            weight = float(report.num_examples) if self._strategy.weighting == "samples" else 1.0
+            self._average.add(upload.values, upload.mask, weight)
+            wire_bytes = report.payload.size
+        elif expected:
+            raise UploadError(f"the reply has no upload; the plan says {expected} weights")
+        columns = self._strategy.account(assignment, expected)
+        self._bytes += wire_bytes
+        self._bits += int(columns["uplink_bits"] or 0)
+        self._latencies[assignment.device] = float(columns["latency_s"] or 0.0)
+        return {**columns, "wire_bytes": wire_bytes}
+
+    def finish(self) -> tuple[Weights, Mapping[str, Value]]:
+        """Average, and sum up the round."""
+        average = self._average.result(self._weights)
+        return average.weights, {
+            "latency_s": self._strategy.round_latency(self._plan, self._latencies),
+            "uplink_bits": self._bits,
+            "wire_bytes": self._bytes,
+            "uncovered_share": average.uncovered_share,
+            "min_keepers": int(average.counts.min()),
+        }
+
+
+def prune_counts(pruning_ratio: FloatVector, num_weights: int) -> npt.NDArray[np.int64]:
+    """Return how many weights each ratio prunes: rounded up, so that latency never exceeds the plan."""
+    return np.ceil(np.asarray(pruning_ratio) * num_weights - 1e-9).astype(np.int64)

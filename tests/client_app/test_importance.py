@@ -1,0 +1,62 @@
+import numpy as np
+import pytest
+import torch
+from scipy.stats import spearmanr
+
+from client_app.flat_model import FlatModel
+from client_app.importance import exact_importance, rank_weights
+from task.models import build_model
+from task.split import split_parameters
+
+
+@pytest.fixture
+def small():
+    module = build_model("mlp", options={"hidden": 3}, generator=torch.Generator().manual_seed(0))
+    model = FlatModel(module, split_parameters(module, ["fc1*"]))
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randn(40, 1, 28, 28, generator=generator)
+    return model, images, torch.randint(0, 10, (40,), generator=generator)
+
+
+def test_exact_importance_is_the_loss_change_of_removing_a_weight(small):
+    """By hand for fc2.bias[4]: removing it subtracts b from one logit."""
+    model, images, labels = small
+    before = model.shared.clone()
+    importance = exact_importance(model, images, labels)
+    assert torch.equal(model.shared, before)
+    place = model.split.shared.slices()["fc2.bias"].start + 4
+    with torch.no_grad():
+        logits = model.module(images).double()
+        without = logits.clone()
+        without[:, 4] -= float(model.shared[place])
+        loss = torch.nn.functional.cross_entropy
+        expected = float(loss(without, labels) - loss(logits, labels)) ** 2
+    assert importance[place] == pytest.approx(expected, rel=1e-3)
+
+
+def test_first_order_importance_ranks_like_the_exact_one(small):
+    """(g u)^2 is the first term of the Taylor series of eq. (19): nearly equal for small weights."""
+    model, images, labels = small
+    model.shared.mul_(0.1)
+    exact = exact_importance(model, images, labels)
+    model.train_only(shared=True)
+    model.backward(model.module, images, labels)
+    generator = torch.Generator()
+    step = -0.02 * model.shared.grad
+    first_order = rank_weights("first_order", step, model.shared, generator)
+    update = rank_weights("update", step, model.shared, generator)
+    assert spearmanr(first_order, exact).statistic > 0.95
+    assert np.corrcoef(first_order, exact)[0, 1] > 0.95
+    assert spearmanr(update, exact).statistic > 0.2
+
+
+def test_random_importance_comes_from_the_generator(small):
+    model, _, _ = small
+    draws = [
+        rank_weights("random", model.shared, model.shared, torch.Generator().manual_seed(s))
+        for s in (3, 3, 4)
+    ]
+    np.testing.assert_array_equal(draws[0], draws[1])
+    assert not np.array_equal(draws[0], draws[2])
+    with pytest.raises(ValueError, match="update, first_order, magnitude, random"):
+        rank_weights("size", model.shared, model.shared, torch.Generator())

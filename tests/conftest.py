@@ -1,0 +1,18 @@
+"""Fixtures of the whole suite."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """A folder with real MNIST and Fashion-MNIST files in torchvision's layout."""
+    beside = Path(__file__).parents[2] / "shared" / "data"
+    root = Path(os.environ.get("AIRFLOWER_DATA_ROOT") or beside)
+    if not (root / "MNIST" / "raw").is_dir():
+        pytest.skip(
+            f"no image files: {root}/MNIST/raw is missing; set AIRFLOWER_DATA_ROOT to a folder that has it"
+        )
+    return root
