@@ -239,7 +239,8 @@ def _prepare(
         raise ValueError(f"full_band_rate has shape {shape}; it needs a last axis with at least one device")
     limit = float(in_unit_interval("max_pruning_ratio", max_pruning_ratio))
     flat = [array.reshape(-1, shape[-1]) for array in arrays]
-    return _Problem(*flat, np.full((flat[0].shape[0], 1), limit)), shape
+    flat.append(np.full((flat[0].shape[0], 1), limit))
+    return _Problem(*flat), shape
 
 
 def _floor(problem: _Problem, limit: FloatArray) -> FloatArray:

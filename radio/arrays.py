@@ -16,7 +16,7 @@ BoolArray = NDArray[np.bool_]
 def _first(values: FloatArray, bad: BoolArray) -> str:
     """Describe the first bad entry: its index (for arrays) and value."""
     if values.ndim == 0:
-        return f"= {values[()]!s}"
+        return f" = {values[()]!s}"
     index = tuple(int(i) for i in np.argwhere(bad)[0])
     return f"[{', '.join(map(str, index))}] = {values[index]!s}"
 

@@ -1,6 +1,5 @@
 """The Flower ServerApp: `flwr run . --run-config 'overrides="scheme=proposed seed=3"'`."""
 
-import logging
 import shlex
 from datetime import datetime
 from pathlib import Path
@@ -17,9 +16,8 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Compose the settings from the run-config and run them on the connected devices."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     settings = compose_settings(shlex.split(str(context.run_config.get("overrides", ""))))
     folder = str(context.run_config.get("out-dir", "")) or f"outputs/{datetime.now():%Y-%m-%d/%H-%M-%S}"
     path = Path(folder).expanduser().resolve()
-    logging.getLogger(__name__).info("records: %s", path)
+    print(f"records: {path}", flush=True)
     run(settings, grid, path)

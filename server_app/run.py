@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from server_app import checkpoint
 from server_app.figure import draw_run
 from server_app.job import Job, build_strategy, prepare
 from server_app.progress import round_line
-from server_app.recorder import Recorder, read_table, ROUNDS, write_json
+from server_app.recorder import ROUNDS, Recorder, read_table, write_json
 from server_app.settings import Settings
 from server_app.summary import run_facts, summarise
 from strategies.base import WirelessStrategy
@@ -25,6 +26,7 @@ from strategies.base import WirelessStrategy
 log = logging.getLogger(__name__)
 
 SUMMARY = "summary.json"
+LOG_FILE = "run.log"
 
 
 class RunFailedError(RuntimeError):
@@ -46,15 +48,33 @@ def run(settings: Settings, grid: Grid, folder: Path) -> dict[str, Any]:
     (folder / "config.yaml").write_text(yaml.safe_dump(settings.to_dict(), sort_keys=False))
     facts = run_facts(settings)
     write_json(folder / SUMMARY, {"status": "running", **facts})
-    try:
-        final = _run(settings, grid, folder)
-    except BaseException as error:
-        reason = f"{type(error).__name__}: {error}"
-        write_json(folder / SUMMARY, {"status": "failed", "reason": reason, **facts})
-        raise
-    summary = {"status": "completed", **facts, **final}
-    write_json(folder / SUMMARY, summary)
+    with _log_file(folder / LOG_FILE):
+        try:
+            final = _run(settings, grid, folder)
+        except BaseException as error:
+            reason = f"{type(error).__name__}: {error}"
+            write_json(folder / SUMMARY, {"status": "failed", "reason": reason, **facts})
+            raise
+        summary = {"status": "completed", **facts, **final}
+        write_json(folder / SUMMARY, summary)
     return summary
+
+
+@contextmanager
+def _log_file(path: Path) -> Iterator[None]:
+    """Keep what the project's own loggers say in the run folder, whatever the application does with it."""
+    handler = logging.FileHandler(path, mode="w")
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    loggers = [logging.getLogger(name) for name in ("server_app", "strategies")]
+    for logger in loggers:
+        logger.setLevel(logging.INFO)
+        logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeHandler(handler)
+        handler.close()
 
 
 def _run(settings: Settings, grid: Grid, folder: Path) -> dict[str, Any]:

@@ -56,7 +56,8 @@ def resolve(method: str) -> Callable[..., Beam]:
         raise ValueError(f"beamforming method {method!r} cannot be loaded: {error}") from error
     if not callable(found):
         raise ValueError(
-            f"beamforming method {method!r} is unknown; valid: {', '.join(METHODS)}, or 'package.module:function'"
+            f"beamforming method {method!r} is unknown; "
+            f"valid: {', '.join(METHODS)}, or 'package.module:function'"
         )
     solver: Callable[..., Beam] = found
     return solver
@@ -73,7 +74,7 @@ def beamform(
     """Maximise min_k |m^H h_k|^2 over unit beams m (arXiv 2508.00341, eq. (10)).
 
     Args:
-        channels: (M, N) complex; row k is h_k of a selected user. Scale row k by 1/(phi_k sigma_k) to weigh it.
+        channels: (M, N) complex; row k is h_k of a selected user, scaled by 1/(phi_k sigma_k) to weigh it.
         method: one of `METHODS`, or ``"package.module:function"``.
         upper_bound: also certify: the semidefinite bound of this set (any method).
         rng: draws starting beams; None: a fixed seed, so that equal input gives equal output.

@@ -28,7 +28,7 @@ _CHUNK = 4_000_000  # entries of a (beams, users) table held at once
 
 
 def _ascend(
-    channels: Complex, starts: Complex, count: int, iterations: int, beta: float, growth: float
+    channels: Complex, starts: Complex, *, count: int, iterations: int, beta: float, growth: float
 ) -> tuple[Complex, Real]:
     users = len(channels)
     transposed = np.ascontiguousarray(channels.T)
@@ -86,7 +86,14 @@ def ascend(
     count = len(channels) if count is None else count
     chunk = max(1, _CHUNK // len(channels))
     parts = [
-        _ascend(channels, starts[i : i + chunk], count, iterations, beta, growth)
+        _ascend(
+            channels,
+            starts[i : i + chunk],
+            count=count,
+            iterations=iterations,
+            beta=beta,
+            growth=growth,
+        )
         for i in range(0, len(starts), chunk)
     ]
     return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
@@ -123,7 +130,7 @@ def polish(
         else:  # some user is all but nulled: its phase is free, and the value no measure of scale
             unit = 1e-3 * float(np.sqrt((channels.real**2 + channels.imag**2).sum(axis=1).min()))
             factor = np.where(size > 0.0, projected.conj() / np.maximum(size, 1e-300), 1.0) / unit
-        turned = channels.T * factor
+        turned: Complex = channels.T * factor
         table[:antennas] = turned.real
         table[antennas:-1] = turned.imag
         try:
@@ -131,7 +138,7 @@ def polish(
         except RuntimeError:  # the active set cycled; the incumbent stands
             break
         made += 1
-        point = turned @ multiplier
+        point: Complex = turned @ multiplier
         norm = math.sqrt(np.vdot(point, point).real)
         if norm <= 0.0:  # the origin lies in the hull: this phase pattern has no positive gain
             break

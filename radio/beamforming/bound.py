@@ -25,6 +25,7 @@ Both duals are solved by a log-barrier Newton method on K + 2 unknowns.
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from radio.beamforming.problem import Complex, Real
 
@@ -116,16 +117,61 @@ def _top(scaled: Complex, weights: Real) -> float:
     return float(np.linalg.eigvalsh((scaled.T * weights) @ scaled.conj())[-1])
 
 
-def joint_upper_bound(channels: Complex, count: int, *, tolerance: float = 1e-7) -> float:
+def pair_bounds(channels: Complex) -> Real:
+    """Return max over unit m of min(|m^H h_i|^2, |m^H h_j|^2) for every pair, (K, K); diagonal ||h_i||^2.
+
+    With a = ||h_i||^2 <= b = ||h_j||^2 and r = |h_i^H h_j|: a, if r >= a (the matched filter of the weaker
+    user already serves the stronger), else (a b - r^2) / (a + b - 2 r), the squared distance of the origin
+    from the line through both phase-aligned channels.
+    """
+    gram = np.abs(channels.conj() @ channels.T)
+    norms = gram.diagonal().copy()
+    low = np.minimum(norms[:, None], norms[None, :])
+    high = np.maximum(norms[:, None], norms[None, :])
+    spread = np.maximum(low + high - 2.0 * gram, 1e-300)
+    both = np.maximum(low * high - gram**2, 0.0) / spread
+    bounds: Real = np.where(gram >= low * (1.0 - 1e-12), low, np.minimum(both, low))
+    return bounds
+
+
+def worthwhile_users(channels: Complex, count: int, incumbent: float) -> NDArray[np.int64]:
+    """Return the users that a set of `count` users with a gain above `incumbent` may hold, ascending.
+
+    Lossless: such a set is a clique of users whose pair bounds exceed the incumbent, so each member has at
+    least count - 1 such partners. Users without are dropped until none is left to drop.
+    """
+    threshold = incumbent * (1.0 + 1e-9)
+    users = np.flatnonzero((channels.real**2 + channels.imag**2).sum(axis=1) > threshold)
+    if not 0 < len(users) <= MAX_USERS:
+        return users
+    partner = pair_bounds(channels[users]) > threshold
+    while len(users):
+        kept = partner.sum(axis=1) >= count  # the diagonal counts the user itself
+        if kept.all():
+            break
+        users, partner = users[kept], partner[np.ix_(kept, kept)]
+    return users
+
+
+def joint_upper_bound(
+    channels: Complex, count: int, *, incumbent: float = 0.0, tolerance: float = 1e-7
+) -> float:
     """Return a number that no choice of `count` users and unit beam exceeds in minimum gain.
 
     Args:
         channels: (K, N), checked.
         count: users to choose, M; with M = K it is the bound of the fixed set.
+        incumbent: a gain that some choice reaches. Users that cannot be part of a better one are left out, so
+            the bound is tighter; it is never below the incumbent, and equal to it if that is proved optimal.
         tolerance: relative distance to the optimum of the relaxation.
 
     With more than `MAX_USERS` users only the M-th largest ||h_k||^2 is returned.
     """
+    if incumbent > 0.0:
+        channels = channels[worthwhile_users(channels, count, incumbent)]
+        if len(channels) < count:
+            return incumbent
+        return max(incumbent, joint_upper_bound(channels, count, tolerance=tolerance))
     norms = (channels.real**2 + channels.imag**2).sum(axis=1)
     by_norm = float(np.partition(norms, len(norms) - count)[len(norms) - count])
     if len(channels) > MAX_USERS:

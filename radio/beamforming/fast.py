@@ -8,7 +8,9 @@ from radio.beamforming.ascent import ascend, polish
 from radio.beamforming.problem import Beam, Complex, finish, matched_filters, principal_beam, random_beams
 
 
-def starting_beams(channels: Complex, count: int, rng: np.random.Generator, initial: Complex | None) -> Complex:
+def starting_beams(
+    channels: Complex, count: int, rng: np.random.Generator, initial: Complex | None
+) -> Complex:
     """Return `count` unit beams: the given one, the principal one, good matched filters, random ones."""
     fixed = [principal_beam(channels)[None]]
     if initial is not None:

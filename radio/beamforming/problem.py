@@ -51,7 +51,9 @@ def check_channels(channels: ArrayLike) -> Complex:
     array = np.ascontiguousarray(array, dtype=np.complex128)
     finite = np.isfinite(array).all(axis=1)
     if not finite.all():
-        raise ValueError(f"channels of user {int(np.argmin(finite))} is not finite; NaN and infinity are refused")
+        raise ValueError(
+            f"channels of user {int(np.argmin(finite))} is not finite; NaN and infinity are refused"
+        )
     silent = ~array.any(axis=1)
     if silent.any():
         raise ValueError(
@@ -102,4 +104,5 @@ def random_beams(rng: np.random.Generator, count: int, antennas: int) -> Complex
     """Return `count` independent beams, uniform on the complex unit sphere, (count, N)."""
     pairs = rng.standard_normal((count, antennas, 2))
     beams = pairs[..., 0] + 1j * pairs[..., 1]
-    return np.asarray(beams / np.linalg.norm(beams, axis=1, keepdims=True))
+    unit: Complex = beams / np.linalg.norm(beams, axis=1, keepdims=True)
+    return unit

@@ -6,7 +6,8 @@
 | `enhanced` | greedy growth by products, scored by a short ascent, one alternation; about 10 ms |
 | `policy_greedy`, `policy` | arXiv 2508.00341, Algorithm 3 (L = 10 and L = 1) |
 | `iterative` | arXiv 2508.00341, Algorithm 2 |
-| `subgradient`, `iterative_reweighted`, `actor_critic`, `random_beamforming`, `random_selection` | baselines |
+| `subgradient`, `iterative_reweighted`, `actor_critic` | baselines |
+| `random_beamforming`, `random_selection` | lower baselines |
 | `brute_force` | every set, small K |
 """
 
@@ -19,7 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from radio.beamforming import joint_upper_bound, resolve as resolve_beamformer, set_upper_bound
+from radio.beamforming import joint_upper_bound, set_upper_bound
+from radio.beamforming import resolve as resolve_beamformer
 from radio.beamforming.problem import Beam, Complex, canonical_phase, check_channels, gains
 from radio.scheduling import alternating, baselines, exact, greedy, multistart
 from radio.scheduling.problem import Schedule, Selection, check_num_selected
@@ -86,7 +88,7 @@ def schedule(
         beam=beam,
         min_gain=gain,
         runtime_s=runtime,
-        upper_bound=max(joint_upper_bound(checked, count), gain) if upper_bound else None,
+        upper_bound=joint_upper_bound(checked, count, incumbent=gain) if upper_bound else None,
         set_upper_bound=max(set_upper_bound(checked[users]), gain) if upper_bound else None,
         method=method,
         status=found.status,

@@ -1,4 +1,7 @@
-"""`iterative`: beam for the users, users for the beam, until the set stays (arXiv 2508.00341, Algorithm 2)."""
+"""`iterative`: beam for the users, users for the beam, until the set stays.
+
+arXiv 2508.00341, Algorithm 2.
+"""
 
 from __future__ import annotations
 

@@ -14,7 +14,9 @@ from radio.scheduling.problem import BeamSolver, Selection, best_for_beam
 from radio.scheduling.registry import policy
 
 
-def _served(channels: Complex, target: float, count: int, outer: int, inner: int) -> tuple[Complex, float, int]:
+def _served(
+    channels: Complex, target: float, count: int, outer: int, inner: int
+) -> tuple[Complex, float, int]:
     """Maximise the number of users of gain >= target; also return the best `count`-th gain met on the way."""
     users, antennas = channels.shape
     filters = matched_filters(channels)
@@ -90,7 +92,9 @@ def subgradient(
             user = int(np.argpartition(power, len(power) - num_selected)[len(power) - num_selected])
             if power[user] > best_level:
                 best, best_level = beam, float(power[user])
-            beam = beam + 0.1 / np.sqrt(i) * scaled[user] * projected[user] / max(abs(projected[user]), 1e-300)
+            beam = beam + 0.1 / np.sqrt(i) * scaled[user] * projected[user] / max(
+                abs(projected[user]), 1e-300
+            )
             beam = beam / np.linalg.norm(beam)
         return Selection(best_for_beam(channels, best, num_selected), canonical_phase(best), iterations=201)
     if variant != "bisection":
@@ -109,7 +113,9 @@ def subgradient(
             high = target
         if high <= low:
             break
-    return Selection(best_for_beam(channels, best, num_selected), canonical_phase(best), iterations=bisections)
+    return Selection(
+        best_for_beam(channels, best, num_selected), canonical_phase(best), iterations=bisections
+    )
 
 
 @policy("iterative_reweighted")
@@ -122,13 +128,14 @@ def iterative_reweighted(
     exponent: float = 1.0,
     rounds: int = 30,
 ) -> Selection:
-    """Top eigenvector of sum_k w_k h_k h_k^H with w_k proportional to |h_k^H m|^q, repeated; q = `exponent`."""
+    """Repeat: m = top eigenvector of sum_k w_k h_k h_k^H, w_k proportional to |h_k^H m|^q; q = `exponent`."""
     del beamformer
     beam = channels.sum(axis=0)
     norm = float(np.linalg.norm(beam))
     beam = beam / norm if norm > 0.0 else random_beams(rng, 1, channels.shape[1])[0]
     count = 0
-    for count in range(1, rounds + 1):
+    while count < rounds:
+        count += 1
         weights = np.abs(channels @ beam.conj()) ** exponent
         total = float(weights.sum())
         weights = weights / total if total > 0.0 else np.full(len(channels), 1.0 / len(channels))

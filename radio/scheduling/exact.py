@@ -7,6 +7,7 @@ from math import comb
 
 import numpy as np
 
+from radio.beamforming.bound import pair_bounds
 from radio.beamforming.problem import Complex
 from radio.scheduling.problem import BeamSolver, Selection, Users
 from radio.scheduling.registry import policy
@@ -34,7 +35,8 @@ def brute_force(
     total = comb(users, num_selected)
     if total > max_sets:
         raise ValueError(
-            f"brute_force would try C({users}, {num_selected}) = {total} sets; the limit max_sets is {max_sets}"
+            f"brute_force would try C({users}, {num_selected}) = {total} sets; "
+            f"the limit max_sets is {max_sets}"
         )
     pair = pair_bounds(channels)
     best: Users = np.arange(num_selected)
@@ -51,19 +53,3 @@ def brute_force(
         if found.min_gain > best_gain:
             best, best_beam, best_gain = index[row], found.beam, found.min_gain
     return Selection(best, best_beam, iterations=solved)
-
-
-def pair_bounds(channels: Complex) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
-    """Return max over unit m of min(|m^H h_i|^2, |m^H h_j|^2) for every pair, (K, K); diagonal ||h_i||^2.
-
-    With a = ||h_i||^2 <= b = ||h_j||^2 and r = |h_i^H h_j|: a, if r^2 >= a^2 (the matched filter of the
-    weaker user already serves the stronger), else (a b - r^2) / (a + b - 2 r), the distance of the origin
-    from the line through both phase-aligned channels.
-    """
-    gram = np.abs(channels.conj() @ channels.T)
-    norms = gram.diagonal().copy()
-    low = np.minimum(norms[:, None], norms[None, :])
-    high = np.maximum(norms[:, None], norms[None, :])
-    spread = np.maximum(low + high - 2.0 * gram, 1e-300)
-    both = (low * high - gram**2) / spread
-    return np.where(gram >= low, low, np.minimum(both, low))

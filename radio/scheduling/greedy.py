@@ -76,7 +76,7 @@ def score_set(channels: Complex, users: Users, score: Score, beamformer: BeamSol
         ValueError: for an unknown score.
     """
     chosen = channels[users]
-    if score == "pairwise" or score == "matched":
+    if score in {"pairwise", "matched"}:
         gram = np.abs(chosen.conj() @ chosen.T)
         if score == "matched":
             return float((gram.min(axis=1) ** 2 / gram.diagonal()).max())

@@ -168,7 +168,9 @@ def multistart(
             random_beams(rng, random_starts, channels.shape[1]),
         ]
     )
-    beams, values = ascend(pool, starts, count=num_selected, iterations=climb, growth=1.35 ** (15.0 / max(climb, 1)))
+    beams, values = ascend(
+        pool, starts, count=num_selected, iterations=climb, growth=1.35 ** (15.0 / max(climb, 1))
+    )
 
     search = _Search(pool, num_selected)
     points = [search.settle(incumbent.beam, 12, 1e-4)]

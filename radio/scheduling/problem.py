@@ -65,7 +65,7 @@ class BeamSolver(Protocol):
     def __call__(self, channels: Complex, *, initial: Complex | None = None) -> Beam: ...  # noqa: D102
 
 
-Policy = Callable[..., Selection]
+Policy = Callable[..., Selection | Users]
 
 
 def check_num_selected(num_selected: int, users: int) -> int:

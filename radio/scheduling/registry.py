@@ -10,8 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import import_module
+from typing import TypeVar
 
 from radio.scheduling.problem import Policy
+
+_Function = TypeVar("_Function", bound=Policy)
 
 _POLICIES: dict[str, Policy | str] = {
     # Needs torch, which radio does not import: loaded when asked for.
@@ -19,10 +22,10 @@ _POLICIES: dict[str, Policy | str] = {
 }
 
 
-def policy(name: str) -> Callable[[Policy], Policy]:
+def policy(name: str) -> Callable[[_Function], _Function]:
     """Register the decorated function as scheduling method `name`."""
 
-    def register(function: Policy) -> Policy:
+    def register(function: _Function) -> _Function:
         _POLICIES[name] = function
         return function
 
@@ -46,7 +49,8 @@ def resolve(method: str) -> Policy:
     module, _, attribute = target.partition(":")
     if not attribute:
         raise ValueError(
-            f"scheduling method {method!r} is unknown; valid: {', '.join(methods())}, or 'package.module:function'"
+            f"scheduling method {method!r} is unknown; "
+            f"valid: {', '.join(methods())}, or 'package.module:function'"
         )
     try:
         found = getattr(import_module(module), attribute)

@@ -1,0 +1,441 @@
+"""Over-the-air averaging: from real update vectors to symbols, through the channel, and back.
+
+All selected users send at once. The server receives y = sum_k h_k b_k s_k + n on N antennas and estimates
+the weighted sum of the symbols by r = m^H y / sqrt(eta) (arXiv 2508.00341, Section II). Written with a
+transmit amplitude w_k per user, so that r targets sum_k w_k s_k:
+
+    b_k = w_k sqrt(eta) (m^H h_k)^* / |m^H h_k|^2      zero forcing: m^H h_k b_k / sqrt(eta) = w_k
+    eta = P0 min_k |m^H h_k|^2 / w_k^2                 the weakest user sends with full power
+    error variance per real entry = sigma^2 / eta ("iq")  or  sigma^2 / (2 eta) ("real")
+
+Normalisation of the real payload g_k (mean mu_k, variance sigma_k^2, weights phi_k summing to 1):
+
+* "per_user": u_k = (g_k - mu_k) / sigma_k, w_k = phi_k sigma_k, the server adds sum phi_k mu_k. Exact for
+  users of unlike size; costs two error-free numbers per user.
+* "common": u_k = (g_k - mu) / nu with mu = sum phi_k mu_k and nu^2 the *largest* mean of (g_k - mu)^2, so
+  that every user keeps to its power; w_k = phi_k nu. The published setting of equal symbol variance.
+
+Packing: "iq" puts two real entries on one complex symbol, (u_2i + j u_2i+1)/sqrt(2); "real" sends one and
+keeps the real part: half the noise for twice the airtime.
+
+With an imperfect channel estimate everything is designed from it while the signal passes the true channel:
+user k arrives with a_k = m^H h_k b_k / (sqrt(eta) w_k) in place of 1, which adds
+sum_k w_k^2 |a_k - 1|^2 to the error variance per entry.
+
+Memory is a few vectors of the model's size: users pass one at a time, in pieces.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from radio.beamforming.problem import Complex, Real, check_channels
+
+Mode = Literal["per_user", "common"]
+Packing = Literal["iq", "real"]
+Simulation = Literal["fast", "antennas"]
+Vector = NDArray[np.floating]
+Updates = NDArray[np.floating] | Sequence[Vector] | Callable[[int], Vector]
+"""(M, d) array, a sequence of M vectors, or a function from the user's position to its vector (d,)."""
+
+SILENT_STD = 1e-12  # a user of smaller deviation has nothing to send but its mean
+_PIECE = 1 << 18  # entries handled at once, even
+
+
+def check_choice(name: str, value: str, kind: object) -> None:
+    """Raise ValueError if `value` is none of the literals of `kind`."""
+    if value not in get_args(kind):
+        raise ValueError(f"{name} = {value!r} is unknown; valid: {', '.join(get_args(kind))}")
+
+
+def check_positive(name: str, value: float, *, zero: bool = False) -> None:
+    """Raise ValueError unless `value` is finite and positive (or zero, if allowed)."""
+    if not np.isfinite(value) or value < 0.0 or (value == 0.0 and not zero):
+        raise ValueError(f"{name} = {value} must be finite and {'>= 0' if zero else '> 0'}")
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Mean and mean square of each user's update, (M,), and the number of entries d."""
+
+    mean: Real
+    mean_square: Real
+    std: Real
+    size: int
+
+
+@dataclass(frozen=True)
+class Link:
+    """The analog uplink of one round, as the server designs it.
+
+    Attributes:
+        beam: (N,) unit-norm receive beam m.
+        estimated: (M, N) channels the design used.
+        weights: (M,) aggregation weights phi_k, summing to 1.
+        transmit: (M,) complex transmit coefficients b_k; 0 for a silent user.
+        amplitude: (M,) w_k.
+        shift: (M,) what user k subtracts before sending.
+        divisor: (M,) what it divides by.
+        offset: what the server adds back.
+        eta: receive scaling; infinite if all users are silent.
+        power: P0 in watt.
+        noise_power: sigma^2 per antenna in watt.
+        noise_variance: error variance per real entry due to receiver noise.
+        packing: "iq" or "real".
+    """
+
+    beam: Complex
+    estimated: Complex
+    weights: Real
+    transmit: Complex
+    amplitude: Real
+    shift: Real
+    divisor: Real
+    offset: float
+    eta: float
+    power: float
+    noise_power: float
+    noise_variance: float
+    packing: Packing
+
+
+@dataclass(frozen=True)
+class AirAverage:
+    """The server's estimate of sum_k phi_k g_k and how far off it is.
+
+    Attributes:
+        estimate: (d,) float64.
+        realised_mse: mean over the entries of the squared error of this very round.
+        predicted_mse: noise_variance + misalignment_variance.
+        noise_variance: analytic, per real entry.
+        misalignment_variance: analytic, per real entry, given the true channels; 0 if they are known.
+        transmit_power: (M,) mean of |b_k s_k|^2 over the symbols, watt.
+        symbols: channel uses.
+    """
+
+    estimate: Real
+    realised_mse: float
+    predicted_mse: float
+    noise_variance: float
+    misalignment_variance: float
+    transmit_power: Real
+    symbols: int
+
+
+def _reader(updates: Updates) -> Callable[[int], Vector]:
+    if callable(updates):
+        return updates
+    source = updates
+
+    def read(user: int) -> Vector:
+        vector: Vector = source[user]
+        return vector
+
+    return read
+
+
+def _pieces(size: int) -> Iterator[slice]:
+    for begin in range(0, size, _PIECE):
+        yield slice(begin, min(begin + _PIECE, size))
+
+
+def measure(updates: Updates, users: int) -> Statistics:
+    """Return each user's mean and mean square, (M,), reading one user at a time.
+
+    Raises:
+        ValueError: if an update is empty, not 1-D, not finite, or of another length than the first.
+    """
+    read = _reader(updates)
+    mean = np.empty(users)
+    spread = np.empty(users)
+    size = -1
+    for user in range(users):
+        vector = np.asarray(read(user))
+        if vector.ndim != 1 or vector.size == 0 or (size >= 0 and vector.size != size):
+            wanted = f"({size},)" if size >= 0 else "(d,) with d >= 1"
+            raise ValueError(f"update of user {user} has shape {vector.shape}; expected {wanted}")
+        size = vector.size
+        mean[user] = vector.mean(dtype=np.float64)
+        total = 0.0
+        for piece in _pieces(size):  # centred: mean_square - mean^2 would cancel
+            centred = vector[piece].astype(np.float64)
+            centred -= mean[user]
+            total += float(centred @ centred)
+        spread[user] = total / size
+        if not np.isfinite(spread[user]):
+            raise ValueError(f"update of user {user} is not finite; training diverged, or it was not checked")
+    return Statistics(mean, spread + mean**2, np.sqrt(spread), size)
+
+
+def check_weights(weights: ArrayLike | None, users: int) -> Real:
+    """Return aggregation weights that sum to 1 (None: equal).
+
+    Raises:
+        ValueError: for a wrong length, a non-finite or non-positive weight.
+    """
+    if weights is None:
+        return np.full(users, 1.0 / users)
+    array = np.asarray(weights, dtype=np.float64)
+    if array.shape != (users,) or not np.isfinite(array).all() or array.min() <= 0.0:
+        raise ValueError(f"weights = {array!r} must be {users} finite positive numbers, one per user")
+    return np.asarray(array / array.sum())
+
+
+def estimate_channels(channels: Complex, error_variance: float, rng: np.random.Generator) -> Complex:
+    """Return h + e with e ~ CN(0, error_variance I): what a noisy pilot shows of the channels (K, N).
+
+    Raises:
+        ValueError: if `error_variance` is negative or not finite.
+    """
+    check_positive("error_variance", error_variance, zero=True)
+    pair = rng.standard_normal((*channels.shape, 2)) * np.sqrt(0.5 * error_variance)
+    return np.asarray(channels + pair[..., 0] + 1j * pair[..., 1])
+
+
+def _amplitudes(statistics: Statistics, weights: Real, mode: Mode) -> tuple[Real, Real, Real, float]:
+    """Return (amplitude w_k, shift, divisor, offset)."""
+    users = len(weights)
+    offset = float(weights @ statistics.mean)
+    if mode == "per_user":
+        silent = statistics.std <= SILENT_STD
+        divisor = np.where(silent, 1.0, statistics.std)
+        return np.where(silent, 0.0, weights * statistics.std), statistics.mean, divisor, offset
+    # (g - mu)^2 on average, written without cancellation
+    around = statistics.std**2 + (statistics.mean - offset) ** 2
+    scale = float(np.sqrt(around.max()))
+    if scale <= SILENT_STD:
+        return np.zeros(users), np.full(users, offset), np.ones(users), offset
+    return weights * scale, np.full(users, offset), np.full(users, scale), offset
+
+
+def effective_channels(
+    channels: ArrayLike, statistics: Statistics, *, weights: ArrayLike | None = None, mode: Mode = "per_user"
+) -> Complex:
+    """Return h_k mean(w) / w_k of the users that send, (M', N): equal users keep their channels.
+
+    The max-min beam of these rows minimises the error variance of the round; solve for it again once the
+    users have reported their statistics.
+    """
+    checked = check_channels(channels)
+    check_choice("mode", mode, Mode)
+    amplitude = _amplitudes(statistics, check_weights(weights, len(checked)), mode)[0]
+    sending = amplitude > 0.0
+    relative = amplitude[sending] / amplitude[sending].mean() if sending.any() else amplitude[sending]
+    return np.asarray(checked[sending] / relative[:, None])
+
+
+def design_link(
+    channels: ArrayLike,
+    beam: ArrayLike,
+    statistics: Statistics,
+    *,
+    power: float,
+    noise_power: float,
+    weights: ArrayLike | None = None,
+    mode: Mode = "per_user",
+    packing: Packing = "iq",
+) -> Link:
+    """Zero-forcing transmit coefficients, receive scaling and analytic noise variance of one round.
+
+    Args:
+        channels: (M, N) channels of the selected users as the server knows them.
+        beam: (N,) receive beam; scaled to unit norm.
+        statistics: of the M updates.
+        power: P0 per user, watt (mean over the symbols).
+        noise_power: receiver noise per antenna and channel use, watt; 0 is noiseless.
+        weights: (M,) aggregation weights; None: equal.
+        mode: "per_user" or "common" normalisation.
+        packing: "iq" or "real".
+
+    Raises:
+        ValueError: for bad channels, powers, weights or names, or a beam that a sending user cannot reach.
+    """
+    checked = check_channels(channels)
+    check_choice("mode", mode, Mode)
+    check_choice("packing", packing, Packing)
+    check_positive("power", power)
+    check_positive("noise_power", noise_power, zero=True)
+    phi = check_weights(weights, len(checked))
+    receive = np.asarray(beam, dtype=np.complex128)
+    norm = float(np.linalg.norm(receive))
+    if receive.shape != (checked.shape[1],) or not np.isfinite(norm) or norm == 0.0:
+        raise ValueError(
+            f"beam has shape {receive.shape}, norm {norm}; expected ({checked.shape[1]},), norm > 0"
+        )
+    receive = receive / norm
+    amplitude, shift, divisor, offset = _amplitudes(statistics, phi, mode)
+    sending = amplitude > 0.0
+    projected = checked @ receive.conj()
+    gain = projected.real**2 + projected.imag**2
+    if not (gain[sending] > 0.0).all():
+        user = int(np.flatnonzero(sending & (gain <= 0.0))[0])
+        raise ValueError(f"beam is orthogonal to the channel of user {user}; no power can invert a gain of 0")
+    transmit = np.zeros(len(checked), dtype=np.complex128)
+    eta = np.inf
+    if sending.any():
+        eta = float(power * (gain[sending] / amplitude[sending] ** 2).min())
+        transmit[sending] = amplitude[sending] * np.sqrt(eta) * projected[sending].conj() / gain[sending]
+    return Link(
+        beam=receive,
+        estimated=checked,
+        weights=phi,
+        transmit=transmit,
+        amplitude=amplitude,
+        shift=shift,
+        divisor=divisor,
+        offset=offset,
+        eta=eta,
+        power=power,
+        noise_power=noise_power,
+        noise_variance=noise_power / eta / (1.0 if packing == "iq" else 2.0),
+        packing=packing,
+    )
+
+
+def arrival(link: Link, channels: ArrayLike | None) -> Complex:
+    """Return a_k = m^H h_k b_k / (sqrt(eta) w_k), (M,); exactly 1 if `channels` is None (known channels)."""
+    if channels is None:
+        return np.ones(len(link.transmit), dtype=np.complex128)
+    projected = check_channels(channels) @ link.beam.conj()
+    designed = link.estimated @ link.beam.conj()
+    return np.where(link.amplitude > 0.0, projected / np.where(designed == 0.0, 1.0, designed), 1.0)
+
+
+def misalignment_variance(link: Link, channels: ArrayLike | None) -> float:
+    """Return the error variance per real entry from arriving with a_k instead of 1, given the true channels.
+
+    Symbols are taken as independent over users and of unit variance. "real" keeps the real part of a_k - 1.
+    """
+    deviation = arrival(link, channels) - 1.0
+    squared = np.abs(deviation) ** 2 if link.packing == "iq" else deviation.real**2
+    return float(link.amplitude**2 @ squared)
+
+
+def expected_misalignment_variance(link: Link, error_variance: float) -> float:
+    """Return the mean of `misalignment_variance` over estimation errors that the server cannot see.
+
+    E|m^H e_k|^2 = error_variance gives sum_k w_k^2 error_variance / |m^H h_k|^2 with the estimated h_k. Exact
+    for an error independent of the estimate (the MMSE estimator), first order for h + e.
+    """
+    check_positive("error_variance", error_variance, zero=True)
+    gain = np.abs(link.estimated @ link.beam.conj()) ** 2
+    sending = link.amplitude > 0.0
+    total = float((link.amplitude[sending] ** 2 / gain[sending]).sum()) * error_variance
+    return total if link.packing == "iq" else 0.5 * total
+
+
+def symbols(size: int, packing: Packing = "iq") -> int:
+    """Return the channel uses of `size` real entries."""
+    return -(-size // 2) if packing == "iq" else size
+
+
+def airtime_s(size: int, bandwidth_hz: float, packing: Packing = "iq") -> float:
+    """Return the seconds of the analog upload: one channel use per 1/bandwidth, whatever the number of users.
+
+    Raises:
+        ValueError: unless `bandwidth_hz` is positive.
+    """
+    check_positive("bandwidth_hz", bandwidth_hz)
+    return symbols(size, packing) / bandwidth_hz
+
+
+def combined_noise(size: int, link: Link, rng: np.random.Generator, simulation: Simulation = "fast") -> Real:
+    """Return `size` real entries of m^H n / sqrt(eta) after de-mapping.
+
+    "antennas" draws the noise of every antenna and combines it; "fast" draws the combined noise, which for a
+    unit-norm beam has the same distribution.
+    """
+    check_choice("simulation", simulation, Simulation)
+    if link.noise_variance == 0.0:
+        return np.zeros(size)
+    if simulation == "fast":
+        return np.asarray(np.sqrt(link.noise_variance) * rng.standard_normal(size))
+    uses = symbols(size, link.packing)
+    pair = rng.standard_normal((2, uses, len(link.beam))) * np.sqrt(0.5 * link.noise_power / link.eta)
+    combined = (pair[0] + 1j * pair[1]) @ link.beam.conj()
+    if link.packing == "real":
+        return np.asarray(combined.real)
+    return np.asarray((combined * np.sqrt(2.0)).view(np.float64)[:size])
+
+
+def turn(values: Real, arrived: complex, packing: Packing) -> Real:
+    """Multiply the packed symbols of `values` (d,) by a complex factor and unpack, (d,)."""
+    if packing == "real" or arrived == 1.0:
+        return values * arrived.real
+    padded = values if values.size % 2 == 0 else np.append(values, 0.0)
+    return np.asarray((padded.view(np.complex128) * arrived).view(np.float64)[: values.size])
+
+
+def average(
+    updates: Updates,
+    link: Link,
+    rng: np.random.Generator,
+    *,
+    true_channels: ArrayLike | None = None,
+    simulation: Simulation = "fast",
+) -> AirAverage:
+    """Send the updates through the air and return the server's estimate of sum_k phi_k g_k.
+
+    Args:
+        updates: as given to `measure`; user k is row k of the link.
+        link: from `design_link`.
+        rng: draws the receiver noise.
+        true_channels: (M, N) channels the signal passes; None: those of the design.
+        simulation: "fast" or "antennas" (see `combined_noise`).
+
+    Raises:
+        ValueError: if a user would exceed its power (the link was designed for other statistics).
+    """
+    read = _reader(updates)
+    arrived = arrival(link, true_channels)
+    users = len(link.transmit)
+    sent_power = np.zeros(users)
+    received = exact = np.empty(0)
+    for user in range(users):
+        vector = np.asarray(read(user))
+        if user == 0:
+            received = np.full(vector.size, link.offset)
+            exact = np.zeros(vector.size)
+        if vector.shape != received.shape:
+            raise ValueError(f"update of user {user} has shape {vector.shape}; expected {received.shape}")
+        factor = link.amplitude[user] / link.divisor[user]
+        energy = 0.0
+        for piece in _pieces(vector.size):
+            values = vector[piece].astype(np.float64)
+            exact[piece] += link.weights[user] * values
+            if factor == 0.0:
+                continue
+            values -= link.shift[user]
+            energy += float(values @ values)
+            values *= factor
+            received[piece] += turn(values, complex(arrived[user]), link.packing)
+        uses = symbols(vector.size, link.packing)
+        per_symbol = energy / link.divisor[user] ** 2 / uses / (2.0 if link.packing == "iq" else 1.0)
+        sent_power[user] = abs(link.transmit[user]) ** 2 * per_symbol
+    if sent_power.max() > link.power * (1.0 + 1e-6):
+        user = int(sent_power.argmax())
+        raise ValueError(
+            f"user {user} would send {sent_power[user]} W, above power = {link.power} W; "
+            "the statistics given to design_link are not those of the updates"
+        )
+    for piece in _pieces(received.size):
+        received[piece] += combined_noise(piece.stop - piece.start, link, rng, simulation)
+    total = 0.0
+    for piece in _pieces(received.size):
+        error = received[piece] - exact[piece]
+        total += float(error @ error)
+    misaligned = misalignment_variance(link, true_channels)
+    return AirAverage(
+        estimate=received,
+        realised_mse=total / received.size,
+        predicted_mse=link.noise_variance + misaligned,
+        noise_variance=link.noise_variance,
+        misalignment_variance=misaligned,
+        transmit_power=sent_power,
+        symbols=symbols(received.size, link.packing),
+    )

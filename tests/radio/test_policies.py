@@ -1,0 +1,183 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from benchmarks.latency_table import dense_upload, table
+from radio.allocation import Allocation, AllocationStatus, allocate
+from radio.policies import POLICIES, OfdmaProblem, get_policy, policy, printed_values
+from radio.profiles import get_profile
+
+INTERIOR, SATURATED, STARVED, INFEASIBLE, FLOOR = AllocationStatus
+
+
+def draw_problem(seed: int) -> OfdmaProblem:
+    rng = np.random.default_rng(seed)
+    k = int(rng.integers(1, 12))
+    gain = 1e-10 * rng.gamma(1, 1, k)
+    return OfdmaProblem(
+        full_band_rate=20e6 * np.log2(1 + gain * 0.63 / 1e-14),
+        slack=rng.uniform(-2e-3, 2e-2, k),
+        compute_time=10 ** rng.uniform(-4, -1.5, k),
+        payload_bits=10 ** rng.uniform(4, 6.5),
+        overhead_bits=float(rng.choice([0.0, 1e3, 1e5])),
+        channel_gain=gain,
+        bandwidth=20e6,
+        transmit_power=0.63,
+        noise_density=1e-14 / 20e6,
+    )
+
+
+problems = st.integers(0, 2**32 - 1).map(draw_problem)
+
+
+@settings(deadline=None, max_examples=40)
+@given(problems)
+@pytest.mark.parametrize("name", sorted(POLICIES))
+def test_contract_of_every_policy(name: str, problem: OfdmaProblem) -> None:
+    plan = get_policy(name)(problem, pruning_ratio=0.5 if name == "fixed_ratio" else None)
+    b, rho = plan.bandwidth_fraction, plan.pruning_ratio
+    k = np.size(problem.full_band_rate)
+    assert b.shape == rho.shape == plan.status.shape == (k,)
+    assert (b >= 0).all()
+    assert b.sum() <= 1 + 1e-12
+    assert ((rho >= 0) & (rho <= 1)).all()
+    np.testing.assert_array_equal(b == 0, rho == 1)
+    np.testing.assert_array_equal((plan.status == STARVED) | (plan.status == INFEASIBLE), b == 0)
+    np.testing.assert_array_equal(plan.status == SATURATED, rho == 0)
+    assert plan.objective == pytest.approx(rho.sum())
+
+
+@settings(deadline=None, max_examples=40)
+@given(problems)
+@pytest.mark.parametrize("name", ["joint", "equal_bandwidth", "printed_formula"])
+def test_schemes_with_a_budget_keep_it_and_the_joint_optimum_is_best(
+    name: str, problem: OfdmaProblem
+) -> None:
+    plan = get_policy(name)(problem)
+    b, rho = plan.bandwidth_fraction, plan.pruning_ratio
+    on = b > 0
+    speed = (b * np.asarray(problem.full_band_rate))[on]
+    q, m = float(np.asarray(problem.payload_bits)), float(np.asarray(problem.overhead_bits))
+    needed = (1 - rho[on]) * (np.asarray(problem.compute_time)[on] + q / speed) + m / speed
+    assert (needed <= np.asarray(problem.slack)[on] + 1e-9).all()
+    if name == "equal_bandwidth" or m == 0:
+        assert get_policy("joint")(problem).objective <= plan.objective + 1e-9
+
+
+def test_equal_shares_are_among_those_who_upload() -> None:
+    problem = OfdmaProblem([4e8, 2e8, 2e7, 1e8], [0.02, 0.02, 0.02, -1], 0.01, 4e6)
+    np.testing.assert_allclose(get_policy("equal_bandwidth")(problem).bandwidth_fraction, [1 / 3] * 3 + [0])
+    joint = get_policy("joint")(problem)
+    both = get_policy("equal_bandwidth_joint_rho")(problem)
+    np.testing.assert_array_equal(both.pruning_ratio, joint.pruning_ratio)
+    np.testing.assert_allclose(both.bandwidth_fraction, [0.5, 0.5, 0, 0])
+    dense = get_policy("dense_equal_bandwidth")(problem)
+    np.testing.assert_allclose(dense.bandwidth_fraction, 0.25)
+    np.testing.assert_array_equal(dense.pruning_ratio, 0)
+    silent = get_policy("fixed_ratio")(problem, pruning_ratio=1.0)
+    np.testing.assert_array_equal(silent.bandwidth_fraction, 0)
+
+
+def test_printed_formula_is_right_exactly_where_nothing_is_clipped() -> None:
+    r, d, g, q = np.array([3e8, 2e8, 1.5e8]), 0.02, 0.01, 2e6
+    b, rho, multiplier = printed_values(r, d, g, q)
+    exact = allocate(r, d, g, q)
+    assert (exact.status == INTERIOR).all()
+    np.testing.assert_allclose(b, exact.bandwidth_fraction, atol=1e-12)
+    np.testing.assert_allclose(rho, exact.pruning_ratio, atol=1e-12)
+    assert multiplier == pytest.approx(float(exact.multiplier))
+
+
+def test_printed_formula_leaves_its_bounds_and_its_repair_can_lose_to_equal_shares() -> None:
+    r, d, g, q = np.array([4e8, 2e8, 2e7]), 0.02, 1e-3, 4e6
+    assert printed_values(r, d, g, q)[0].min() < 0
+    problem = OfdmaProblem(r, d, g, q)
+    repaired, equal, exact = (
+        get_policy(name)(problem).objective for name in ("printed_formula", "equal_bandwidth", "joint")
+    )
+    assert exact < min(repaired, equal)
+    rng = np.random.default_rng(0)
+    losses = 0
+    for _ in range(200):
+        random = OfdmaProblem(1e8 * rng.gamma(1, 1, 10), d, g, q)
+        losses += bool(
+            get_policy("printed_formula")(random).objective > get_policy("equal_bandwidth")(random).objective
+        )
+    assert losses > 100
+
+
+def test_proportional_noise_serves_at_least_as_well_as_noise_of_the_whole_band() -> None:
+    """Noise N0 b B <= N0 B: every rate is at least that of the fixed-noise model."""
+    for seed in range(20):
+        problem = draw_problem(seed)
+        assert problem.noise_density is not None
+        better = get_policy("joint_physical_noise")(problem)
+        if problem.overhead_bits == 0:
+            assert better.objective <= get_policy("joint")(problem).objective + 1e-9
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_latency_table_of_the_calibrated_profile(seed: int) -> None:
+    rows = {row.scheme: row for row in table(get_profile("calibrated"), 500, seed)}
+    mean = {name: row.latency.mean() * 1e3 for name, row in rows.items()}
+    std = {name: row.latency.std() * 1e3 for name, row in rows.items()}
+    assert mean["proposed"] == pytest.approx(25, abs=1e-6)
+    assert mean["pruning only"] == pytest.approx(45, abs=1e-6)
+    assert mean["equal resource"] == pytest.approx(38.15, abs=0.1)
+    assert std["equal resource"] == pytest.approx(0.28, abs=0.05)
+    assert mean["personalisation only"] == pytest.approx(55.07, abs=0.15)
+    assert std["personalisation only"] == pytest.approx(0.62, abs=0.08)
+    assert rows["proposed"].pruning_ratio.mean() == pytest.approx(0.475, abs=0.002)
+    assert rows["pruning only"].pruning_ratio.mean() == pytest.approx(0.15, abs=0.005)
+
+
+def test_printed_bandwidth_cannot_carry_a_dense_upload() -> None:
+    assert dense_upload(get_profile("paper_literal")) == pytest.approx(140.6e-3, abs=0.1e-3)
+
+
+# --- registry ---
+
+
+def example_policy(problem: OfdmaProblem, *, pruning_ratio: float | None = None) -> Allocation:
+    return get_policy("fixed_ratio")(problem, pruning_ratio=0.25)
+
+
+def test_a_policy_can_be_named_by_its_path() -> None:
+    assert get_policy("radio.policies:joint") is POLICIES["joint"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("best", "policy = 'best' is unknown; valid: .*equal_bandwidth, .*joint"),
+        ("radio.nowhere:f", "cannot be imported"),
+        ("radio.policies:nothing", "cannot be imported"),
+        ("radio.policies:POLICIES", "must be a function"),
+    ],
+)
+def test_unknown_policies_are_named(name: str, text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        get_policy(name)
+
+
+def test_names_are_registered_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(POLICIES, "example", raising=False)
+    policy("example")(example_policy)
+    with pytest.raises(ValueError, match="already registered"):
+        policy("example")(example_policy)
+    problem = OfdmaProblem([1e8], 0.02, 0.01, 1e6)
+    assert get_policy("example")(problem).pruning_ratio[0] == 0.25
+    del POLICIES["example"]
+
+
+def test_a_ratio_goes_to_the_policy_that_takes_one_and_to_no_other() -> None:
+    problem = OfdmaProblem([1e8], 0.02, 0.01, 1e6)
+    with pytest.raises(ValueError, match="pruning_ratio = None"):
+        get_policy("fixed_ratio")(problem)
+    with pytest.raises(ValueError, match=r"pruning_ratio = 0\.5: policy joint"):
+        get_policy("joint")(problem, pruning_ratio=0.5)
+    with pytest.raises(ValueError, match="channel_gain"):
+        get_policy("joint_physical_noise")(problem)
