@@ -1,4 +1,4 @@
-"""A device's side of an order: its data, its model and what it answers. Knows Flower's Context, not its app."""
+"""A device's side of an order: its data, its model and what it answers."""
 
 from __future__ import annotations
 

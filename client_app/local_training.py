@@ -63,10 +63,10 @@ class TrainingSpec:
     importance_steps: int = 1
     personal_epochs: int | None = None
     global_epochs: int | None = None
-    personal_learning_rate: float = 0.02
-    global_learning_rate: float = 0.02
+    personal_learning_rate: float = 1e-3
+    global_learning_rate: float = 1e-3
     batch_size: int = 32
-    optimizer: Literal["sgd", "adam"] = "sgd"
+    optimizer: Literal["sgd", "adam"] = "adam"
     momentum: float = 0.0
     weight_decay: float = 0.0
     importance: Importance = "update"

@@ -1,4 +1,4 @@
-"""The messages between the server and the devices, as dataclasses on one side and Flower records on the other.
+"""The messages between the server and the devices: dataclasses here, Flower records on the way.
 
 Every message carries what its receiver needs and nothing else: devices never read the configuration
 files. The personal part of a device's model is in none of them.
@@ -274,7 +274,9 @@ def read_mask(record: ArrayRecord, num_weights: int) -> npt.NDArray[np.bool_]:
     """
     bitmap = read_array(record, "bitmap", np.uint8)
     if bitmap.size != (num_weights + 7) // 8:
-        raise MessageError(f"the mask has {bitmap.size} bytes; {num_weights} weights need {(num_weights + 7) // 8}")
+        raise MessageError(
+            f"the mask has {bitmap.size} bytes; {num_weights} weights need {(num_weights + 7) // 8}"
+        )
     return np.unpackbits(bitmap, count=num_weights).astype(np.bool_)
 
 

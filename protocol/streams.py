@@ -11,7 +11,9 @@ from typing import Literal, get_args
 
 import numpy as np
 
-Purpose = Literal["init", "partition", "placement", "channel", "participation", "scheduling", "noise", "batches"]
+Purpose = Literal[
+    "init", "partition", "placement", "channel", "participation", "scheduling", "noise", "batches"
+]
 
 # The position in this tuple is part of the key: append only, or old runs can no longer be repeated.
 _PURPOSES: tuple[str, ...] = get_args(Purpose)

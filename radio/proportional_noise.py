@@ -3,7 +3,7 @@
 Replaces b r by R(b) = b B log2(1 + gamma / b), gamma = h p / (N0 B). R is concave, and so is the gain
 y = (R D - m) / (R G + Q), but its derivative has no closed inverse: lambda is found by a safeguarded
 Newton iteration on ln lambda around vectorised ones on ln b. The slope of R is unbounded at 0, so
-without overhead no device is starved outright.
+without overhead no device is starved but by rounding.
 """
 
 from __future__ import annotations
@@ -87,7 +87,9 @@ def allocate_proportional_noise(
     ratio = np.where(chosen, np.clip((q + m - speed * (d - g)) / (speed * g + q), 0.0, 1.0), 1.0)
     ratio[ratio < 1e-12] = 0.0  # at the cap, found to rounding only
     status = np.full(h.shape, AllocationStatus.INTERIOR, dtype=np.int8)
-    status[~chosen] = AllocationStatus.STARVED
+    silent = ratio >= 1  # left out, or with a share so small that nothing of the model would fit
+    share[silent] = 0.0
+    status[silent] = AllocationStatus.STARVED
     status[ratio == 0] = AllocationStatus.SATURATED
     status[d <= 0] = AllocationStatus.INFEASIBLE
     return Allocation(

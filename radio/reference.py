@@ -51,7 +51,7 @@ def allocate_cvxpy(
     Raises:
         RuntimeError: if the solver does not report an optimum.
     """
-    import cvxpy as cp  # noqa: PLC0415  (optional at run time, slow to import)
+    import cvxpy as cp  # slow to import, and only checks need it
 
     r, d, g, q, m, w = np.broadcast_arrays(
         *(

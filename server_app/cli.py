@@ -37,7 +37,9 @@ def main() -> None:
 
 def _check(arguments: Sequence[str]) -> None:
     """Compose and check every job that the command line asks for, as far as Hydra's own flags allow."""
-    if any(flag in arguments for flag in ("--help", "-h", "--hydra-help", "--info", "--version", "--cfg", "-c")):
+    if any(
+        flag in arguments for flag in ("--help", "-h", "--hydra-help", "--info", "--version", "--cfg", "-c")
+    ):
         return
     overrides = [argument for argument in arguments if not argument.startswith("-") and "=" in argument]
     if "--multirun" not in arguments and "-m" not in arguments:

@@ -96,8 +96,7 @@ def prepare(settings: Settings) -> Job:
 
 def device_spec(settings: Settings) -> DeviceSpec:
     """Return what every device is told; also the identity of the run for what devices store."""
-    training = {name: value for name, value in settings.to_dict()["training"].items()}
-    training["algorithm"] = settings.scheme.local_algorithm
+    training = {**settings.to_dict()["training"], "algorithm": settings.scheme.local_algorithm}
     values: dict[str, Any] = {
         "seed": settings.seed,
         "num_devices": settings.fleet.num_devices,

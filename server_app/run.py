@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
 from flwr.app import ConfigRecord, Message
 from flwr.serverapp import Grid
+from omegaconf import OmegaConf
 
 from protocol.messages import read_weights, weights_record
 from server_app import checkpoint
@@ -45,7 +45,7 @@ def run(settings: Settings, grid: Grid, folder: Path) -> dict[str, Any]:
         FleetError: if the devices do not connect.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(yaml.safe_dump(settings.to_dict(), sort_keys=False))
+    OmegaConf.save(settings.to_dict(), folder / "config.yaml")
     facts = run_facts(settings)
     write_json(folder / SUMMARY, {"status": "running", **facts})
     with _log_file(folder / LOG_FILE):
@@ -114,7 +114,9 @@ def _rounds(
     silent = 0
     for server_round in range(first, settings.rounds + 1):
         clock = _Clock()
-        replies = _exchange(grid, strategy.configure_train(server_round, arrays, ConfigRecord(), grid), timeout)
+        replies = _exchange(
+            grid, strategy.configure_train(server_round, arrays, ConfigRecord(), grid), timeout
+        )
         clock.lap("measured_train_seconds")
         updated, _ = strategy.aggregate_train(server_round, replies)
         del replies  # the uploads of all devices: not to be held during the evaluation

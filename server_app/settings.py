@@ -14,10 +14,10 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from server_app.schema import ConfigError, build, key
+from server_app.schema import ConfigError, build, key, suggest
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FleetSettings:
     """The devices, and when a round closes."""
 
@@ -28,7 +28,7 @@ class FleetSettings:
     max_failed_rounds: int = key(minimum=1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RadioSettings:
     """Link budget, compute model and round budget of the OFDMA uplink."""
 
@@ -47,7 +47,7 @@ class RadioSettings:
     when_infeasible: str = key(choices=("relax", "drop"))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ChannelSettings:
     """Places and fading of the devices."""
 
@@ -61,7 +61,7 @@ class ChannelSettings:
     shadowing_std_db: float = key(minimum=0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ModelSettings:
     """The network and which of its parameters are personal."""
 
@@ -70,7 +70,7 @@ class ModelSettings:
     personal: tuple[str, ...] = key()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DatasetSettings:
     """The images."""
 
@@ -79,7 +79,7 @@ class DatasetSettings:
     download: bool = key()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PartitionSettings:
     """Which device holds which images."""
 
@@ -89,7 +89,7 @@ class PartitionSettings:
     test_samples_per_device: int | None = key(minimum=1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainingSettings:
     """Local training of one device in one round."""
 
@@ -108,7 +108,7 @@ class TrainingSettings:
     prune_bias: bool = key()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SchemeSettings:
     """How a round is planned and how uploads become the next global part."""
 
@@ -121,7 +121,7 @@ class SchemeSettings:
     weighting: str = key(choices=("uniform", "samples"))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EngineSettings:
     """What runs the devices."""
 
@@ -129,7 +129,7 @@ class EngineSettings:
     workers: int | None = key(minimum=1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """Everything that decides a run."""
 
@@ -194,11 +194,13 @@ def _check_together(settings: Settings) -> None:
             f"channel.cell_radius_m = {channel.cell_radius_m:g}"
         )
     if scheme.allocation == "fixed_ratio" and scheme.pruning_ratio is None:
-        raise ConfigError("scheme.pruning_ratio is null; scheme.allocation=fixed_ratio needs a value in [0, 1]")
+        raise ConfigError(
+            "scheme.pruning_ratio is null; scheme.allocation=fixed_ratio needs a value in [0, 1]"
+        )
     if settings.training.optimizer == "adam" and settings.training.momentum:
         raise ConfigError(
-            f"training.momentum = {settings.training.momentum:g} has no meaning with training.optimizer=adam; "
-            "set it to 0"
+            f"training.momentum = {settings.training.momentum:g} has no meaning with "
+            "training.optimizer=adam; set it to 0"
         )
 
 
@@ -222,11 +224,10 @@ def compose_config(overrides: Sequence[str]) -> DictConfig:
     from hydra import compose, initialize_config_module
     from hydra.errors import HydraException, MissingConfigException
 
-    from server_app.schema import suggest
-
     with initialize_config_module(version_base="1.3", config_module="conf"):
         try:
-            return compose("config", overrides=list(overrides))
+            config: DictConfig = compose("config", overrides=list(overrides))
+            return config
         except MissingConfigException as error:
             raise ConfigError(str(error).split("\nConfig search path")[0].strip()) from error
         except (HydraException, OmegaConfBaseException) as error:
@@ -238,4 +239,4 @@ def compose_config(overrides: Sequence[str]) -> DictConfig:
                 if isinstance(node, DictConfig) and name not in node:
                     valid = [str(other) for other in node]
                     raise ConfigError(f"unknown key {cause.full_key}; {suggest(name, valid)}") from error
-            raise ConfigError(str(error)) from error
+            raise ConfigError(f"{getattr(error, 'override', '') or ''} {error}".strip()) from error

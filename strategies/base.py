@@ -209,8 +209,14 @@ class WirelessStrategy(Strategy):
                 continue
             used += 1
             self.log.device(device, {"status": "ok", "num_examples": report.num_examples, **columns})
-            self.log.device(device, {name.replace("-", "_"): value for name, value in report.metrics.items()
-                                     if name != "num-examples"})
+            self.log.device(
+                device,
+                {
+                    name.replace("-", "_"): value
+                    for name, value in report.metrics.items()
+                    if name != "num-examples"
+                },
+            )
         failed = [device for device, row in sorted(self.log.devices.items()) if row["status"] == "failed"]
         self.log.columns.update(
             {
@@ -220,8 +226,12 @@ class WirelessStrategy(Strategy):
             }
         )
         if used < self.min_replies:
-            log.warning("round %d: %d usable replies, %d needed: the global part stays as it was",
-                        server_round, used, self.min_replies)
+            log.warning(
+                "round %d: %d usable replies, %d needed: the global part stays as it was",
+                server_round,
+                used,
+                self.min_replies,
+            )
             return None, None
         weights, columns = receiver.finish()
         self.log.columns.update(columns)
@@ -257,8 +267,13 @@ class WirelessStrategy(Strategy):
                 log.warning("round %d, device %d: evaluation not used: %s", server_round, device, error)
                 continue
             if not (0.0 <= accuracy <= 1.0 and np.isfinite(loss)):
-                log.warning("round %d, device %d: evaluation not used: accuracy %r, loss %r",
-                            server_round, device, accuracy, loss)
+                log.warning(
+                    "round %d, device %d: evaluation not used: accuracy %r, loss %r",
+                    server_round,
+                    device,
+                    accuracy,
+                    loss,
+                )
                 continue
             results[device] = accuracy, loss
             self.log.device(device, {"test_accuracy": accuracy, "test_loss": loss})
@@ -276,8 +291,9 @@ class WirelessStrategy(Strategy):
 
     def summary(self) -> None:
         """Log what this strategy is."""
-        log.info("%s: %d global weights, %d devices", type(self).__name__, self.num_weights,
-                 self.fleet.num_devices)
+        log.info(
+            "%s: %d global weights, %d devices", type(self).__name__, self.num_weights, self.fleet.num_devices
+        )
 
     # Shared machinery --------------------------------------------------------------------------
 
@@ -311,7 +327,9 @@ class WirelessStrategy(Strategy):
                 if training:
                     self._fail(device, reason)
                 else:
-                    log.warning("round %d, device %d: no evaluation: %s", self.log.round, device, _last_line(reason))
+                    log.warning(
+                        "round %d, device %d: no evaluation: %s", self.log.round, device, _last_line(reason)
+                    )
             else:
                 arrived.setdefault(device, reply)
         return arrived

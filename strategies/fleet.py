@@ -45,7 +45,7 @@ class Fleet:
             if time.monotonic() > deadline:
                 raise FleetError(
                     f"{len(self._node_of)} of {self.num_devices} devices (fleet.num_devices) are connected "
-                    f"after {timeout:g} s; start the others, or set fleet.num_devices to the size of the fleet"
+                    f"after {timeout:g} s; start the others, or set fleet.num_devices accordingly"
                 )
             time.sleep(poll)
 

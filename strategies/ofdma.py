@@ -218,7 +218,7 @@ class _MaskedReceiver:
         wire_bytes = 0
         if report.payload is not None:
             try:
-                upload = payload.decode(report.payload, num_weights=num_weights)
+                upload = payload.decode(report.payload.data, num_weights=num_weights)
             except payload.PayloadError as error:
                 raise UploadError(str(error)) from error
             if upload.values.size != expected:

@@ -129,20 +129,20 @@ def polish(
             factor = projected.conj() / (size * value)
         else:  # some user is all but nulled: its phase is free, and the value no measure of scale
             unit = 1e-3 * float(np.sqrt((channels.real**2 + channels.imag**2).sum(axis=1).min()))
-            factor = np.where(size > 0.0, projected.conj() / np.maximum(size, 1e-300), 1.0) / unit
-        turned: Complex = channels.T * factor
+            factor = np.exp(-1j * np.angle(projected)) / unit
+        turned = channels.T * factor
         table[:antennas] = turned.real
         table[antennas:-1] = turned.imag
         try:
-            multiplier, _ = nnls(table, target)
+            multiplier = nnls(table, target)[0]
         except RuntimeError:  # the active set cycled; the incumbent stands
             break
         made += 1
-        point: Complex = turned @ multiplier
+        point = turned @ multiplier
         norm = math.sqrt(np.vdot(point, point).real)
         if norm <= 0.0:  # the origin lies in the hull: this phase pattern has no positive gain
             break
-        candidate = point / norm
+        candidate: Complex = np.asarray(point / norm)
         projected = channels @ candidate.conj()
         size = np.abs(projected)
         reached = float(size.min())

@@ -58,7 +58,7 @@ class _Step:
 
     @classmethod
     def build(cls, channels: Complex, solver: str) -> _Step:
-        import cvxpy as cp  # noqa: PLC0415  (a reference solver; the hot path does not pay for the import)
+        import cvxpy as cp
 
         users, antennas = channels.shape
         multiplier = cp.Variable(users, nonneg=True)
@@ -74,7 +74,7 @@ class _Step:
 
     def solve(self, t: float, u: Complex) -> tuple[str, Complex | None]:
         """Return ("ok" | "infeasible" | "failed", M or None)."""
-        import cvxpy as cp  # noqa: PLC0415
+        import cvxpy as cp
 
         self.target.value = t
         self.projector.value = embed(np.eye(len(u)) - np.outer(u, u.conj()))

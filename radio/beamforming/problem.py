@@ -91,7 +91,7 @@ def principal_beam(channels: Complex) -> Complex:
 
 def matched_filters(channels: Complex) -> Complex:
     """Return h_k / ||h_k|| for every user, (K, N)."""
-    return channels / np.linalg.norm(channels, axis=1, keepdims=True)
+    return np.asarray(channels / np.linalg.norm(channels, axis=1, keepdims=True))
 
 
 def best_matched_filter(channels: Complex) -> Complex:
@@ -104,5 +104,4 @@ def random_beams(rng: np.random.Generator, count: int, antennas: int) -> Complex
     """Return `count` independent beams, uniform on the complex unit sphere, (count, N)."""
     pairs = rng.standard_normal((count, antennas, 2))
     beams = pairs[..., 0] + 1j * pairs[..., 1]
-    unit: Complex = beams / np.linalg.norm(beams, axis=1, keepdims=True)
-    return unit
+    return np.asarray(beams / np.linalg.norm(beams, axis=1, keepdims=True))

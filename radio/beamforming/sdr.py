@@ -36,7 +36,7 @@ def solve(
         polished: of all beams, how many are polished by the exact convex step (0: plain rounding).
         solver: cvxpy solver name.
     """
-    import cvxpy as cp  # noqa: PLC0415  (a reference solver; the hot path does not pay for the import)
+    import cvxpy as cp
 
     users, antennas = channels.shape
     scale = float(np.linalg.norm(channels, axis=1).min())

@@ -128,7 +128,8 @@ class _Flwr:
         """Submit the app and return the run's id."""
         run_config = scratch / "run-config.toml"
         text = " ".join(_quoted(override) for override in overrides)
-        run_config.write_text(f"overrides = {json.dumps(text)}\nout-dir = {json.dumps(str(folder))}\n")
+        values = {"overrides": text, "out-dir": str(folder)}
+        run_config.write_text("".join(f"{name} = {json.dumps(value)}\n" for name, value in values.items()))
         workers = settings.engine.workers or os.cpu_count() or 1
         federation = (
             f"num-supernodes={settings.fleet.num_devices} client-resources-num-cpus=1 "

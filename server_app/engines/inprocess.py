@@ -21,6 +21,7 @@ import time
 import traceback
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from typing import Any, cast
 from uuid import uuid4
@@ -121,7 +122,9 @@ class InProcessGrid(Grid):
         """Work on pushed messages and return their replies."""
         return self._process([self._pending.pop(i) for i in list(message_ids) if i in self._pending], None)
 
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
         """Work on messages and return the replies that are there within `timeout` seconds."""
         identifiers = self.push_messages(messages)
         return self._process([self._pending.pop(i) for i in identifiers], timeout)
@@ -214,7 +217,8 @@ class _Worker:
     def _start(self) -> None:
         # Forking spares the workers the seconds that importing torch takes; the parent has then not
         # started any thread pool, which a fork would not carry over.
-        context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+        method = "fork" if sys.platform == "linux" else "spawn"
+        context = cast(multiprocessing.context.DefaultContext, multiprocessing.get_context(method))
         self.connection, child = context.Pipe()
         self._process = context.Process(
             target=_serve, args=(child, self._client_app, os.getpid()), daemon=True, name="airflower-worker"
@@ -236,10 +240,8 @@ class _Worker:
         pickler.dump((message, context))
         new = {i: shared[i] for i in pickler.referenced - self._held}
         self._held |= pickler.referenced
-        try:
+        with suppress(BrokenPipeError, ConnectionResetError):  # it is gone: collect() reports it
             self.connection.send((new, buffer.getvalue()))
-        except (BrokenPipeError, ConnectionResetError):
-            pass  # the process is gone; collect() reports it
 
     def collect(self) -> tuple[Message, RecordDict | None]:
         """Return the reply and the device's new state; an error reply and None if the process died."""
@@ -316,5 +318,3 @@ def _serve(connection: Connection, client_app: str, parent: int) -> None:
         message, context = _Unpickler(io.BytesIO(task), arrays).load()
         reply = call(app, message, context)
         connection.send((reply, context.state))
-
-

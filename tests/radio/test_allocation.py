@@ -353,6 +353,7 @@ def test_agrees_with_cvxpy() -> None:
         agrees_with_cvxpy(seed)
 
 
+@pytest.mark.filterwarnings("ignore:Solution may be inaccurate")
 def test_agrees_with_cvxpy_under_a_limit_and_overhead() -> None:
     for seed in range(10):
         case = draw_case(seed, 5, feasible=True)

@@ -26,7 +26,7 @@ HEADER = header_bits() // 8
 
 def draw(seed: int, n: int, kept: float, scale: float = 1.0) -> tuple[NDArray[Any], NDArray[Any]]:
     rng = np.random.default_rng(seed)
-    return (scale * rng.standard_normal(n)).astype(np.float32), rng.random(n) < kept
+    return np.clip(scale * rng.standard_normal(n), -3.4e38, 3.4e38).astype(np.float32), rng.random(n) < kept
 
 
 def reseal(payload: bytes | bytearray) -> bytes:
@@ -225,7 +225,7 @@ def test_flipped_bits_are_noticed(sample: bytes) -> None:
     for _ in range(200):
         raw = bytearray(sample)
         raw[rng.integers(len(raw))] ^= 1 << rng.integers(8)
-        refuse(raw, "")
+        refuse(raw, ".")
 
 
 def test_values_that_are_not_finite() -> None:
@@ -293,8 +293,7 @@ def test_mutations_are_refused_or_decode_to_something_sound(
     changed = reseal(raw) if len(raw) >= HEADER else bytes(raw)
     try:
         found: Payload = decode(changed, num_weights=n)
-    except PayloadError as error:
-        assert str(error)
+    except PayloadError:
         return
     assert found.mask.shape == (n,)
     assert found.mask.sum() == found.num_kept == found.values.size

@@ -1,0 +1,83 @@
+"""A fault costs its own device the round, never the run and never another device's data."""
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Context, RecordDict
+from jobs import SMALL, final_weights, run_small
+
+from client_app import device
+from protocol.messages import TrainOrder, weights_record
+from radio import payload
+from server_app.job import prepare
+from server_app.recorder import read_table
+from server_app.run import RunFailedError
+from server_app.settings import compose_settings
+from strategies.averaging import MaskedAverage
+
+FAULTS = {
+    "die": "exit code 9",
+    "raise": "the battery is empty",
+    "truncate": "",
+    "nan": "",
+    "short": "num-examples",
+    "no-upload": "no upload",
+    "float-payload": "dtype float64",
+}
+
+
+def _average_of_survivors(rows, failed):
+    """Average in this process what the surviving devices upload on the same orders."""
+    job = prepare(compose_settings([*SMALL, "rounds=1"]))
+    average = MaskedAverage(job.initial_weights.size)
+    weights = weights_record(job.initial_weights)
+    for row in rows:
+        index = int(row["device"])
+        if index == failed:
+            continue
+        num_pruned = int(np.ceil(float(row["pruning_ratio"]) * job.initial_weights.size - 1e-9))
+        order = TrainOrder(1, num_pruned, job.spec.to_json(), weights)
+        context = Context(1, index, {"partition-id": index, "num-partitions": 10}, RecordDict(), {})
+        report = device.train(order, context)
+        upload = payload.decode(report.payload, num_weights=job.initial_weights.size)
+        average.add(upload.values, upload.mask)
+    return average.result(job.initial_weights).weights
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_survivors_are_averaged_and_the_device_is_named(tmp_path, monkeypatch, fault):
+    monkeypatch.setenv("AIRFLOWER_TEST_FAULTS", f"3:{fault}")
+    workers = 2 if fault == "die" else 1
+    summary = run_small(tmp_path, "rounds=1", app="faulty_app:app", workers=workers)
+    assert summary["rounds_with_failures"] == 1
+    rows = read_table(tmp_path / "devices.csv")
+    assert [row["device"] for row in rows if row["status"] == "failed"] == ["3"]
+    assert FAULTS[fault] in rows[3]["reason"]
+    assert read_table(tmp_path / "rounds.csv")[0]["failed"] == "3"
+    assert "device 3" in (tmp_path / "run.log").read_text()
+    torch.set_num_threads(1)
+    assert np.array_equal(final_weights(tmp_path), _average_of_survivors(rows, failed=3))
+
+
+def test_a_killed_device_is_back_in_the_next_round_with_its_personal_part(tmp_path, monkeypatch):
+    """Only its process died: the device's state is not the worker's."""
+    monkeypatch.setenv("AIRFLOWER_TEST_FAULTS", "3:die,7:raise")
+    run_small(tmp_path, "rounds=2", app="faulty_app:app", workers=2)
+    rows = read_table(tmp_path / "devices.csv")
+    assert [row["device"] for row in rows if row["status"] == "failed"] == ["3", "7", "3", "7"]
+    assert all(row["test_accuracy"] for row in rows)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_run_whose_every_device_fails_is_a_failed_run(tmp_path, monkeypatch, workers):
+    monkeypatch.setenv("AIRFLOWER_TEST_FAULTS", "all:raise")
+    with pytest.raises(RunFailedError, match="the battery is empty"):
+        run_small(tmp_path, app="faulty_app:app", workers=workers)
+    assert '"failed"' in (tmp_path / "summary.json").read_text()
+
+
+def test_too_few_replies_leave_the_global_part_as_it_was(tmp_path, monkeypatch):
+    monkeypatch.setenv("AIRFLOWER_TEST_FAULTS", "3:raise")
+    run_small(tmp_path, "rounds=1", "fleet.min_replies=10", app="faulty_app:app")
+    initial = prepare(compose_settings([*SMALL, "rounds=1"])).initial_weights
+    assert np.array_equal(final_weights(tmp_path), initial)

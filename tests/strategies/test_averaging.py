@@ -1,0 +1,78 @@
+"""The mean of each weight over the devices that kept it."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from strategies.averaging import MaskedAverage
+
+
+def _average(previous, uploads, shares=None):
+    average = MaskedAverage(previous.size)
+    for i, (values, mask) in enumerate(uploads):
+        average.add(values[mask], mask, 1.0 if shares is None else shares[i])
+    return average.result(previous)
+
+
+def test_hand_made_masks():
+    """Three devices, four weights: kept by all, by two, by one, by nobody.
+
+    (1 + 2 + 6) / 3 = 3; (4 + 8) / 2 = 6; 5 as its only holder sent it; 0.1 as it was, bit for bit.
+    """
+    previous = np.array([9, 9, 9, 0.1], np.float32)
+    masks = np.array([[1, 1, 0, 0], [1, 0, 1, 0], [1, 1, 0, 0]], bool)
+    values = np.array([[1, 4, 0, 0], [2, 0, 5, 0], [6, 8, 0, 0]], np.float32)
+    result = _average(previous, zip(values, masks, strict=True))
+    assert result.weights.tolist() == [3.0, 6.0, 5.0, previous[3]]
+    assert result.counts.tolist() == [3, 2, 1, 0]
+    assert result.uncovered_share == 0.25
+
+
+def test_a_weight_is_never_divided_by_the_number_of_devices():
+    """One holder among a hundred devices: its value stands, it is not a hundredth of it."""
+    masks = np.zeros((100, 2), bool)
+    masks[:, 0] = True
+    masks[42, 1] = True
+    result = _average(np.zeros(2, np.float32), ((np.full(2, 7, np.float32), mask) for mask in masks))
+    assert result.weights.tolist() == [7.0, 7.0]
+
+
+def test_full_masks_give_the_plain_average():
+    rng = np.random.default_rng(0)
+    values = rng.standard_normal((5, 1000)).astype(np.float32)
+    result = _average(np.zeros(1000, np.float32), ((row, np.ones(1000, bool)) for row in values))
+    np.testing.assert_array_equal(result.weights, values.mean(axis=0, dtype=np.float64).astype(np.float32))
+
+
+def test_sample_weights_are_relative_to_the_keepers():
+    masks = np.array([[1, 1], [1, 0]], bool)
+    values = np.array([[1, 3], [5, 0]], np.float32)
+    result = _average(np.zeros(2, np.float32), zip(values, masks, strict=True), shares=[3.0, 1.0])
+    assert result.weights.tolist() == [2.0, 3.0]
+
+
+@given(seed=st.integers(0, 2**32 - 1), devices=st.integers(1, 8), kept=st.floats(0, 1))
+def test_the_order_of_devices_is_irrelevant_and_the_mean_lies_between_its_values(seed, devices, kept):
+    rng = np.random.default_rng(seed)
+    values = rng.standard_normal((devices, 50)).astype(np.float32)
+    masks = rng.random((devices, 50)) < kept
+    previous = rng.standard_normal(50).astype(np.float32)
+    order = rng.permutation(devices)
+    result = _average(previous, zip(values, masks, strict=True))
+    shuffled = _average(previous, zip(values[order], masks[order], strict=True))
+    np.testing.assert_array_equal(result.weights, shuffled.weights)
+    covered = masks.any(axis=0)
+    np.testing.assert_array_equal(result.weights[~covered], previous[~covered])
+    low = np.where(masks, values, np.inf).min(axis=0)[covered]
+    high = np.where(masks, values, -np.inf).max(axis=0)[covered]
+    assert ((result.weights[covered] >= low) & (result.weights[covered] <= high)).all()
+
+
+def test_uploads_that_do_not_fit_are_refused():
+    average = MaskedAverage(3)
+    mask = np.array([True, False, True])
+    with pytest.raises(ValueError, match="do not fit 3 weights"):
+        average.add(np.zeros(1, np.float32), mask)
+    with pytest.raises(ValueError, match="device_weight = 0"):
+        average.add(np.zeros(2, np.float32), mask, 0.0)
