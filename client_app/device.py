@@ -175,8 +175,8 @@ def _upload(
     if not result.mask.any():
         return None
     if spec.uplink == "analog":
-        # The air adds real numbers: the update is sent as it is, silent where pruned.
-        update = np.where(result.mask, result.shared - broadcast, np.float32(0))
-        return update.astype(np.float32, copy=False).view(np.uint8)
-    encoded = payload.encode(result.shared, result.mask, bits=spec.bits_per_weight)
+        # The emulated air adds real numbers: it is given the exact update, and where there is none.
+        encoded = payload.encode(result.shared - broadcast, result.mask, bits=32)
+    else:
+        encoded = payload.encode(result.shared, result.mask, bits=spec.bits_per_weight)
     return np.frombuffer(encoded, np.uint8)

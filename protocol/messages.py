@@ -63,8 +63,8 @@ class DeviceSpec:
         partition: keyword arguments of `task.partition.partition` (without labels and generator).
         training: fields of `client_app.local_training.TrainingSpec`.
         bits_per_weight: bits of each uploaded weight, 32, 16 or 8.
-        uplink: ``digital`` (retained weights, encoded) or ``analog`` (dense float32 updates, which
-            the emulated air superposes; quantisation and positions do not apply).
+        uplink: ``digital`` (retained weights, at `bits_per_weight`) or ``analog`` (updates, which the
+            emulated air superposes).
     """
 
     seed: int

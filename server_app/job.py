@@ -18,12 +18,13 @@ from protocol.messages import DeviceSpec
 from protocol.streams import generator, torch_seed
 from radio.channel import ChannelModel
 from radio.latency import ComputeModel
-from radio.units import dbm_to_watt
+from radio.units import db_to_linear, dbm_to_watt
 from server_app.schema import ConfigError
 from server_app.settings import Settings
 from strategies.base import WirelessStrategy
 from strategies.fleet import Fleet
 from strategies.ofdma import OfdmaCell, OfdmaStrategy
+from strategies.over_the_air import AirInterface, OverTheAir, PrunedOverTheAir
 from task.datasets import DatasetUnavailableError, load_dataset
 from task.models import build_model
 from task.partition import partition
@@ -115,6 +116,7 @@ def device_spec(settings: Settings) -> DeviceSpec:
         },
         "training": training,
         "bits_per_weight": settings.radio.bits_per_weight,
+        "uplink": "digital" if settings.scheme.uplink == "ofdma" else "analog",
     }
     digest = hashlib.sha256(json.dumps([values, settings.scheme.name], sort_keys=True).encode()).hexdigest()
     return DeviceSpec(run_key=digest[:16], **values)
@@ -138,6 +140,9 @@ def build_strategy(job: Job, *, resume_dir: str = "") -> WirelessStrategy:
         "min_replies": settings.fleet.min_replies,
         "resume_dir": resume_dir,
     }
+    skeleton["divergence_loss"] = settings.fleet.divergence_loss
+    if settings.scheme.uplink != "ofdma":
+        return _over_the_air(job, skeleton)
     try:
         return OfdmaStrategy(
             cell=ofdma_cell(job),
@@ -150,12 +155,57 @@ def build_strategy(job: Job, *, resume_dir: str = "") -> WirelessStrategy:
         raise ConfigError(f"scheme.allocation = {settings.scheme.allocation}: {error}") from error
 
 
-def ofdma_cell(job: Job) -> OfdmaCell:
-    """Return the emulated cell in SI units."""
-    radio, channel = job.settings.radio, job.settings.channel
-    model = ChannelModel(
-        num_devices=job.settings.fleet.num_devices,
-        antennas=channel.antennas,
+def _over_the_air(job: Job, skeleton: dict[str, Any]) -> WirelessStrategy:
+    settings, air = job.settings, job.settings.air
+    try:
+        interface = air_interface(job)
+        parts = {"air": interface, "weighting": settings.scheme.weighting, **skeleton}
+        if settings.scheme.uplink == "over_the_air":
+            return OverTheAir(**parts)
+        return PrunedOverTheAir(
+            count_mode=air.count_mode,  # type: ignore[arg-type]
+            shrinkage=air.shrinkage,  # type: ignore[arg-type]
+            explore=air.explore,
+            min_count=air.min_count,
+            **parts,
+        )
+    except ValueError as error:
+        raise ConfigError(f"scheduler.method = {settings.scheduler.method}: {error}") from error
+
+
+def air_interface(job: Job) -> AirInterface:
+    """Return the analog uplink in SI and linear units."""
+    air, scheduler, radio = job.settings.air, job.settings.scheduler, job.settings.radio
+    fixed_time, compute_time = device_times(job)
+    return AirInterface(
+        channel=channel_model(job.settings, air.antennas),
+        path_loss=air.path_loss,
+        snr=float(db_to_linear(air.snr_db)),
+        noise=air.noise,
+        num_selected=air.num_selected,
+        method=scheduler.method,
+        beamformer=scheduler.beamformer,
+        scheduler_options=scheduler.options,
+        mode=air.normalization,  # type: ignore[arg-type]
+        packing=air.packing,  # type: ignore[arg-type]
+        payload=air.payload,  # type: ignore[arg-type]
+        channel_error_variance=air.channel_error_variance,
+        recompute_beam=air.recompute_beam,
+        certificate=air.certificate,
+        server_learning_rate=air.server_learning_rate,
+        bandwidth=radio.bandwidth_hz,
+        fixed_time=fixed_time,
+        compute_time=compute_time,
+        latency_threshold=radio.latency_threshold_ms * 1e-3,
+    )
+
+
+def channel_model(settings: Settings, antennas: int) -> ChannelModel:
+    """Return the cell's places and fading for a server with that many antennas."""
+    channel = settings.channel
+    return ChannelModel(
+        num_devices=settings.fleet.num_devices,
+        antennas=antennas,
         path_loss_intercept_db=channel.path_loss_intercept_db,
         path_loss_slope_db=channel.path_loss_slope_db,
         cell_radius=channel.cell_radius_m,
@@ -164,9 +214,14 @@ def ofdma_cell(job: Job) -> OfdmaCell:
         placement=channel.placement,  # type: ignore[arg-type]
         fading=channel.fading,  # type: ignore[arg-type]
     )
+
+
+def ofdma_cell(job: Job) -> OfdmaCell:
+    """Return the emulated cell in SI units."""
+    radio = job.settings.radio
     fixed_time, compute_time = device_times(job)
     return OfdmaCell(
-        channel=model,
+        channel=channel_model(job.settings, job.settings.channel.antennas),
         fixed_time=fixed_time,
         compute_time=compute_time,
         bandwidth=radio.bandwidth_hz,

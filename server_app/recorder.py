@@ -57,7 +57,10 @@ class Recorder:
 
     def record(self, log: RoundLog, timing: Mapping[str, float]) -> None:
         """Append one round."""
-        self._tables[ROUNDS].append([{"round": log.round, **log.columns}])
+        wall = {name: value for name, value in log.columns.items() if name.startswith(MEASURED)}
+        self._tables[ROUNDS].append(
+            [{"round": log.round, **{name: log.columns[name] for name in log.columns if name not in wall}}]
+        )
         learned, measured = [], []
         for device, columns in sorted(log.devices.items()):
             row = {"round": log.round, "device": device}
@@ -67,10 +70,15 @@ class Recorder:
                 measured.append({**row, **times})
         self._tables[DEVICES].append(learned)
         self._tables[DEVICE_TIMING].append(measured)
-        self._tables[TIMING].append([{"round": log.round, **timing}])
+        self._tables[TIMING].append([{"round": log.round, **wall, **timing}])
 
 
-TIMING_COLUMNS = ("measured_train_seconds", "measured_aggregate_seconds", "measured_evaluate_seconds")
+TIMING_COLUMNS = (
+    "measured_plan_seconds",
+    "measured_train_seconds",
+    "measured_aggregate_seconds",
+    "measured_evaluate_seconds",
+)
 
 
 class _Table:

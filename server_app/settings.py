@@ -26,6 +26,7 @@ class FleetSettings:
     round_timeout_s: float = key(above=0)
     min_replies: int = key(minimum=1)
     max_failed_rounds: int = key(minimum=1)
+    divergence_loss: float = key(above=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,12 +114,43 @@ class SchemeSettings:
     """How a round is planned and how uploads become the next global part."""
 
     name: str = key()
-    uplink: str = key(choices=("ofdma",))
+    uplink: str = key(choices=("ofdma", "over_the_air", "over_the_air_pruned"))
     allocation: str = key()
     pruning_ratio: float | None = key(minimum=0, maximum=1)
     local_algorithm: str = key(choices=("alternating", "simultaneous"))
     personalization: bool = key()
     weighting: str = key(choices=("uniform", "samples"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class AirSettings:
+    """The analog uplink of the over-the-air schemes."""
+
+    num_selected: int = key(minimum=1)
+    antennas: int = key(minimum=1)
+    snr_db: float = key(minimum=-200, maximum=300)
+    noise: bool = key()
+    path_loss: bool = key()
+    normalization: str = key(choices=("per_user", "common"))
+    packing: str = key(choices=("iq", "real"))
+    payload: str = key(choices=("delta", "model"))
+    channel_error_variance: float = key(minimum=0)
+    recompute_beam: bool = key()
+    certificate: bool = key()
+    server_learning_rate: float = key(above=0)
+    count_mode: str = key(choices=("bitmap", "common_mask", "count_free"))
+    shrinkage: str = key(choices=("off", "moment"))
+    explore: float = key(minimum=0, maximum=1)
+    min_count: int = key(minimum=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SchedulerSettings:
+    """Who sends over the air, and with which receive beam."""
+
+    method: str = key()
+    beamformer: str = key()
+    options: Mapping[str, Any] = key()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,6 +178,8 @@ class Settings:
     partition: PartitionSettings
     training: TrainingSettings
     scheme: SchemeSettings
+    air: AirSettings
+    scheduler: SchedulerSettings
     engine: EngineSettings
 
     @property
@@ -186,6 +220,12 @@ def _check_together(settings: Settings) -> None:
     if fleet.min_replies > (participants := fleet.devices_per_round or fleet.num_devices):
         raise ConfigError(
             f"fleet.min_replies = {fleet.min_replies} is above the {participants} devices of a round "
+            "(fleet.devices_per_round, fleet.num_devices)"
+        )
+    air_users = fleet.devices_per_round or fleet.num_devices
+    if scheme.uplink != "ofdma" and settings.air.num_selected > air_users:
+        raise ConfigError(
+            f"air.num_selected = {settings.air.num_selected} is above the {air_users} devices of a round "
             "(fleet.devices_per_round, fleet.num_devices)"
         )
     if channel.min_distance_m >= channel.cell_radius_m:

@@ -7,6 +7,7 @@ A scheme decides two things only: how a round is *planned* (`WirelessStrategy.pl
 from __future__ import annotations
 
 import logging
+import time
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -68,6 +69,10 @@ class RoundPlan:
     columns: Mapping[str, Value] = field(default_factory=dict)
 
 
+class DivergedError(ArithmeticError):
+    """Training diverged; going on would write meaningless rows."""
+
+
 class UploadError(ValueError):
     """An upload that cannot be used; costs its device the round."""
 
@@ -108,6 +113,7 @@ class WirelessStrategy(Strategy):
         evaluate_every: int = 1,
         last_round: int | None = None,
         min_replies: int = 1,
+        divergence_loss: float = np.inf,
         hello_timeout: float = 60.0,
         resume_dir: str = "",
     ) -> None:
@@ -119,6 +125,7 @@ class WirelessStrategy(Strategy):
         self.evaluate_every = evaluate_every
         self.last_round = last_round
         self.min_replies = min_replies
+        self.divergence_loss = divergence_loss
         self.hello_timeout = hello_timeout
         self.resume_dir = resume_dir
         self.log = RoundLog(0)
@@ -166,7 +173,9 @@ class WirelessStrategy(Strategy):
         self._weights = read_weights(arrays)
         self.fleet.refresh(grid, self.hello_timeout)
         devices = self._participants(server_round)
+        started = time.perf_counter()
         self._plan = self.plan(server_round, devices)
+        self.log.columns["measured_plan_seconds"] = round(time.perf_counter() - started, 6)
         self.log.columns.update(self._plan.columns)
         broadcast = weights_record(self._weights)
         mask = None if self._plan.mask is None else mask_record(self._plan.mask)
@@ -235,6 +244,8 @@ class WirelessStrategy(Strategy):
             return None, None
         weights, columns = receiver.finish()
         self.log.columns.update(columns)
+        if not np.isfinite(weights).all():
+            raise DivergedError(f"round {server_round}: the global part left the finite numbers")
         self._weights = weights
         return weights_record(weights), MetricRecord({"replies": used})
 
@@ -287,6 +298,12 @@ class WirelessStrategy(Strategy):
             "evaluated": len(results),
         }
         self.log.columns.update(summary)
+        if summary["loss_mean"] > self.divergence_loss:
+            raise DivergedError(
+                f"round {server_round}: the mean test loss is {summary['loss_mean']:.3g}, above "
+                f"fleet.divergence_loss = {self.divergence_loss:g}: less noise, a smaller step or fewer "
+                "local steps may help"
+            )
         return MetricRecord(dict(summary))
 
     def summary(self) -> None:

@@ -143,7 +143,7 @@ def _digits_table() -> Bytes:
         file = Path(folder) / "datasets" / "data" / "digits.csv.gz"
         if file.is_file():
             return np.loadtxt(file, delimiter=",", dtype=np.uint8)
-    from sklearn.datasets import load_digits  # noqa: PLC0415 (slow import, only if the file has moved)
+    from sklearn.datasets import load_digits  # slow import, only if the file has moved
 
     bunch: Any = load_digits()
     return np.column_stack([bunch.data, bunch.target]).astype(np.uint8)
@@ -193,7 +193,7 @@ def _fetch(torchvision_name: str, root: Path, raw: Path, download: bool) -> None
     )
     if not download:
         raise DatasetUnavailableError(f"{torchvision_name} is not in {root}, and download is off. {remedy}.")
-    from task._torchvision import torchvision_datasets  # noqa: PLC0415 (slow import, for downloads only)
+    from task._torchvision import torchvision_datasets  # slow import, for downloads only
 
     _log.info("downloading %s into %s", torchvision_name, raw)
     try:

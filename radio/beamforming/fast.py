@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from radio.beamforming.ascent import ascend, polish
 from radio.beamforming.problem import Beam, Complex, finish, matched_filters, principal_beam, random_beams
+
+_PARALLEL = 0.98  # |m_i^H m_j|^2 above which two climbed beams are taken to be the same optimum
 
 
 def starting_beams(
@@ -17,9 +20,21 @@ def starting_beams(
         fixed.insert(0, (initial / np.linalg.norm(initial))[None])
     filters = matched_filters(channels)
     order = np.argsort(-np.abs(filters.conj() @ channels.T).min(axis=1), kind="stable")
-    fixed.append(filters[order[: max(1, count // 3)]])
+    fixed.append(filters[order[: max(1, count * 5 // 8)]])
     beams = np.concatenate(fixed)[:count]
     return np.concatenate([beams, random_beams(rng, count - len(beams), channels.shape[1])])
+
+
+def distinct(beams: Complex, order: NDArray[np.intp], count: int) -> list[int]:
+    """Return the first `count` of `order` that are not nearly parallel to one already taken."""
+    kept: list[int] = []
+    for index in order:
+        if kept and (np.abs(beams[kept].conj() @ beams[index]) ** 2).max() > _PARALLEL:
+            continue
+        kept.append(int(index))
+        if len(kept) == count:
+            break
+    return kept
 
 
 def solve(
@@ -28,7 +43,7 @@ def solve(
     rng: np.random.Generator,
     initial: Complex | None = None,
     starts: int = 16,
-    polished: int = 8,
+    finished: int = 6,
     tolerance: float = 1e-6,
 ) -> Beam:
     """Many-start ascent with an exact polish (see `radio.beamforming.ascent`).
@@ -37,26 +52,29 @@ def solve(
         channels: (M, N), checked.
         rng: draws the random starts.
         initial: a beam to start from as well; the result is never worse.
-        starts: beams that climb together.
-        polished: of these, how many are tried with the exact step; half of them are finished.
+        starts: beams that climb together; every distinct one is tried with a few exact steps.
+        finished: of these, how many of the best are polished to the end.
         tolerance: relative gain growth at which a polish stops.
+
+    Raises:
+        ValueError: if `starts` or `finished` is below 1.
     """
-    if starts < 1 or polished < 1:
-        raise ValueError(f"starts = {starts} and polished = {polished} must be at least 1")
-    # Slower sharpening than the joint search uses: with the users fixed, an extra step costs next to nothing.
+    if starts < 1 or finished < 1:
+        raise ValueError(f"starts = {starts} and finished = {finished} must be at least 1")
+    # Slow sharpening: with the users fixed, a step costs next to nothing, and haste ends in worse optima.
     first = starting_beams(channels, starts, rng, initial)
-    beams, values = ascend(channels, first, iterations=30, growth=1.16)
-    order = np.argsort(-values, kind="stable")[:polished]
+    beams, values = ascend(channels, first, iterations=40, beta=1.0, growth=1.12)
     steps = 0
-    trials: list[tuple[float, Complex]] = []
-    for index in order:
+    tried, gained = [], []
+    for index in distinct(beams, np.argsort(-values, kind="stable"), starts):
         beam, gain, made = polish(channels, beams[index], steps=4, tolerance=1e-4)
-        trials.append((gain, beam))
+        tried.append(beam)
+        gained.append(gain)
         steps += made
-    trials.sort(key=lambda trial: -trial[0])
-    best_gain, best = trials[0]
-    for _, start in trials[: (polished + 1) // 2]:
-        beam, gain, made = polish(channels, start, tolerance=tolerance)
+    trials = np.stack(tried)
+    best, best_gain = trials[int(np.argmax(gained))], max(gained)
+    for index in distinct(trials, np.argsort(-np.array(gained), kind="stable"), finished):
+        beam, gain, made = polish(channels, trials[index], tolerance=tolerance)
         steps += made
         if gain > best_gain:
             best, best_gain = beam, gain

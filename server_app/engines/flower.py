@@ -129,7 +129,8 @@ class _Flwr:
         run_config = scratch / "run-config.toml"
         text = " ".join(_quoted(override) for override in overrides)
         values = {"overrides": text, "out-dir": str(folder)}
-        run_config.write_text("".join(f"{name} = {json.dumps(value)}\n" for name, value in values.items()))
+        lines = [f"{name} = {json.dumps(value)}\n" for name, value in values.items()]
+        run_config.write_text("".join(lines))
         workers = settings.engine.workers or os.cpu_count() or 1
         federation = (
             f"num-supernodes={settings.fleet.num_devices} client-resources-num-cpus=1 "

@@ -1,6 +1,7 @@
 """One contract for every beamformer, and the cases where the optimum is known in closed form."""
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,10 @@ def rayleigh(seed: int, users: int, antennas: int) -> np.ndarray[Any, np.dtype[n
     rng = np.random.default_rng(seed)
     shape = (users, antennas)
     return np.asarray((rng.standard_normal(shape) + 1j * rng.standard_normal(shape)) / np.sqrt(2))
+
+
+def squares(h: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    return np.asarray(np.abs(h) ** 2)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -70,24 +75,15 @@ def test_initial_beam_is_an_incumbent(method: str) -> None:
 @pytest.mark.parametrize(
     "case",
     [
-        pytest.param(
-            lambda: (rayleigh(0, 1, 4), (np.abs(rayleigh(0, 1, 4)) ** 2).sum()), id="one user: ||h||^2"
-        ),
-        pytest.param(
-            lambda: (rayleigh(1, 5, 1), (np.abs(rayleigh(1, 5, 1)) ** 2).min()),
-            id="one antenna: weakest user",
-        ),
+        pytest.param(lambda: (rayleigh(0, 1, 4), squares(rayleigh(0, 1, 4)).sum()), id="one user"),
+        pytest.param(lambda: (rayleigh(1, 5, 1), squares(rayleigh(1, 5, 1)).min()), id="one antenna"),
         pytest.param(lambda: (np.array([[1, 0], [0.6, 0.8]]), 0.8), id="two unit users: (1 + r)/2"),
-        pytest.param(
-            lambda: (np.diag([1.0, 2.0, 0.5]), 1 / (1 + 1 / 4 + 4)), id="orthogonal: harmonic sum of squares"
-        ),
-        pytest.param(
-            lambda: (np.ones((3, 2)) * np.array([[1], [2], [3]]), 2.0), id="collinear: weakest user"
-        ),
+        pytest.param(lambda: (np.diag([1.0, 2.0, 0.5]), 1 / (1 + 1 / 4 + 4)), id="orthogonal: sum 1/a^2"),
+        pytest.param(lambda: (np.outer([1, 2, 3], [1, 1]), 2.0), id="collinear: weakest user"),
     ],
 )
 def test_closed_forms(method: str, case: Callable[[], tuple[np.ndarray[Any, Any], float]]) -> None:
-    """One user, one antenna, two users, orthogonal and collinear users have known optima; SDR is tight there."""
+    """One user, one antenna, two, orthogonal, collinear users: known optima, and the relaxation is tight."""
     h, optimum = case()
     found = beamform(h, method=method, upper_bound=True)
     assert found.min_gain == pytest.approx(optimum, rel=SLACK.get(method, 1e-5))
@@ -97,7 +93,7 @@ def test_closed_forms(method: str, case: Callable[[], tuple[np.ndarray[Any, Any]
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 12), st.integers(1, 6))
 def test_no_beam_exceeds_the_bound(seed: int, users: int, antennas: int) -> None:
-    """The barrier solver's bound is a dual value, valid against any beam, and adding a user cannot raise it."""
+    """The bound is a dual value, valid against any beam, and adding a user cannot raise it."""
     h = rayleigh(seed, users, antennas)
     bound = set_upper_bound(h)
     beams = random_beams(np.random.default_rng(seed), 200, antennas)
@@ -142,8 +138,8 @@ def test_polish_reaches_the_optimum_where_the_relaxation_is_tight() -> None:
 def test_adding_a_user_never_helps() -> None:
     """The optimum over more users is at most that over fewer."""
     h = rayleigh(2, 10, 4)
-    values = [beamform(h[:count], starts=64, polished=16).min_gain for count in range(1, 11)]
-    assert all(later <= earlier * (1 + 1e-4) for earlier, later in zip(values, values[1:], strict=False))
+    values = [beamform(h[:count], starts=64, finished=16).min_gain for count in range(1, 11)]
+    assert all(later <= earlier * (1 + 1e-4) for earlier, later in pairwise(values))
 
 
 @pytest.mark.parametrize(("sets", "users", "antennas"), [(4, 10, 8), (4, 20, 16)])

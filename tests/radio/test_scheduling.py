@@ -11,7 +11,11 @@ from radio.beamforming import gains
 from radio.scheduling import Selection, methods, policy, schedule
 from radio.scheduling.registry import _POLICIES
 
-OPTIONS: dict[str, dict[str, Any]] = {"actor_critic": {"updates": 20, "batch": 16}}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "actor_critic": {"updates": 20, "batch": 16},
+    "subgradient": {"outer": 10, "inner": 50},
+}
+JOINT = ("multistart", "enhanced", "brute_force", "iterative", "policy_greedy", "policy")
 GLOBAL_PHASE = sorted(set(methods()) - {"actor_critic"})  # the network sees Re and Im of the channels
 
 
@@ -69,9 +73,7 @@ def test_global_phase_does_not_matter(method: str) -> None:
         assert turned.min_gain == pytest.approx(base.min_gain, rel=2e-2)
 
 
-@pytest.mark.parametrize(
-    "method", ["multistart", "enhanced", "brute_force", "iterative", "policy_greedy", "policy"]
-)
+@pytest.mark.parametrize("method", JOINT)
 def test_one_user_and_one_antenna(method: str) -> None:
     """M = 1: the strongest user with its matched filter. N = 1: the M strongest users."""
     h = rayleigh(7, 12, 4)

@@ -1,5 +1,6 @@
 """What the methods promise of each other and of the optimum, over channel draws."""
 
+from itertools import pairwise
 from math import comb
 from typing import Any
 
@@ -37,7 +38,8 @@ def mean_mse(method: str, users: int, antennas: int, selected: int, draws: int, 
 
 
 def check_brute_force(draws: int) -> None:
-    agree, ratios = [], {"enhanced": [], "policy_greedy": [], "iterative": [], "subgradient": []}
+    agree: list[bool] = []
+    ratios: dict[str, list[float]] = {"enhanced": [], "policy_greedy": [], "iterative": [], "subgradient": []}
     for draw in range(draws):
         h = rayleigh([12, draw], 12, 4)
         best = schedule(h, 4, method="brute_force")
@@ -159,7 +161,7 @@ def test_alternation_never_falls() -> None:
     for draw in range(5):
         h = rayleigh(draw, 40, 4)
         values = [schedule(h, 6, method="iterative", rounds=r).min_gain for r in range(1, 8)]
-        assert all(b >= a * (1 - 1e-9) for a, b in zip(values, values[1:], strict=False))
+        assert all(b >= a * (1 - 1e-9) for a, b in pairwise(values))
         assert schedule(h, 6, method="iterative").status == "converged"
 
 
