@@ -8,6 +8,7 @@ number of users that kept it.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
@@ -30,6 +31,7 @@ from radio.aircomp import (
     symbols,
 )
 from radio.beamforming import beamform
+from radio.beamforming import resolve as resolve_beamformer
 from radio.channel import ChannelModel, draw_vectors, mean_gain, place_devices
 from radio.scheduling import Schedule, resolve, schedule
 from radio.sparse_air import (
@@ -135,7 +137,7 @@ class OverTheAir(WirelessStrategy):
         super().__init__(**skeleton)
         self.air = air
         self.weighting = weighting
-        resolve(air.method)  # an unknown policy is an error now, not in the first round
+        _check_solvers(air)
         placement = generator(self.seed, "placement")
         gain = np.ones(self.fleet.num_devices)
         if air.path_loss:
@@ -459,6 +461,25 @@ class _AirReceiver:
             return self._weights, {"wire_bytes": 0}
         weights, columns = self._strategy.aggregate(self._round, self._weights, self._updates)
         return weights, {**columns, "wire_bytes": self._bytes}
+
+
+def _check_solvers(air: AirInterface) -> None:
+    """Find an unknown policy, option or beamformer now, not in the first round.
+
+    Raises:
+        ValueError: naming it and what would be valid.
+    """
+    policy = resolve(air.method)
+    resolve_beamformer(air.beamformer)
+    parameters = inspect.signature(policy).parameters
+    known = {name for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY} - {"beamformer", "rng"}
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    for name in air.scheduler_options:
+        if name not in known and not takes_any:
+            raise ValueError(
+                f"scheduler.options.{name} is unknown to {air.method}; "
+                f"valid: {', '.join(sorted(known)) or 'none'}"
+            )
 
 
 def _schedule_columns(found: Schedule, users: npt.NDArray[np.int_]) -> dict[str, Value]:

@@ -108,7 +108,7 @@ def app_folder() -> Path:
     root = Path(__file__).resolve().parents[2]
     if not (root / "pyproject.toml").is_file():
         raise ConfigError(
-            "engine = flower needs airflower's source tree (with its pyproject.toml), which `flwr run` packs; "
+            "engine = flower needs airflower's source tree (with its pyproject.toml) for `flwr run`; "
             "install it with `pip install -e .` from a clone, or use engine=inprocess"
         )
     return root
