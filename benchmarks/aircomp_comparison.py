@@ -3,9 +3,9 @@
     python -m benchmarks.aircomp_comparison [--draws 100] [--quick] [--json FILE]
 
 Per setting and method: mean normalised MSE (1 / min gain) with its standard error, the mean over the same
-draws relative to `multistart`, mean and largest wall time, processor time, share of draws won (ties count for all that tie),
-and the certificate of the beam: min gain over the semidefinite bound of the chosen set. Slow methods run
-on the first few draws only, as the column "draws" says; their own "vs multistart" is over those draws.
+draws relative to `multistart`, mean and largest wall time, processor time, share of draws won (ties count for
+all that tie), and the certificate of the beam: min gain over the semidefinite bound of the chosen set. Slow
+methods run on the first few draws only, as the column "draws" says; their "vs ours" is over those draws.
 """
 
 from __future__ import annotations

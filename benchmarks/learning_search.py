@@ -24,8 +24,9 @@ import torch
 
 from client_app.evaluation import evaluate
 from client_app.flat_model import FlatModel
-from client_app.local_training import DivergedError, TrainingSpec, local_round
+from client_app.local_training import DivergedError, local_round
 from protocol.streams import generator, torch_seed
+from protocol.training import TrainingSpec
 from task.datasets import load_dataset
 from task.models import build_model
 from task.partition import partition

@@ -1,6 +1,6 @@
 """Does pruning cost accuracy? `proposed` against `personalization_only`, the same rounds and seeds.
 
-    AIRFLOWER_DATA_ROOT=... python -m benchmarks.personalization_table --dataset mnist --rounds 200 --seeds 1 2 3
+    AIRFLOWER_DATA_ROOT=... python -m benchmarks.personalization_table --dataset mnist --rounds 200
 
 Runs whole jobs on the in-process engine and prints, per scheme, the final personalised test accuracy (mean
 and spread over the seeds), the bits uploaded, and the emulated round latencies.
@@ -84,7 +84,7 @@ def _summary(options: argparse.Namespace, scheme: str, seed: int, folder: Path) 
 
 
 def _bits(runs: Sequence[dict[str, Any]]) -> float:
-    return statistics.mean(summary["total_uplink_bits"] for summary in runs)
+    return float(statistics.mean(summary["total_uplink_bits"] for summary in runs))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from flwr.app import Context
 from client_app import state
 from client_app.evaluation import Evaluation, evaluate
 from client_app.flat_model import FlatModel
-from client_app.local_training import LocalResult, TrainingSpec, local_round
+from client_app.local_training import LocalResult, local_round
 from protocol.messages import (
     DeviceSpec,
     EvaluateOrder,
@@ -26,6 +26,7 @@ from protocol.messages import (
     spec_from_json,
 )
 from protocol.streams import generator, torch_seed
+from protocol.training import TrainingSpec
 from radio import payload
 from task.datasets import ImageData, load_dataset
 from task.models import build_model

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from client_app.flat_model import FlatModel
+from protocol.training import IMPORTANCES, Importance
 
-Importance = Literal["update", "first_order", "magnitude", "random"]
-IMPORTANCES: tuple[str, ...] = get_args(Importance)
 NEEDS_GRADIENT: frozenset[str] = frozenset({"update", "first_order"})
 _Floats = npt.NDArray[np.float32]
 

@@ -61,7 +61,7 @@ class DeviceSpec:
         personal: glob patterns of the personal parameters' names.
         dataset: keyword arguments of `task.datasets.load_dataset`.
         partition: keyword arguments of `task.partition.partition` (without labels and generator).
-        training: fields of `client_app.local_training.TrainingSpec`.
+        training: fields of `protocol.training.TrainingSpec`.
         bits_per_weight: bits of each uploaded weight, 32, 16 or 8.
         uplink: ``digital`` (retained weights, at `bits_per_weight`) or ``analog`` (updates, which the
             emulated air superposes).

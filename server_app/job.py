@@ -97,7 +97,6 @@ def prepare(settings: Settings) -> Job:
 
 def device_spec(settings: Settings) -> DeviceSpec:
     """Return what every device is told; also the identity of the run for what devices store."""
-    training = {**settings.to_dict()["training"], "algorithm": settings.scheme.local_algorithm}
     values: dict[str, Any] = {
         "seed": settings.seed,
         "num_devices": settings.fleet.num_devices,
@@ -114,7 +113,7 @@ def device_spec(settings: Settings) -> DeviceSpec:
             "test_samples_per_device": settings.partition.test_samples_per_device,
             **settings.partition.options,
         },
-        "training": training,
+        "training": settings.to_dict()["training"],
         "bits_per_weight": settings.radio.bits_per_weight,
         "uplink": "digital" if settings.scheme.uplink == "ofdma" else "analog",
     }
@@ -148,7 +147,7 @@ def build_strategy(job: Job, *, resume_dir: str = "") -> WirelessStrategy:
             cell=ofdma_cell(job),
             policy=settings.scheme.allocation,
             pruning_ratio=settings.scheme.pruning_ratio,
-            weighting=settings.scheme.weighting,  # type: ignore[arg-type]
+            weighting=settings.scheme.weighting,
             **skeleton,
         )
     except ValueError as error:
@@ -163,8 +162,8 @@ def _over_the_air(job: Job, skeleton: dict[str, Any]) -> WirelessStrategy:
         if settings.scheme.uplink == "over_the_air":
             return OverTheAir(**parts)
         return PrunedOverTheAir(
-            count_mode=air.count_mode,  # type: ignore[arg-type]
-            shrinkage=air.shrinkage,  # type: ignore[arg-type]
+            count_mode=air.count_mode,
+            shrinkage=air.shrinkage,
             explore=air.explore,
             min_count=air.min_count,
             **parts,
@@ -186,9 +185,9 @@ def air_interface(job: Job) -> AirInterface:
         method=scheduler.method,
         beamformer=scheduler.beamformer,
         scheduler_options=scheduler.options,
-        mode=air.normalization,  # type: ignore[arg-type]
-        packing=air.packing,  # type: ignore[arg-type]
-        payload=air.payload,  # type: ignore[arg-type]
+        mode=air.normalization,
+        packing=air.packing,
+        payload=air.payload,
         channel_error_variance=air.channel_error_variance,
         recompute_beam=air.recompute_beam,
         certificate=air.certificate,
@@ -211,8 +210,8 @@ def channel_model(settings: Settings, antennas: int) -> ChannelModel:
         cell_radius=channel.cell_radius_m,
         min_distance=channel.min_distance_m,
         shadowing_std_db=channel.shadowing_std_db,
-        placement=channel.placement,  # type: ignore[arg-type]
-        fading=channel.fading,  # type: ignore[arg-type]
+        placement=channel.placement,
+        fading=channel.fading,
     )
 
 
@@ -229,10 +228,10 @@ def ofdma_cell(job: Job) -> OfdmaCell:
         noise_power=float(dbm_to_watt(radio.noise_power_dbm)),
         latency_threshold=radio.latency_threshold_ms * 1e-3,
         bits_per_weight=radio.bits_per_weight,
-        noise_model=radio.noise_model,  # type: ignore[arg-type]
+        noise_model=radio.noise_model,
         charge_mask_bits=radio.charge_mask_bits,
         max_pruning_ratio=radio.max_pruning_ratio,
-        when_infeasible=radio.when_infeasible,  # type: ignore[arg-type]
+        when_infeasible=radio.when_infeasible,
     )
 
 
@@ -274,6 +273,6 @@ def _steps(
     global_steps = count(training.global_epochs, training.global_steps)
     if not has_personal:
         return np.zeros_like(sizes), global_steps
-    if settings.scheme.local_algorithm == "simultaneous":
+    if training.algorithm == "simultaneous":
         return global_steps, global_steps  # both parts move in every step
     return count(training.personal_epochs, training.personal_steps), global_steps

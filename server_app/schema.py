@@ -26,10 +26,9 @@ def key(
     minimum: float | None = None,
     above: float | None = None,
     maximum: float | None = None,
-    choices: Sequence[Any] | None = None,
 ) -> Any:
-    """Declare the admissible values of one key of a settings dataclass."""
-    limits = {"minimum": minimum, "above": above, "maximum": maximum, "choices": choices}
+    """Declare the admissible numbers of one key of a settings dataclass."""
+    limits = {"minimum": minimum, "above": above, "maximum": maximum}
     return dataclasses.field(metadata={name: limit for name, limit in limits.items() if limit is not None})
 
 
@@ -60,7 +59,10 @@ def build(cls: type[T], values: Mapping[str, Any], path: str = "") -> T:
         if value is not None:
             _check(value, field.metadata, full)
         arguments[name] = value
-    return cls(**arguments)
+    try:
+        return cls(**arguments)
+    except ValueError as error:  # a dataclass may check itself; it does not know its path
+        raise ConfigError(f"{path}.{error}" if path else str(error)) from error
 
 
 def suggest(name: str, valid: Sequence[str]) -> str:
@@ -83,6 +85,11 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
         if value is None:
             return None
         return _convert(options[0], value, path)
+    if origin is typing.Literal:
+        if value not in typing.get_args(hint):
+            valid = ", ".join(map(str, typing.get_args(hint)))
+            raise ConfigError(f"{path} = {value!r} is not one of: {valid}")
+        return value
     if origin is tuple:
         if isinstance(value, str) or not isinstance(value, Sequence):
             raise ConfigError(f"{path} = {value!r} is not a list")
@@ -113,6 +120,3 @@ def _check(value: Any, limits: Mapping[str, Any], path: str) -> None:
         raise ConfigError(f"{path} = {value!r} must be above {limits['above']:g}")
     if "maximum" in limits and value > limits["maximum"]:
         raise ConfigError(f"{path} = {value!r} is above its greatest value {limits['maximum']:g}")
-    if "choices" in limits and value not in limits["choices"]:
-        valid = ", ".join(str(choice) for choice in limits["choices"])
-        raise ConfigError(f"{path} = {value!r} is not one of: {valid}")

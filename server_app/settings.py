@@ -9,11 +9,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from protocol.training import TrainingSpec
 from server_app.schema import ConfigError, build, key, suggest
 
 
@@ -37,15 +38,15 @@ class RadioSettings:
     transmit_power_dbm: float = key(minimum=-100, maximum=100)
     noise_power_dbm: float = key(minimum=-300, maximum=100)
     latency_threshold_ms: float = key(above=0)
-    noise_model: str = key(choices=("fixed", "proportional"))
-    bits_per_weight: int = key(choices=(32, 16, 8))
+    noise_model: Literal["fixed", "proportional"] = key()
+    bits_per_weight: Literal[32, 16, 8] = key()
     cpu_hz: float = key(above=0)
     cycles_per_weight: float = key(minimum=0)
     cycles_per_weight_personal: float = key(minimum=0)
     include_importance_cost: bool = key()
     charge_mask_bits: bool = key()
     max_pruning_ratio: float = key(above=0, maximum=1)
-    when_infeasible: str = key(choices=("relax", "drop"))
+    when_infeasible: Literal["relax", "drop"] = key()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +54,8 @@ class ChannelSettings:
     """Places and fading of the devices."""
 
     antennas: int = key(minimum=1)
-    fading: str = key(choices=("rayleigh", "none"))
-    placement: str = key(choices=("rings", "random"))
+    fading: Literal["rayleigh", "none"] = key()
+    placement: Literal["rings", "random"] = key()
     cell_radius_m: float = key(above=0)
     min_distance_m: float = key(above=0)
     path_loss_intercept_db: float = key()
@@ -91,35 +92,15 @@ class PartitionSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingSettings:
-    """Local training of one device in one round."""
-
-    personal_steps: int = key(minimum=0)
-    global_steps: int = key(minimum=1)
-    importance_steps: int = key(minimum=1)
-    personal_epochs: int | None = key(minimum=0)
-    global_epochs: int | None = key(minimum=1)
-    batch_size: int = key(minimum=1)
-    optimizer: str = key(choices=("sgd", "adam"))
-    personal_learning_rate: float = key(above=0)
-    global_learning_rate: float = key(above=0)
-    momentum: float = key(minimum=0, maximum=0.9999)
-    weight_decay: float = key(minimum=0)
-    importance: str = key(choices=("update", "first_order", "magnitude", "random"))
-    prune_bias: bool = key()
-
-
-@dataclass(frozen=True, kw_only=True)
 class SchemeSettings:
     """How a round is planned and how uploads become the next global part."""
 
     name: str = key()
-    uplink: str = key(choices=("ofdma", "over_the_air", "over_the_air_pruned"))
+    uplink: Literal["ofdma", "over_the_air", "over_the_air_pruned"] = key()
     allocation: str = key()
     pruning_ratio: float | None = key(minimum=0, maximum=1)
-    local_algorithm: str = key(choices=("alternating", "simultaneous"))
     personalization: bool = key()
-    weighting: str = key(choices=("uniform", "samples"))
+    weighting: Literal["uniform", "samples"] = key()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,15 +112,15 @@ class AirSettings:
     snr_db: float = key(minimum=-200, maximum=300)
     noise: bool = key()
     path_loss: bool = key()
-    normalization: str = key(choices=("per_user", "common"))
-    packing: str = key(choices=("iq", "real"))
-    payload: str = key(choices=("delta", "model"))
+    normalization: Literal["per_user", "common"] = key()
+    packing: Literal["iq", "real"] = key()
+    payload: Literal["delta", "model"] = key()
     channel_error_variance: float = key(minimum=0)
     recompute_beam: bool = key()
     certificate: bool = key()
     server_learning_rate: float = key(above=0)
-    count_mode: str = key(choices=("bitmap", "common_mask", "count_free"))
-    shrinkage: str = key(choices=("off", "moment"))
+    count_mode: Literal["bitmap", "common_mask", "count_free"] = key()
+    shrinkage: Literal["off", "moment"] = key()
     explore: float = key(minimum=0, maximum=1)
     min_count: int = key(minimum=1)
 
@@ -157,7 +138,7 @@ class SchedulerSettings:
 class EngineSettings:
     """What runs the devices."""
 
-    name: str = key(choices=("inprocess", "flower"))
+    name: Literal["inprocess", "flower"] = key()
     workers: int | None = key(minimum=1)
 
 
@@ -176,7 +157,7 @@ class Settings:
     model: ModelSettings
     dataset: DatasetSettings
     partition: PartitionSettings
-    training: TrainingSettings
+    training: TrainingSpec
     scheme: SchemeSettings
     air: AirSettings
     scheduler: SchedulerSettings
@@ -236,11 +217,6 @@ def _check_together(settings: Settings) -> None:
     if scheme.allocation == "fixed_ratio" and scheme.pruning_ratio is None:
         raise ConfigError(
             "scheme.pruning_ratio is null; scheme.allocation=fixed_ratio needs a value in [0, 1]"
-        )
-    if settings.training.optimizer == "adam" and settings.training.momentum:
-        raise ConfigError(
-            f"training.momentum = {settings.training.momentum:g} has no meaning with "
-            "training.optimizer=adam; set it to 0"
         )
 
 

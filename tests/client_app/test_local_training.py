@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from client_app.flat_model import FlatModel
-from client_app.local_training import DivergedError, TrainingSpec, local_round, mini_batches
+from client_app.local_training import DivergedError, local_round, mini_batches
 from client_app.masks import select_mask
+from protocol.training import TrainingSpec
 from task.models import build_model
 from task.split import split_parameters
 
