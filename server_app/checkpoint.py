@@ -36,6 +36,8 @@ _FREE = (
     "rounds",
     "resume",
     "engine",
+    "tracker",
+    "report",
     "checkpoint_every",
     "dataset.root",
     "dataset.download",

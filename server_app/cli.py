@@ -15,7 +15,8 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from server_app.schema import ConfigError
-from server_app.settings import Settings, compose_settings, settings_from_config
+from server_app.settings import Settings, compose_config, compose_settings, settings_from_config
+from server_app.sweep import is_finished, note_failure, start_afresh, sweep_name
 
 log = logging.getLogger(__name__)
 
@@ -42,14 +43,31 @@ def _check(arguments: Sequence[str]) -> None:
     ):
         return
     overrides = [argument for argument in arguments if not argument.startswith("-") and "=" in argument]
-    if "--multirun" not in arguments and "-m" not in arguments:
+    mode, params = sweep_plan(overrides)
+    if "--multirun" not in arguments and "-m" not in arguments and mode != "MULTIRUN":
         compose_settings(overrides)
         return
-    for job in expand_sweep(overrides):
+    os.environ.setdefault("AIRFLOWER_SWEEP", sweep_name(overrides))
+    for job in expand_sweep([*params, *overrides]):
         try:
             compose_settings(job)
         except ConfigError as error:
             raise ConfigError(f"{error} (in the job {' '.join(job)})") from error
+
+
+def sweep_plan(overrides: Sequence[str]) -> tuple[str | None, list[str]]:
+    """Return what the configuration itself says of a sweep: Hydra's mode, and overrides to sweep over.
+
+    Raises:
+        ConfigError: for an unknown experiment or size.
+    """
+    chosen = [override for override in overrides if override.startswith(("experiment=", "size=", "hydra"))]
+    if not any(override.startswith("experiment=") for override in chosen):
+        return None, []
+    hydra = compose_config(chosen, with_hydra=True).hydra
+    return str(hydra.mode or "").removeprefix("RunMode.") or None, [
+        f"{name}={value}" for name, value in (hydra.sweeper.params or {}).items()
+    ]
 
 
 def expand_sweep(overrides: Sequence[str]) -> list[list[str]]:
@@ -74,14 +92,25 @@ def _job(config: DictConfig) -> None:
     """Run one job; its records go to Hydra's output folder of the job."""
     from hydra.core.hydra_config import HydraConfig
 
+    from hydra.types import RunMode
+
     folder = Path(HydraConfig.get().runtime.output_dir)
+    in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
     overrides = list(HydraConfig.get().overrides.task)
     settings = settings_from_config(config)
     _console()
+    if in_sweep:
+        if is_finished(folder, settings):
+            log.info("finished before, skipped: %s", folder)
+            return
+        start_afresh(folder)
     try:
         run_job(settings, overrides, folder)
     except ConfigError as error:
         log.error("airflower: %s", error)
+        if in_sweep:  # the other jobs go on; SweepEnd sets the exit status
+            note_failure(folder, error)
+            return
         sys.exit(CONFIG_ERROR)
     except KeyboardInterrupt:
         log.error("airflower: interrupted")
@@ -89,12 +118,21 @@ def _job(config: DictConfig) -> None:
     except Exception as error:
         log.debug("the run failed", exc_info=True)
         log.error("airflower: the run failed: %s: %s", type(error).__name__, error)
+        if in_sweep:
+            note_failure(folder, error)
+            return
         sys.exit(RUN_ERROR)
 
 
 def run_job(settings: Settings, overrides: Sequence[str], folder: Path) -> None:
     """Run the job on the engine that it names."""
     log.info("records: %s", folder)
+    if settings.study.name is not None:
+        from server_app.run import record_run
+        from server_app.studies import run_study
+
+        record_run(settings, folder, lambda: run_study(settings, folder))
+        return
     if settings.engine.name == "flower":
         from server_app.engines.flower import run_flower
 

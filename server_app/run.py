@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from server_app.progress import round_line
 from server_app.recorder import ROUNDS, Recorder, read_table, write_json
 from server_app.settings import Settings
 from server_app.summary import run_facts, summarise
+from server_app.trackers import Tracker, open_tracker
 from strategies.base import WirelessStrategy
 
 log = logging.getLogger(__name__)
@@ -44,13 +45,18 @@ def run(settings: Settings, grid: Grid, folder: Path) -> dict[str, Any]:
         RunFailedError: if no device answered for `fleet.max_failed_rounds` rounds in a row.
         FleetError: if the devices do not connect.
     """
+    return record_run(settings, folder, lambda: _run(settings, grid, folder))
+
+
+def record_run(settings: Settings, folder: Path, work: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+    """Do `work` between a summary that says running and one that says how it ended; return the latter."""
     folder.mkdir(parents=True, exist_ok=True)
     OmegaConf.save(settings.to_dict(), folder / "config.yaml")
     facts = run_facts(settings)
     write_json(folder / SUMMARY, {"status": "running", **facts})
     with _log_file(folder / LOG_FILE):
         try:
-            final = _run(settings, grid, folder)
+            final = work()
         except BaseException as error:
             reason = f"{type(error).__name__}: {error}"
             write_json(folder / SUMMARY, {"status": "failed", "reason": reason, **facts})
@@ -93,7 +99,8 @@ def _run(settings: Settings, grid: Grid, folder: Path) -> dict[str, Any]:
     )
     strategy.summary()
     strategy.fleet.wait(grid, settings.fleet.round_timeout_s)
-    _rounds(job, strategy, grid, recorder, folder, start)
+    with open_tracker(settings, folder) as tracker:
+        _rounds(job, strategy, grid, recorder, tracker, folder, start)
     rows = read_table(folder / ROUNDS)
     draw_run(folder)
     return summarise(rows)
@@ -104,6 +111,7 @@ def _rounds(
     strategy: WirelessStrategy,
     grid: Grid,
     recorder: Recorder,
+    tracker: Tracker,
     folder: Path,
     start: checkpoint.Checkpoint | None,
 ) -> None:
@@ -126,6 +134,7 @@ def _rounds(
         strategy.aggregate_evaluate(server_round, _exchange(grid, orders, timeout))
         clock.lap("measured_evaluate_seconds")
         recorder.record(strategy.log, clock.seconds)
+        tracker.record(server_round, {**strategy.log.columns, **clock.seconds})
         log.info("%s", round_line(strategy.log, settings.rounds, clock.seconds))
         silent = 0 if strategy.log.columns["replies"] else silent + 1
         if silent == settings.fleet.max_failed_rounds or (silent and server_round == settings.rounds):

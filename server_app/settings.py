@@ -143,6 +143,21 @@ class EngineSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StudySettings:
+    """A job that trains nothing."""
+
+    name: str | None = key()
+    draws: int = key(minimum=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackerSettings:
+    """Where metrics go beside the CSV records."""
+
+    name: Literal["none", "tensorboard", "mlflow"] = key()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """Everything that decides a run."""
 
@@ -162,6 +177,9 @@ class Settings:
     air: AirSettings
     scheduler: SchedulerSettings
     engine: EngineSettings
+    study: StudySettings
+    tracker: TrackerSettings
+    report: Mapping[str, Any] = key()  # how airflower-report draws the runs; decides nothing of the run
 
     @property
     def personal_patterns(self) -> tuple[str, ...]:
@@ -171,6 +189,10 @@ class Settings:
     def to_dict(self) -> dict[str, Any]:
         """Return nested plain values, as in the configuration files."""
         return dataclasses.asdict(self)
+
+
+# `budget` (conf/size) only holds values that an experiment refers to.
+_NOT_SETTINGS = ("hydra", "budget")
 
 
 def settings_from_config(config: DictConfig) -> Settings:
@@ -185,7 +207,8 @@ def settings_from_config(config: DictConfig) -> Settings:
         raise ConfigError(f"{error.full_key}: {error.msg}") from error
     if not isinstance(values, dict):
         raise ConfigError("the configuration is not a group of keys")
-    settings = build(Settings, {str(name): value for name, value in values.items() if name != "hydra"})
+    tree = {str(name): value for name, value in values.items() if name not in _NOT_SETTINGS}
+    settings = build(Settings, tree)
     _check_together(settings)
     return settings
 
@@ -231,8 +254,10 @@ def compose_settings(overrides: Sequence[str]) -> Settings:
     return settings_from_config(compose_config(overrides))
 
 
-def compose_config(overrides: Sequence[str]) -> DictConfig:
+def compose_config(overrides: Sequence[str], *, with_hydra: bool = False) -> DictConfig:
     """Compose ``conf/`` with Hydra overrides, turning Hydra's errors into ones with the valid choices.
+
+    `with_hydra` keeps Hydra's own node, where an experiment says what to sweep over.
 
     Raises:
         ConfigError: for an override that cannot be parsed, an unknown key or an unknown choice.
@@ -242,7 +267,7 @@ def compose_config(overrides: Sequence[str]) -> DictConfig:
 
     with initialize_config_module(version_base="1.3", config_module="conf"):
         try:
-            config: DictConfig = compose("config", overrides=list(overrides))
+            config: DictConfig = compose("config", overrides=list(overrides), return_hydra_config=with_hydra)
             return config
         except MissingConfigException as error:
             raise ConfigError(str(error).split("\nConfig search path")[0].strip()) from error

@@ -39,12 +39,9 @@ def payload(size: int, seed: int = 1) -> np.ndarray[Any, np.dtype[np.float64]]:
 def textbook(
     g: np.ndarray[Any, Any], h: np.ndarray[Any, Any], link: Any, noise_power: float, rng: np.random.Generator
 ) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """y = sum_k h_k b_k s_k + n on every antenna, r = m^H y / sqrt(eta), de-mapped: nothing shared with ours."""
+    """y = sum_k h_k b_k s_k + n on every antenna, r = m^H y / sqrt(eta), de-mapped; shares no code."""
     u = (g - link.shift[:, None]) / link.divisor[:, None]
-    if link.packing == "iq":
-        s = (u[:, 0::2] + 1j * u[:, 1::2]) / np.sqrt(2)
-    else:
-        s = u.astype(complex)
+    s = (u[:, 0::2] + 1j * u[:, 1::2]) / np.sqrt(2) if link.packing == "iq" else u.astype(complex)
     noise = rng.standard_normal((2, h.shape[1], s.shape[1])) * np.sqrt(noise_power / 2)
     y = (h * link.transmit[:, None]).T @ s + noise[0] + 1j * noise[1]
     r = link.beam.conj() @ y / np.sqrt(link.eta)
