@@ -16,9 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from server_app.engines.inprocess import InProcessGrid
-from server_app.run import run
-from server_app.settings import compose_settings
+from benchmarks.jobs import run_job
 
 BASELINE = "personalization_only"
 
@@ -68,19 +66,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _summary(options: argparse.Namespace, scheme: str, seed: int, folder: Path) -> dict[str, Any]:
-    settings = compose_settings(
-        [
-            f"dataset={options.dataset}",
-            f"scheme={scheme}",
-            f"seed={seed}",
-            f"rounds={options.rounds}",
-            f"evaluate_every={options.rounds}",
-            *options.overrides,
-        ]
-    )
-    workers = min(options.workers, settings.fleet.num_devices)
-    with InProcessGrid("client_app.app:app", settings.fleet.num_devices, workers) as grid:
-        return run(settings, grid, folder / f"{scheme}-{seed}")
+    overrides = [
+        f"dataset={options.dataset}",
+        f"scheme={scheme}",
+        f"seed={seed}",
+        f"rounds={options.rounds}",
+        f"evaluate_every={options.rounds}",
+        *options.overrides,
+    ]
+    return run_job(overrides, folder / f"{scheme}-{seed}", options.workers)
 
 
 def _bits(runs: Sequence[dict[str, Any]]) -> float:
