@@ -4,7 +4,8 @@
 
 Non-i.i.d. MNIST (two label shards per user), 100 users of which 10 send at once to 8 antennas. Every
 scheduler sees the same channels, and accuracy is the mean over the last evaluations, because single rounds
-swing. Prints mean normalised MSE and accuracy with its spread over the seeds, best last.
+swing. Prints mean normalised MSE and accuracy with its spread over the seeds; a star marks a run that
+diverged and was stopped.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from pathlib import Path
 
 from benchmarks.jobs import run_job
 from server_app.recorder import read_table
+from server_app.run import RunFailedError
+from strategies.base import DivergedError
 
 METHODS = ("random_beamforming", "policy", "policy_greedy", "multistart", "error_free")
 LAST_EVALUATIONS = 5
@@ -38,19 +41,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
         folder = options.out or Path(scratch)
         print(f"{'scheduler':<20}{'normalised MSE':>16}{'accuracy':>18}   per seed", flush=True)
         for method in options.methods:
-            errors, accuracies = [], []
+            errors, accuracies, each = [], [], []
             for seed in options.seeds:
                 run_folder = folder / f"{method}-{seed}"
-                run_job(_overrides(options, method, seed), run_folder, options.workers)
+                diverged = ""
+                try:
+                    run_job(_overrides(options, method, seed), run_folder, options.workers)
+                except (DivergedError, RunFailedError):
+                    diverged = "*"  # its last evaluations before that count
                 rows = read_table(run_folder / "rounds.csv")
                 errors.append(statistics.mean(float(row["normalised_mse"]) for row in rows))
                 evaluated = [100 * float(row["accuracy_mean"]) for row in rows if row["accuracy_mean"]]
                 accuracies.append(statistics.mean(evaluated[-LAST_EVALUATIONS:]))
+                each.append(f"{accuracies[-1]:.2f}{diverged}")
             spread = statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0
+            runs = "  ".join(each)
             error = "-" if method == "error_free" else f"{statistics.mean(errors):.3f}"
-            each = "  ".join(f"{accuracy:.2f}" for accuracy in accuracies)
             print(
-                f"{method:<20}{error:>16}{statistics.mean(accuracies):>9.2f} +- {spread:4.2f} %   {each}",
+                f"{method:<20}{error:>16}{statistics.mean(accuracies):>9.2f} +- {spread:4.2f} %   {runs}",
                 flush=True,
             )
 

@@ -163,7 +163,7 @@ class InProcessGrid(Grid):
                 for worker in busy.values():
                     log.warning("device %d had not answered when the round closed", worker.device)
                     worker.restart()
-                return
+                break
             for connection in ready:
                 worker = busy.pop(cast(Connection, connection))
                 reply, state = worker.collect()

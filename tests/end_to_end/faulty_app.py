@@ -4,12 +4,15 @@ The variable holds pairs ``device:fault`` separated by commas; faults happen in 
 """
 
 import os
+import time
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, Context, Message
 from flwr.clientapp import ClientApp
 
 import client_app.app as real
+from protocol.messages import TrainOrder, read_weights
+from radio import payload
 
 app = ClientApp()
 
@@ -24,16 +27,20 @@ def train(message: Message, context: Context) -> Message:
     fault = _fault(context)
     if fault == "die":
         os._exit(9)
+    if fault == "hang":
+        time.sleep(3600)
     if fault == "raise":
         raise RuntimeError("the battery is empty")
     reply = real.train(message, context)
     upload = reply.content["upload"]["payload"].numpy()
+    num_weights = read_weights(TrainOrder.from_records(message.content).weights).size
     if fault == "truncate":
         upload = upload[: upload.size // 2]
     elif fault == "nan":
-        upload = upload.copy()
-        values = upload[28 : 28 + 4].view(np.float32)
-        values[:] = np.nan
+        honest = payload.decode(upload.data, num_weights=num_weights)
+        values = honest.dense()
+        values[honest.index[0]] = np.nan
+        upload = np.frombuffer(payload.encode(values, honest.mask, check_finite=False), np.uint8)
     elif fault == "short":
         reply.content["metrics"]["num-examples"] = 0
     elif fault == "no-upload":

@@ -18,8 +18,8 @@ from strategies.averaging import MaskedAverage
 FAULTS = {
     "die": "exit code 9",
     "raise": "the battery is empty",
-    "truncate": "",
-    "nan": "",
+    "truncate": "bytes",
+    "nan": "finite",
     "short": "num-examples",
     "no-upload": "no upload",
     "float-payload": "dtype float64",
@@ -66,6 +66,15 @@ def test_a_killed_device_is_back_in_the_next_round_with_its_personal_part(tmp_pa
     rows = read_table(tmp_path / "devices.csv")
     assert [row["device"] for row in rows if row["status"] == "failed"] == ["3", "7", "3", "7"]
     assert all(row["test_accuracy"] for row in rows)
+
+
+def test_a_device_that_hangs_does_not_stall_the_run(tmp_path, monkeypatch):
+    """The round closes at its deadline; the next one finds the device's worker replaced."""
+    monkeypatch.setenv("AIRFLOWER_TEST_FAULTS", "9:hang")
+    run_small(tmp_path, "rounds=2", "fleet.round_timeout_s=4", app="faulty_app:app", workers=2)
+    rows = read_table(tmp_path / "devices.csv")
+    failed = [(row["round"], row["device"], row["reason"]) for row in rows if row["status"] == "failed"]
+    assert failed == [(r, "9", "no reply before the round closed") for r in ("1", "2")]
 
 
 @pytest.mark.parametrize("workers", [1, 2])
