@@ -13,7 +13,6 @@ import importlib
 import io
 import logging
 import multiprocessing
-import os
 import pickle
 import signal
 import sys
@@ -221,7 +220,10 @@ class _Worker:
         context = cast(multiprocessing.context.DefaultContext, multiprocessing.get_context(method))
         self.connection, child = context.Pipe()
         self._process = context.Process(
-            target=_serve, args=(child, self._client_app, os.getpid()), daemon=True, name="airflower-worker"
+            target=_serve,
+            args=(child, self.connection, self._client_app),
+            daemon=True,
+            name="airflower-worker",
         )
         self._process.start()
         child.close()
@@ -298,15 +300,16 @@ class _Unpickler(pickle.Unpickler):
         return self._arrays[pid]
 
 
-def _serve(connection: Connection, client_app: str, parent: int) -> None:
+def _serve(connection: Connection, parent_end: Connection, client_app: str) -> None:
     """Run in a worker process: answer messages until the parent is gone."""
+    parent_end.close()  # inherited; while it is open here, the parent's end of the pipe never closes
     import torch
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is the parent's to handle
     torch.set_num_threads(1)
     app = load_client_app(client_app)
     arrays: dict[int, Array] = {}
-    while os.getppid() == parent:
+    while True:
         try:
             new, task = connection.recv()
         except EOFError:

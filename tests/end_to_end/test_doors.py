@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,25 @@ def test_a_sweep_runs_every_job(tmp_path):
     )
     assert result.returncode == 0, result.stderr
     assert len(list((tmp_path / "sweep").glob("*/summary.json"))) == 2
+
+
+def test_killing_the_command_leaves_no_worker_behind(tmp_path):
+    mark = f"hydra.run.dir={tmp_path / 'out'}"
+    command = [sys.executable, "-m", "server_app.cli", *SMALL, "rounds=100000", "engine.workers=2", mark]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert any("round " in line for line in process.stdout)
+        assert _processes_with(mark) == 3
+        process.kill()
+    deadline = time.monotonic() + 20
+    while _processes_with(mark) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert _processes_with(mark) == 0
+
+
+def _processes_with(mark: str) -> int:
+    listing = subprocess.run(["ps", "-eo", "stat,args"], capture_output=True, text=True, check=True).stdout
+    return sum(mark in line and not line.startswith("Z") for line in listing.splitlines())
 
 
 @pytest.mark.slow
