@@ -17,7 +17,14 @@ def run_small(
     folder: Path, *overrides: str, app: str = "client_app.app:app", workers: int = 1
 ) -> dict[str, Any]:
     """Run a small job in `folder` and return its summary."""
-    settings = compose_settings([*SMALL, *overrides])
+    return run_job(folder, *SMALL, *overrides, app=app, workers=workers)
+
+
+def run_job(
+    folder: Path, *overrides: str, app: str = "client_app.app:app", workers: int = 1
+) -> dict[str, Any]:
+    """Run a job in `folder` and return its summary."""
+    settings = compose_settings(overrides)
     with InProcessGrid(app, settings.fleet.num_devices, workers) as grid:
         return run(settings, grid, folder)
 
