@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 
 from server_app.schema import ConfigError
 from server_app.settings import Settings, compose_config, compose_settings, settings_from_config
-from server_app.sweep import is_finished, note_failure, start_afresh, sweep_name
+from server_app.sweep import is_finished, note_failure, refresh, start_afresh, sweep_name
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +61,8 @@ def sweep_plan(overrides: Sequence[str]) -> tuple[str | None, list[str]]:
     Raises:
         ConfigError: for an unknown experiment or size.
     """
-    chosen = [override for override in overrides if override.startswith(("experiment=", "size=", "hydra"))]
+    relevant = ("experiment=", "size=", "budget.", "hydra")
+    chosen = [override for override in overrides if override.startswith(relevant)]
     if not any(override.startswith("experiment=") for override in chosen):
         return None, []
     hydra = compose_config(chosen, with_hydra=True).hydra
@@ -91,7 +92,6 @@ def expand_sweep(overrides: Sequence[str]) -> list[list[str]]:
 def _job(config: DictConfig) -> None:
     """Run one job; its records go to Hydra's output folder of the job."""
     from hydra.core.hydra_config import HydraConfig
-
     from hydra.types import RunMode
 
     folder = Path(HydraConfig.get().runtime.output_dir)
@@ -102,6 +102,7 @@ def _job(config: DictConfig) -> None:
     if in_sweep:
         if is_finished(folder, settings):
             log.info("finished before, skipped: %s", folder)
+            refresh(folder, settings)
             return
         start_afresh(folder)
     try:

@@ -243,6 +243,18 @@ def _check_together(settings: Settings) -> None:
         )
 
 
+def flatten(tree: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """Return nested values under dotted keys, as on the command line."""
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        full = f"{path}.{name}" if path else str(name)
+        if isinstance(value, Mapping) and value:
+            flat.update(flatten(value, full))
+        else:
+            flat[full] = value
+    return flat
+
+
 def compose_settings(overrides: Sequence[str]) -> Settings:
     """Compose ``conf/`` with Hydra overrides and check the result.
 

@@ -55,7 +55,7 @@ def is_finished(folder: Path, settings: Settings) -> bool:
         stored = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
     except (OSError, ValueError, KeyError, TypeError):
         return False
-    return completed and _deciding(stored) == _deciding(json.loads(json.dumps(settings.to_dict())))
+    return bool(completed) and _deciding(stored) == _deciding(json.loads(json.dumps(settings.to_dict())))
 
 
 def _deciding(tree: Any, path: str = "") -> Any:
@@ -63,6 +63,11 @@ def _deciding(tree: Any, path: str = "") -> Any:
         return tree
     paths = {name: f"{path}.{name}" if path else str(name) for name in tree}
     return {name: _deciding(tree[name], full) for name, full in paths.items() if full not in _FREE}
+
+
+def refresh(folder: Path, settings: Settings) -> None:
+    """Store what may have changed of a finished run's configuration: how it is drawn, for one."""
+    OmegaConf.save(settings.to_dict(), folder / "config.yaml")
 
 
 def start_afresh(folder: Path) -> None:
@@ -108,8 +113,6 @@ class SweepEnd(Callback):  # type: ignore[misc]
         """Name the jobs that failed."""
         folder = Path(config.hydra.sweep.dir)
         if failed := unfinished_jobs(folder):
-            print(
-                f"airflower: {len(failed)} job(s) of {folder} failed: {'; '.join(failed)}", file=sys.stderr
-            )
+            print(f"airflower: {len(failed)} job(s) of {folder} failed: {'; '.join(failed)}", file=sys.stderr)
             sys.exit(1)
         print(f"airflower: all jobs completed; draw them with: airflower-report {folder}")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from server_app.schema import ConfigError
-from server_app.settings import Settings
+from server_app.settings import Settings, flatten
 from strategies.records import Value
 
 
@@ -163,15 +163,3 @@ def _mlflow(settings: Settings, folder: Path) -> Iterator[Tracker]:
     with mlflow.start_run(run_name=folder.name):
         mlflow.log_params(flatten(settings.to_dict()))
         yield _Mlflow(mlflow)
-
-
-def flatten(tree: Mapping[str, Any], path: str = "") -> dict[str, Any]:
-    """Return nested values under dotted keys."""
-    flat: dict[str, Any] = {}
-    for name, value in tree.items():
-        full = f"{path}.{name}" if path else str(name)
-        if isinstance(value, Mapping) and value:
-            flat.update(flatten(value, full))
-        else:
-            flat[full] = value
-    return flat

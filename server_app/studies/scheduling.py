@@ -13,9 +13,10 @@ from server_app.studies import StudyResult
 
 
 def scheduling(settings: Settings) -> StudyResult:
-    """Schedule `study.draws` independent rounds: K = fleet.num_devices, N = air.antennas, M = air.num_selected.
+    """Schedule `study.draws` independent rounds.
 
-    All methods meet the same channels, those of the rounds of a run with the same seed.
+    K is fleet.num_devices, N air.antennas, M air.num_selected. All methods meet the same channels, those of
+    the rounds of a run with the same seed.
 
     Raises:
         ValueError: if the method is unknown or M exceeds K.

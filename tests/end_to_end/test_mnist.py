@@ -23,7 +23,7 @@ def test_lenet_learns_over_the_air(tmp_path, data_root, partition):
     summary = run_job(
         tmp_path, "scheme=over_the_air", "dataset=mnist", f"dataset.root={data_root}", "model=lenet5",
         "training=fedavg", f"partition={partition}", "partition.samples_per_device=60",
-        "partition.test_samples_per_device=4", "fleet.num_devices=100", "rounds=2", "air.snr_db=0",
+        "partition.test_samples_per_device=10", "fleet.num_devices=100", "rounds=2", "air.snr_db=0",
     )  # fmt: skip
     assert summary["status"] == "completed"
     for row in read_table(tmp_path / "rounds.csv"):

@@ -1,0 +1,119 @@
+"""Trackers see what the CSV records hold, and are off unless asked for."""
+
+import math
+import struct
+import sys
+from types import ModuleType
+
+import pytest
+from small_sweeps import run_tiny
+
+from server_app.recorder import read_table
+from server_app.schema import ConfigError
+from server_app.trackers import crc32c, numbers
+
+
+def varint(data, at):
+    value = shift = 0
+    while True:
+        byte = data[at]
+        value |= (byte & 0x7F) << shift
+        at, shift = at + 1, shift + 7
+        if byte < 0x80:
+            return value, at
+
+
+def fields(data):
+    """Decode one protocol-buffer message into (field number, value) pairs."""
+    at = 0
+    while at < len(data):
+        tag, at = varint(data, at)
+        kind = tag & 7
+        if kind == 0:
+            value, at = varint(data, at)
+        elif kind == 1:
+            (value,), at = struct.unpack_from("<d", data, at), at + 8
+        elif kind == 5:
+            (value,), at = struct.unpack_from("<f", data, at), at + 4
+        else:
+            size, at = varint(data, at)
+            value, at = data[at : at + size], at + size
+        yield tag >> 3, value
+
+
+def mask(crc):
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+def events(path):
+    """Read an events file as TensorBoard does: checksums first."""
+    data, at = path.read_bytes(), 0
+    while at < len(data):
+        head = data[at : at + 8]
+        size = struct.unpack("<Q", head)[0]
+        assert struct.unpack_from("<I", data, at + 8)[0] == mask(crc32c(head))
+        body = data[at + 12 : at + 12 + size]
+        assert struct.unpack_from("<I", data, at + 12 + size)[0] == mask(crc32c(body))
+        yield list(fields(body))
+        at += 16 + size
+
+
+def test_the_checksum_is_crc_32c():
+    """Check values of RFC 3720, appendix B.4."""
+    assert crc32c(b"123456789") == 0xE3069283
+    assert crc32c(bytes(32)) == 0x8A9136AA
+
+
+def test_the_events_file_holds_the_numbers_of_the_rounds(tmp_path):
+    run_tiny(tmp_path, "tracker=tensorboard", "rounds=2")
+    (path,) = tmp_path.glob("events.out.tfevents.*")
+    first, *rounds = events(path)
+    assert dict(first)[3] == b"brain.Event:2"
+    rows = read_table(tmp_path / "rounds.csv")
+    assert [dict(event).get(2) for event in rounds] == [1, 2]
+    for event, row in zip(rounds, rows, strict=True):
+        values = {}
+        for _, value in fields(dict(event)[5]):
+            entry = dict(fields(value))
+            values[entry[1].decode()] = entry[2]
+        for name in ("accuracy_mean", "loss_mean", "latency_s", "pruning_ratio_mean"):
+            assert math.isclose(values[f"round/{name}"], float(row[name]), rel_tol=1e-6)
+        assert "measured/train_seconds" in values
+
+
+def test_nothing_is_tracked_by_default(tmp_path):
+    run_tiny(tmp_path, "rounds=1")
+    assert not list(tmp_path.glob("events*"))
+
+
+def test_mlflow_gets_parameters_and_metrics(tmp_path, monkeypatch):
+    calls = []
+
+    class Active:
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *exc):
+            calls.append(("end",))
+
+    module = ModuleType("mlflow")
+    module.set_experiment = lambda name: calls.append(("experiment", name))
+    module.start_run = lambda run_name: Active()
+    module.log_params = lambda params: calls.append(("params", params))
+    module.log_metrics = lambda values, step: calls.append(("metrics", step, values))
+    monkeypatch.setitem(sys.modules, "mlflow", module)
+    run_tiny(tmp_path, "tracker=mlflow", "rounds=2")
+    assert calls[0] == ("experiment", "airflower")
+    assert calls[1][1]["radio.latency_threshold_ms"] == 25.0
+    assert [call[1] for call in calls if call[0] == "metrics"] == [1, 2]
+    assert calls[-1] == ("end",)
+
+
+def test_a_tracker_that_is_not_installed_is_named_with_its_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    with pytest.raises(ConfigError, match=r"airflower\[mlflow\]"):
+        run_tiny(tmp_path, "tracker=mlflow")
+
+
+def test_text_and_absent_values_are_left_out():
+    assert numbers({"a": 1, "b": None, "c": "x", "d": 0.5}) == {"a": 1.0, "d": 0.5}
