@@ -12,7 +12,7 @@ from pathlib import Path
 from server_app.report.claims import check_claims
 from server_app.report.figures import draw
 from server_app.report.folders import ReportError, Run, find_runs
-from server_app.report.page import Section, render
+from server_app.report.page import Section, markdown, render
 from server_app.report.spec import default_report, read_report
 from server_app.report.tidy import write_tidy
 
@@ -69,6 +69,7 @@ def build_report(paths: Sequence[Path], out: Path) -> Path:
         for finding in section.findings
     ]
     (out / "claims.json").write_text(json.dumps(claims, indent=2, ensure_ascii=False) + "\n")
+    (out / "claims.md").write_text(markdown(sections))
     return page
 
 

@@ -91,7 +91,7 @@ def draw(report: Report, runs: Sequence[Run], folder: Path, stem: str) -> Figure
                 _logarithmic(axis, "x")
             if panel.log and panel.kind != "cdf":
                 _logarithmic(axis, "y")
-            _legend(axis, keys)
+        _legends(figure, list(zip(axes.flat, panels, strict=False)), report)
         for axis in axes.flat[len(panels) :]:
             axis.set_visible(False)
         png, pdf = folder / f"{stem}.png", folder / f"{stem}.pdf"
@@ -105,10 +105,14 @@ def _logarithmic(axis: Any, name: str) -> None:
     """Make an axis logarithmic, with plain numbers (0.3, not 3 x 10^-1) also between the powers of ten."""
     from matplotlib.ticker import LogFormatter
 
+    class Plain(LogFormatter):
+        def __call__(self, x: float, pos: int | None = None) -> str:
+            return f"{x:g}" if super().__call__(x, pos) else ""
+
     axis.set(**{f"{name}scale": "log"})
     side = axis.xaxis if name == "x" else axis.yaxis
     for set_formatter in (side.set_major_formatter, side.set_minor_formatter):
-        set_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.6)))
+        set_formatter(Plain(labelOnlyBase=False, minor_thresholds=(2, 0.6)))
 
 
 def _caption(runs: Sequence[Run]) -> str:
@@ -120,11 +124,23 @@ def _caption(runs: Sequence[Run]) -> str:
     return f"Mean over runs ({named}); bands and bars: standard deviation over them."
 
 
-def _legend(axis: Any, keys: Sequence[str]) -> None:
-    handles, labels = axis.get_legend_handles_labels()
-    if len(labels) > 1 or (labels and labels[0]):
-        title = ", ".join(key_label(key) for key in keys)
-        axis.legend(handles, labels, title=title or None, title_fontsize=8, ncols=2 if len(labels) > 6 else 1)
+def _legends(figure: Any, drawn: Sequence[tuple[Any, Panel]], report: Report) -> None:
+    """One legend below the panels if they share their lines, else one in each."""
+    entries = []
+    for axis, panel in drawn:
+        handles, labels = axis.get_legend_handles_labels()
+        keys = tuple(report.series if panel.series is None else panel.series)
+        if labels:
+            title = ", ".join(key_label(key) for key in keys)
+            entries.append((axis, handles, labels, title))
+    if not entries:
+        return
+    _, handles, labels, title = max(entries, key=lambda entry: len(entry[2]))
+    if len(entries) > 1 and all(entry[3] == title and set(entry[2]) <= set(labels) for entry in entries):
+        figure.legend(handles, labels, title=title, loc="outside lower center", ncols=min(len(labels), 5))
+        return
+    for axis, handles, labels, title in entries:
+        axis.legend(handles, labels, title=title, title_fontsize=8, ncols=2 if len(labels) > 6 else 1)
 
 
 def _lines(runs: Sequence[Run], keys: Sequence[str]) -> list[tuple[str, list[Run], dict[str, Any]]]:
@@ -208,11 +224,12 @@ def _bar(axis: Any, panel: Panel, runs: Sequence[Run], keys: Sequence[str]) -> N
             if not numbers.size:
                 continue
             place = j + (i - (len(lines) - 1) / 2) * width
+            spread = _spread(numbers, here)
             axis.bar(
                 place,
                 numbers.mean(),
                 width * 0.92,
-                yerr=_spread(numbers, here) or None,
+                yerr=[[min(spread, 0.9 * numbers.mean())], [spread]] if spread else None,
                 capsize=2,
                 color=look["color"],
                 hatch=HATCHES[i % len(HATCHES)],

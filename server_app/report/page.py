@@ -88,6 +88,21 @@ def render(sections: Sequence[Section], tidy: Sequence[Path], *, facts: Sequence
     return "\n".join(parts)
 
 
+def markdown(sections: Sequence[Section]) -> str:
+    """Return the claims as Markdown tables, for a document beside the figures."""
+    parts = []
+    for section in sections:
+        rows = "".join(
+            f"| {finding.claim.text} | {MARKS[finding.verdict]} {finding.verdict} | {finding.evidence} |\n"
+            for finding in section.findings
+        )
+        if rows:
+            head = "| claim | verdict | numbers (± standard error) |\n| --- | --- | --- |\n"
+            figure = f"![{section.report.name}]({section.anchor}.png)"
+            parts.append(f"## {section.report.title}\n\n{figure}\n\n{head}{rows}")
+    return "\n".join(parts)
+
+
 def _overview(sections: Sequence[Section], verdicts: Counter[str]) -> str:
     rows = []
     for section in sections:
