@@ -54,7 +54,7 @@ def evaluate(
     model.module.eval()
     loss, right = 0.0, 0
     for batch, truth in zip(torch.split(images, batch_size), torch.split(labels, batch_size), strict=True):
-        logits = model.module(batch)
+        logits = model.forward(batch)
         loss += float(torch.nn.functional.cross_entropy(logits, truth, reduction="sum"))
         right += int((logits.argmax(dim=1) == truth).sum())
     return Evaluation(loss / num_samples, right / num_samples, num_samples)

@@ -7,6 +7,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from task.fast_convolutions import accelerate
 from task.split import Layout, Split
 
 Vector = npt.NDArray[np.float32] | torch.Tensor
@@ -20,6 +21,7 @@ class FlatModel:
 
     Attributes:
         module: the network, (n, 1, 28, 28) images to (n, classes) logits.
+        forward: the same network with the same parameters, computed in the fastest way known.
         split: names and places of the parameters in the vectors.
         personal, shared: weights (N_v,) and (N_u,); assign with `load` or in place, never rebind.
     """
@@ -41,7 +43,8 @@ class FlatModel:
             "personal": [parameters[name] for name in split.personal.names],
             "shared": [parameters[name] for name in split.shared.names],
         }
-        self._layers = list(module.children()) if isinstance(module, nn.Sequential) else []
+        self._layers = accelerate(list(module.children())) if isinstance(module, nn.Sequential) else []
+        self.forward = nn.Sequential(*self._layers) if self._layers else module
 
     @torch.no_grad()
     def load(self, *, personal: Vector | None = None, shared: Vector | None = None) -> None:
@@ -65,7 +68,7 @@ class FlatModel:
         """Write the gradient of the mean cross-entropy of a batch into `.grad` of the trained vectors.
 
         Args:
-            forward: `module`, or its last layers as given by `frozen_prefix`.
+            forward: `self.forward`, or its last layers as given by `frozen_prefix`.
             inputs: what `forward` takes, batch first.
             labels: int64 (batch,).
 

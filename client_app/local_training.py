@@ -154,7 +154,7 @@ class _Device:
         self._spec = spec
         self._images = images
         self._inputs = images
-        self._forward: nn.Module = model.module
+        self._forward: nn.Module = model.forward
 
     def train_personal(self, stream: torch.Generator, *, steps: int, epochs: int | None) -> list[float]:
         """Take steps on v, u dense and frozen, eq. (6)."""

@@ -27,6 +27,8 @@ MODELS: Registry[ModelBuilder] = Registry("model")
 class ChannelsLast(nn.Module):
     """Change the memory layout of a (batch, channel, height, width) tensor to channels-last; values stay."""
 
+    only_layout = True  # what `task.fast_convolutions.accelerate` may leave out
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return `x`, its channels adjacent in memory."""
         return x.contiguous(memory_format=torch.channels_last)
