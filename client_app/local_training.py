@@ -91,7 +91,7 @@ def local_round(
     split = model.split
     start = as_vector("broadcast", broadcast, split.shared.size)
     _check(model, images, labels, num_pruned, mask)
-    personal_stream, importance_stream, global_stream = _spawn(generator, 3)
+    personal_stream, importance_stream, global_stream = spawn(generator, 3)
     device = _Device(model, images, labels, spec)
     model.module.train()
     model.load(personal=personal, shared=start)
@@ -273,7 +273,8 @@ def _optimizer(vector: torch.Tensor, learning_rate: float, spec: TrainingSpec) -
     return torch.optim.SGD([vector], lr=learning_rate, momentum=spec.momentum, weight_decay=spec.weight_decay)
 
 
-def _spawn(generator: torch.Generator, number: int) -> list[torch.Generator]:
+def spawn(generator: torch.Generator, number: int) -> list[torch.Generator]:
+    """Return independent generators, one for each phase of a round."""
     seeds = torch.randint(0, 2**63 - 1, (number,), generator=generator)
     return [torch.Generator().manual_seed(seed) for seed in seeds.tolist()]
 

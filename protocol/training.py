@@ -28,6 +28,8 @@ class TrainingSpec:
         weight_decay: L2 penalty (not applied in importance steps).
         importance: "update" (eq. (20)), "first_order" ((g u)^2), "magnitude" or "random".
         prune_bias: whether biases compete with the weights; else they go last.
+        precision: "float32", or "bfloat16" for the products inside the layers where the processor has
+            instructions for it (weights, gradients, sums and optimisers stay float32).
 
     Raises:
         ValueError: if a value is not valid.
@@ -47,12 +49,14 @@ class TrainingSpec:
     weight_decay: float = 0.0
     importance: Importance = "update"
     prune_bias: bool = True
+    precision: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
         for name, choices in (
             ("algorithm", ("alternating", "simultaneous")),
             ("optimizer", ("sgd", "adam")),
             ("importance", IMPORTANCES),
+            ("precision", ("float32", "bfloat16")),
         ):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} = {getattr(self, name)!r}; valid: {', '.join(choices)}")
