@@ -75,10 +75,11 @@ def workbench(spec_json: str) -> Workbench:
     )
     rng = torch.Generator().manual_seed(torch_seed(spec.seed, "init"))
     module = build_model(**spec.model, num_classes=data.num_classes, generator=rng)
-    model = FlatModel(module, split_parameters(module, spec.personal))
+    training = TrainingSpec(**spec.training)
+    model = FlatModel(module, split_parameters(module, spec.personal), precision=training.precision)
     return Workbench(
         spec=spec,
-        training=TrainingSpec(**spec.training),
+        training=training,
         model=model,
         initial_personal=model.personal.numpy().copy(),
         data=data,

@@ -18,6 +18,7 @@ class FlatModel:
 
     Loading a broadcast is one copy, an optimiser step or a masking one pass over one vector, whatever the
     number of layers. The module that is passed in is taken over: its parameters become views.
+    With `precision` "bfloat16" the products of the layers are of that type, on processors that have them.
 
     Attributes:
         module: the network, (n, 1, 28, 28) images to (n, classes) logits.
@@ -26,7 +27,7 @@ class FlatModel:
         personal, shared: weights (N_v,) and (N_u,); assign with `load` or in place, never rebind.
     """
 
-    def __init__(self, module: nn.Module, split: Split) -> None:
+    def __init__(self, module: nn.Module, split: Split, *, precision: str = "float32") -> None:
         parameters = dict(module.named_parameters())
         if sorted(parameters) != sorted((*split.personal.names, *split.shared.names)):
             raise ValueError("split does not hold exactly the parameters of the module")
@@ -43,8 +44,13 @@ class FlatModel:
             "personal": [parameters[name] for name in split.personal.names],
             "shared": [parameters[name] for name in split.shared.names],
         }
-        self._layers = accelerate(list(module.children())) if isinstance(module, nn.Sequential) else []
-        self.forward = nn.Sequential(*self._layers) if self._layers else module
+        half = precision == "bfloat16" and multiplies_bfloat16()
+        self._dtype = torch.bfloat16 if half else torch.float32
+        self.forward = module
+        self._layers: list[nn.Module] = []
+        if isinstance(module, nn.Sequential):
+            self._layers = accelerate(list(module.children()), self._dtype)
+            self.forward = nn.Sequential(*self._layers)
 
     @torch.no_grad()
     def load(self, *, personal: Vector | None = None, shared: Vector | None = None) -> None:
@@ -78,7 +84,9 @@ class FlatModel:
         for vector in (self.personal, self.shared):
             assert vector.grad is not None
             vector.grad.zero_()
-        loss = nn.functional.cross_entropy(forward(inputs), labels)
+        with torch.autocast("cpu", torch.bfloat16, enabled=self._dtype != torch.float32, cache_enabled=False):
+            logits = forward(inputs)
+        loss = nn.functional.cross_entropy(logits.to(torch.float32), labels)
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 
@@ -96,6 +104,15 @@ class FlatModel:
                     return None
                 return nn.Sequential(*frozen), nn.Sequential(*self._layers[position:])
         return None
+
+
+def multiplies_bfloat16() -> bool:
+    """Return whether the processor has instructions for bfloat16 products; else they are slower."""
+    cpu = torch.cpu
+    return any(
+        getattr(cpu, name, lambda: False)()
+        for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    )
 
 
 def as_vector(name: str, values: Vector, size: int) -> torch.Tensor:

@@ -47,8 +47,11 @@ class Transforms(NamedTuple):
 
 
 @lru_cache(maxsize=16)
-def transforms(size: int, kernel_size: int) -> Transforms:
-    """Return the matrices for `size` x `size` maps and "same" convolutions of odd `kernel_size`."""
+def transforms(size: int, kernel_size: int, dtype: torch.dtype = torch.float32) -> Transforms:
+    """Return the matrices for `size` x `size` maps and "same" convolutions of odd `kernel_size`.
+
+    Those of the maps are of type `dtype`, those of the kernels float32.
+    """
     period = size + kernel_size // 2
     period += period % 2
     half = period // 2
@@ -87,18 +90,18 @@ def transforms(size: int, kernel_size: int) -> Transforms:
     pairs = 2 * (half - 1) * period
     kernel_weight = torch.cat([torch.full((pairs,), 2.0, dtype=torch.float64), column_weight.repeat(2)])
 
-    def single(matrix: torch.Tensor) -> torch.Tensor:
-        return matrix.to(torch.float32).contiguous()
+    def cast(matrix: torch.Tensor, dtype: torch.dtype = dtype) -> torch.Tensor:
+        return matrix.to(dtype).contiguous()
 
     return Transforms(
-        rows=single(rows),
-        complex_columns=single(complex_columns),
-        real_columns=single(real_columns),
-        rows_back=single((rows * row_weight[:, None]).T / period**2),
-        complex_columns_back=single(complex_columns.T),
-        real_columns_back=single((real_columns * column_weight[:, None]).T),
-        kernel=single(kernel),
-        kernel_back=single((kernel * kernel_weight[:, None]).T / period**2),
+        rows=cast(rows),
+        complex_columns=cast(complex_columns),
+        real_columns=cast(real_columns),
+        rows_back=cast((rows * row_weight[:, None]).T / period**2),
+        complex_columns_back=cast(complex_columns.T),
+        real_columns_back=cast((real_columns * column_weight[:, None]).T),
+        kernel=cast(kernel, torch.float32),
+        kernel_back=cast((kernel * kernel_weight[:, None]).T / period**2, torch.float32),
         num_frequencies=(half - 1) * period + 2 * (half + 1),
     )
 
