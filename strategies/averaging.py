@@ -7,6 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+_BLOCK = 1 << 16  # weights at once: their sums, and the positions and values of one device, fit the cache
+_FLUSH = 255  # uploads that a byte can count
+
 
 @dataclass(frozen=True)
 class AverageResult:
@@ -34,8 +37,11 @@ class MaskedAverage:
 
     def __init__(self, num_weights: int) -> None:
         self._sum = np.zeros(num_weights, np.float64)
-        self._share = np.zeros(num_weights, np.float64)
         self._counts = np.zeros(num_weights, np.int32)
+        self._recent = np.zeros(num_weights, np.uint8)  # counts since the last flush: a quarter of the bytes
+        self._recent_uploads = 0
+        self._device_weight: float | None = None
+        self._share: npt.NDArray[np.float64] | None = None  # only where the devices' weights differ
 
     def add(
         self, values: npt.NDArray[np.float32], mask: npt.NDArray[np.bool_], device_weight: float = 1.0
@@ -57,13 +63,42 @@ class MaskedAverage:
             )
         if not device_weight > 0:
             raise ValueError(f"device_weight = {device_weight!r}; it must be positive")
-        self._sum[mask] += device_weight * values.astype(np.float64)
-        self._share += device_weight * mask
-        self._counts += mask
+        self._weigh(device_weight)
+        taken = 0
+        for start in range(0, self._sum.size, _BLOCK):
+            block = slice(start, start + _BLOCK)
+            kept = np.flatnonzero(mask[block])
+            addend = values[taken : taken + kept.size].astype(np.float64)
+            taken += kept.size
+            if device_weight != 1.0:
+                addend *= device_weight
+            # Positions are unique; add.at just reads and writes less than sum[kept] += addend.
+            np.add.at(self._sum[block], kept, addend)
+            if self._share is not None:
+                np.add.at(self._share[block], kept, device_weight)
+        self._recent += mask.view(np.uint8)
+        self._recent_uploads += 1
+        if self._recent_uploads == _FLUSH:
+            self._flush()
 
     def result(self, previous: npt.NDArray[np.float32]) -> AverageResult:
         """Return the mean over the keepers; weights without a keeper keep their `previous` value."""
+        self._flush()
         weights = previous.astype(np.float32, copy=True)
         kept = self._counts > 0
-        weights[kept] = self._sum[kept] / self._share[kept]
+        share = self._share if self._share is not None else self._counts * (self._device_weight or 1.0)
+        weights[kept] = self._sum[kept] / share[kept]
         return AverageResult(weights, self._counts)
+
+    def _weigh(self, device_weight: float) -> None:
+        """Start to sum the devices' weights when they turn out to differ; else counting is enough."""
+        if self._device_weight is None:
+            self._device_weight = device_weight
+        elif self._share is None and device_weight != self._device_weight:
+            self._flush()
+            self._share = self._counts * self._device_weight
+
+    def _flush(self) -> None:
+        self._counts += self._recent
+        self._recent[:] = 0
+        self._recent_uploads = 0

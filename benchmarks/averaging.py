@@ -1,0 +1,99 @@
+"""Server path: decode and average 1 000 pruned uploads, against boolean indexing and a dense NumPy mean."""
+
+from __future__ import annotations
+
+import statistics
+import tracemalloc
+
+import numpy as np
+import numpy.typing as npt
+
+from benchmarks.measure import Figure, interleave, quartiles, ratio_of
+from radio import payload
+from strategies.averaging import MaskedAverage
+
+WEIGHTS, KEPT = 402_826, 0.52
+
+
+def uploads(number: int, seed: int = 0) -> list[bytes]:
+    """Return encoded uploads of random weights under random masks."""
+    rng = np.random.default_rng(seed)
+    kept = int(KEPT * WEIGHTS)
+    made = []
+    for _ in range(number):
+        mask = np.zeros(WEIGHTS, np.bool_)
+        mask[rng.choice(WEIGHTS, kept, replace=False, shuffle=False)] = True
+        made.append(payload.encode(rng.standard_normal(WEIGHTS, np.float32), mask))
+    return made
+
+
+def decode_and_average(received: list[bytes]) -> npt.NDArray[np.float32]:
+    """Check, open and average uploads, as the server does."""
+    average = MaskedAverage(WEIGHTS)
+    for upload in received:
+        opened = payload.decode(upload, num_weights=WEIGHTS)
+        average.add(opened.values, opened.mask)
+    return average.result(np.zeros(WEIGHTS, np.float32)).weights
+
+
+def average_only(opened: list[payload.Payload]) -> npt.NDArray[np.float32]:
+    """Average uploads that are open already."""
+    average = MaskedAverage(WEIGHTS)
+    for upload in opened:
+        mask = np.unpackbits(upload._positions.view(np.uint8), count=WEIGHTS, bitorder="little")
+        average.add(upload.values, mask.view(np.bool_))
+    return average.result(np.zeros(WEIGHTS, np.float32)).weights
+
+
+def boolean_indexing(opened: list[payload.Payload]) -> npt.NDArray[np.float32]:
+    """Average with sum[mask] += values, as one would write it first."""
+    total, count = np.zeros(WEIGHTS), np.zeros(WEIGHTS)
+    for upload in opened:
+        mask = np.unpackbits(upload._positions.view(np.uint8), count=WEIGHTS, bitorder="little")
+        kept = mask.view(np.bool_)
+        total[kept] += upload.values
+        count += kept
+    return np.divide(total, count, out=np.zeros(WEIGHTS), where=count > 0).astype(np.float32)
+
+
+def figures(*, quick: bool) -> list[Figure]:
+    """Measure gigabytes of decoded float32 weights per second on one core."""
+    number, repeats = (100, 3) if quick else (1000, 5)
+    received = uploads(number)
+    opened = [payload.decode(upload, num_weights=WEIGHTS) for upload in received]
+    assert np.allclose(decode_and_average(received), boolean_indexing(opened), rtol=1e-6, atol=1e-7)
+    times = interleave(
+        {
+            "index": lambda: boolean_indexing(opened),
+            "average": lambda: average_only(opened),
+            "whole": lambda: decode_and_average(received),
+        },
+        repeats,
+    )
+    tracemalloc.start()
+    decode_and_average(received[:100])
+    peak = tracemalloc.get_traced_memory()[1] / 2**20
+    tracemalloc.stop()
+    gigabytes = 4e-9 * WEIGHTS * number
+    found = []
+    for name, text in (("average", "masked averaging"), ("whole", "decoding (with checksum) and averaging")):
+        ratio, spread = ratio_of(times["index"], times[name])
+        found.append(
+            Figure(
+                name=f"{text} of {number} uploads of {WEIGHTS} weights, {KEPT:.0%} kept",
+                value=gigabytes / statistics.median(times[name]),
+                unit="GB of decoded weights per s",
+                baseline="NumPy boolean indexing, without decoding",
+                ratio=ratio,
+                spread=spread,
+                memory_mib=peak,
+                details={
+                    "GB of kept weights per s": round(KEPT * gigabytes / statistics.median(times[name]), 2),
+                    "quartiles, GB per s": " - ".join(
+                        f"{gigabytes / t:.2f}" for t in reversed(quartiles(times[name]))
+                    ),
+                    "peak": "MiB above the uploads",
+                },
+            )
+        )
+    return found
