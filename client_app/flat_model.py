@@ -45,6 +45,7 @@ class FlatModel:
             "shared": [parameters[name] for name in split.shared.names],
         }
         half = precision == "bfloat16" and multiplies_bfloat16()
+        self._trained = True, True
         self._dtype = torch.bfloat16 if half else torch.float32
         self.forward = module
         self._layers: list[nn.Module] = []
@@ -66,6 +67,7 @@ class FlatModel:
 
     def train_only(self, *, personal: bool = False, shared: bool = False) -> None:
         """Choose the parts that `backward` differentiates; nothing is computed for the other's sake."""
+        self._trained = personal, shared
         for part, trained in (("personal", personal), ("shared", shared)):
             for parameter in self._parameters[part]:
                 parameter.requires_grad_(trained)
@@ -81,9 +83,10 @@ class FlatModel:
         Returns:
             The loss, a scalar without graph.
         """
-        for vector in (self.personal, self.shared):
-            assert vector.grad is not None
-            vector.grad.zero_()
+        for vector, trained in ((self.personal, self._trained[0]), (self.shared, self._trained[1])):
+            if trained:
+                assert vector.grad is not None
+                vector.grad.zero_()
         with torch.autocast("cpu", torch.bfloat16, enabled=self._dtype != torch.float32, cache_enabled=False):
             logits = forward(inputs)
         loss = nn.functional.cross_entropy(logits.to(torch.float32), labels)

@@ -25,6 +25,7 @@ from torch import nn
 from client_app.flat_model import FlatModel, Vector, as_vector
 from client_app.importance import NEEDS_GRADIENT, rank_weights
 from client_app.masks import Mask, select_mask
+from client_app.optimizers import optimizer
 from protocol.training import TrainingSpec
 
 _FEATURE_CACHE_BYTES = 1 << 28
@@ -159,11 +160,11 @@ class _Device:
     def train_personal(self, stream: torch.Generator, *, steps: int, epochs: int | None) -> list[float]:
         """Take steps on v, u dense and frozen, eq. (6)."""
         self._model.train_only(personal=True)
-        optimizer = _optimizer(self._model.personal, self._spec.personal_learning_rate, self._spec)
+        personal = optimizer(self._model.personal, self._spec.personal_learning_rate, self._spec)
         losses = []
         for batch in self._batches(stream, steps, epochs):
             losses.append(self._gradient(batch))
-            optimizer.step()
+            personal.step()
         return _floats(losses)
 
     def cache_features(self, trial_steps: int) -> None:
@@ -211,14 +212,14 @@ class _Device:
         model.train_only(shared=True, personal=both)
         kept = None if mask is None else torch.from_numpy(mask.astype(np.float32))
         model.load(shared=start if kept is None else start * kept)
-        optimizers = [_optimizer(model.shared, spec.global_learning_rate, spec)]
+        optimizers = [optimizer(model.shared, spec.global_learning_rate, spec)]
         if both:
-            optimizers.append(_optimizer(model.personal, spec.personal_learning_rate, spec))
+            optimizers.append(optimizer(model.personal, spec.personal_learning_rate, spec))
         losses = []
         for batch in self._batches(stream, spec.global_steps, spec.global_epochs):
             losses.append(self._gradient(batch))
-            for optimizer in optimizers:
-                optimizer.step()
+            for one in optimizers:
+                one.step()
             if kept is not None:
                 # Optimisers work entry by entry, so zeroing after the step equals masking the gradient, and
                 # holds whatever the optimiser adds to it.
@@ -264,13 +265,6 @@ def mini_batches(
         if place == 0:
             order = torch.randperm(num_samples, generator=generator)
         yield order[place * batch_size : (place + 1) * batch_size]
-
-
-def _optimizer(vector: torch.Tensor, learning_rate: float, spec: TrainingSpec) -> torch.optim.Optimizer:
-    if spec.optimizer == "adam":
-        return torch.optim.Adam([vector], lr=learning_rate, weight_decay=spec.weight_decay, fused=True)
-    # SGD's fused kernel is no faster here and rounds differently from the plain one.
-    return torch.optim.SGD([vector], lr=learning_rate, momentum=spec.momentum, weight_decay=spec.weight_decay)
 
 
 def spawn(generator: torch.Generator, number: int) -> list[torch.Generator]:

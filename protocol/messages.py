@@ -22,6 +22,7 @@ to server  query.save                 ``device``
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -292,7 +293,7 @@ def read_array(record: ArrayRecord, key: str, dtype: type[_Scalar]) -> npt.NDArr
     if key not in record:
         raise MessageError(f"the record lacks the array {key!r}")
     try:
-        array = record[key].numpy()
+        array = _decode(record[key])
     except Exception as error:  # whatever a damaged array makes NumPy raise
         raise MessageError(f"the array {key!r} is not readable: {error}") from error
     if array.dtype != dtype or array.ndim != 1:
@@ -301,6 +302,27 @@ def read_array(record: ArrayRecord, key: str, dtype: type[_Scalar]) -> npt.NDArr
             f"a {np.dtype(dtype).name} vector is expected"
         )
     return array
+
+
+def _decode(array: Array) -> npt.NDArray[Any]:
+    """Return `array.numpy()`, which parses the header as Python source, with the headers remembered."""
+    data = array.data
+    if array.stype == "numpy.ndarray" and data[:8] == b"\x93NUMPY\x01\x00":
+        start = 10 + int.from_bytes(data[8:10], "little")
+        dtype, shape, fortran = _npy_header(data[:start])
+        if len(shape) == 1 and not fortran and not dtype.hasobject:
+            if len(data) != start + dtype.itemsize * shape[0]:
+                raise ValueError(f"{len(data)} bytes do not hold {shape[0]} entries of {dtype}")
+            return np.frombuffer(data, dtype, offset=start).copy()
+    return array.numpy()
+
+
+@lru_cache(maxsize=64)
+def _npy_header(header: bytes) -> tuple[np.dtype[Any], tuple[int, ...], bool]:
+    file = io.BytesIO(header)
+    np.lib.format.read_magic(file)
+    shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+    return dtype, shape, fortran
 
 
 _Record = TypeVar("_Record", ArrayRecord, ConfigRecord, MetricRecord)

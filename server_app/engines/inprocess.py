@@ -30,6 +30,8 @@ from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
+from server_app.engines.allocator import keep_freed_memory
+
 log = logging.getLogger(__name__)
 
 _FIRST_NODE = 1000
@@ -67,6 +69,8 @@ class InProcessGrid(Grid):
         self._pending: dict[str, Message] = {}
         self._run: Any = None
         self._app = load_client_app(client_app) if workers == 1 else None
+        if workers == 1:
+            keep_freed_memory()
         self._workers = [] if workers == 1 else [_Worker(client_app) for _ in range(workers)]
 
     def __enter__(self) -> InProcessGrid:
@@ -307,6 +311,7 @@ def _serve(connection: Connection, parent_end: Connection, client_app: str) -> N
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is the parent's to handle
     torch.set_num_threads(1)
+    keep_freed_memory()
     app = load_client_app(client_app)
     arrays: dict[int, Array] = {}
     while True:
