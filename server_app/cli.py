@@ -139,6 +139,11 @@ def run_job(settings: Settings, overrides: Sequence[str], folder: Path) -> None:
 
         run_flower(settings, overrides, folder)
         return
+    if settings.engine.name == "ray":
+        from server_app.engines.ray import run_ray
+
+        run_ray(settings, folder)
+        return
     import torch
 
     torch.set_num_threads(1)

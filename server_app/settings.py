@@ -138,7 +138,7 @@ class SchedulerSettings:
 class EngineSettings:
     """What runs the devices."""
 
-    name: Literal["inprocess", "flower"] = key()
+    name: Literal["inprocess", "flower", "ray"] = key()
     workers: int | None = key(minimum=1)
 
 
