@@ -151,7 +151,12 @@ def run_job(settings: Settings, overrides: Sequence[str], folder: Path) -> None:
     from server_app.run import run
 
     workers = settings.engine.workers or min(os.cpu_count() or 1, settings.fleet.num_devices)
-    with InProcessGrid("client_app.app:app", settings.fleet.num_devices, workers) as grid:
+    with InProcessGrid(
+        "client_app.app:app",
+        settings.fleet.num_devices,
+        workers,
+        state_memory_mib=settings.engine.state_memory_mib,
+    ) as grid:
         run(settings, grid, folder)
 
 

@@ -135,6 +135,7 @@ def build_strategy(job: Job, *, resume_dir: str = "") -> WirelessStrategy:
         "fleet": Fleet(settings.fleet.num_devices),
         "devices_per_round": settings.fleet.devices_per_round,
         "evaluate_every": settings.evaluate_every,
+        "evaluate_participants": settings.fleet.evaluate == "participants",
         "last_round": settings.rounds,
         "min_replies": settings.fleet.min_replies,
         "resume_dir": resume_dir,

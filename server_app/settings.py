@@ -28,6 +28,7 @@ class FleetSettings:
     min_replies: int = key(minimum=1)
     max_failed_rounds: int = key(minimum=1)
     divergence_loss: float = key(above=0)
+    evaluate: Literal["all", "participants"] = key()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,6 +141,7 @@ class EngineSettings:
 
     name: Literal["inprocess", "flower", "ray"] = key()
     workers: int | None = key(minimum=1)
+    state_memory_mib: float = key(minimum=0)
 
 
 @dataclass(frozen=True, kw_only=True)

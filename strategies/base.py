@@ -111,6 +111,7 @@ class WirelessStrategy(Strategy):
         fleet: Fleet,
         devices_per_round: int | None = None,
         evaluate_every: int = 1,
+        evaluate_participants: bool = False,
         last_round: int | None = None,
         min_replies: int = 1,
         divergence_loss: float = np.inf,
@@ -123,6 +124,7 @@ class WirelessStrategy(Strategy):
         self.fleet = fleet
         self.devices_per_round = devices_per_round
         self.evaluate_every = evaluate_every
+        self.evaluate_participants = evaluate_participants
         self.last_round = last_round
         self.min_replies = min_replies
         self.divergence_loss = divergence_loss
@@ -254,19 +256,19 @@ class WirelessStrategy(Strategy):
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Ask every connected device for its personalised accuracy, in the rounds that evaluate."""
+        """Ask the connected devices (or this round's) for their personalised accuracy, when it is time to."""
         if server_round % self.evaluate_every and server_round != self.last_round:
             return []
         order = EvaluateOrder(server_round, self.spec, weights_record(self._weights), self.resume_dir)
         return [
             self._message(order.to_records(), node, "evaluate", server_round, device)
-            for device in self.fleet.connected
+            for device in self._evaluated()
             if (node := self.fleet.node_of(device)) is not None
         ]
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Record each device's accuracy, their mean and the worst."""
-        arrived = self._attribute(replies, set(self.fleet.connected), training=False)
+        arrived = self._attribute(replies, set(self._evaluated()), training=False)
         results: dict[int, tuple[float, float]] = {}
         for device in sorted(arrived):
             metrics = arrived[device].content.get(METRICS)
@@ -313,6 +315,11 @@ class WirelessStrategy(Strategy):
         )
 
     # Shared machinery --------------------------------------------------------------------------
+
+    def _evaluated(self) -> Iterable[int]:
+        if self.evaluate_participants:
+            return [assignment.device for assignment in self._plan.assignments]
+        return self.fleet.connected
 
     def _participants(self, server_round: int) -> Sequence[int]:
         everyone = range(self.fleet.num_devices)

@@ -31,6 +31,7 @@ from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
 from server_app.engines.allocator import keep_freed_memory
+from server_app.engines.device_states import DeviceStates
 
 log = logging.getLogger(__name__)
 
@@ -46,9 +47,12 @@ class InProcessGrid(Grid):
         num_devices: K.
         workers: number of processes; 1 runs the devices inside the calling process (a device that
             kills its process then kills the run, and no deadline can interrupt it).
+        state_memory_mib: personal parts kept in memory; those beyond it go to a temporary folder.
     """
 
-    def __init__(self, client_app: str, num_devices: int, workers: int = 1) -> None:
+    def __init__(
+        self, client_app: str, num_devices: int, workers: int = 1, *, state_memory_mib: float = 1024.0
+    ) -> None:
         if num_devices < 1 or workers < 1:
             raise ValueError(f"num_devices = {num_devices} and workers = {workers}; both must be at least 1")
         # Flower's Message constructor asks this class who is sending.
@@ -56,16 +60,8 @@ class InProcessGrid(Grid):
 
         TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
         self._client_app = client_app
-        self._contexts = {
-            _FIRST_NODE + index: Context(
-                run_id=1,
-                node_id=_FIRST_NODE + index,
-                node_config={"partition-id": index, "num-partitions": num_devices},
-                state=RecordDict(),
-                run_config={},
-            )
-            for index in range(num_devices)
-        }
+        self._num_devices = num_devices
+        self._states = DeviceStates(int(state_memory_mib * 2**20))
         self._pending: dict[str, Message] = {}
         self._run: Any = None
         self._app = load_client_app(client_app) if workers == 1 else None
@@ -84,6 +80,7 @@ class InProcessGrid(Grid):
         for worker in self._workers:
             worker.stop()
         self._workers = []
+        self._states.close()
 
     # Flower's Grid interface -------------------------------------------------------------------
 
@@ -109,7 +106,7 @@ class InProcessGrid(Grid):
 
     def get_node_ids(self) -> Iterable[int]:
         """Return the ids of all devices."""
-        return list(self._contexts)
+        return range(_FIRST_NODE, _FIRST_NODE + self._num_devices)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Accept messages; they are worked on when their replies are pulled."""
@@ -141,11 +138,21 @@ class InProcessGrid(Grid):
             for message in messages:
                 if deadline is not None and time.monotonic() > deadline:
                     break
-                context = self._contexts[message.metadata.dst_node_id]
+                context = self._context(message.metadata.dst_node_id)
                 replies[message.metadata.message_id] = call(self._app, message, context)
+                self._states.put(context.node_id, context.state)
         else:
             self._process_in_workers(messages, deadline, replies)
         return [replies[i] for message in messages if (i := message.metadata.message_id) in replies]
+
+    def _context(self, node: int) -> Context:
+        return Context(
+            run_id=1,
+            node_id=node,
+            node_config={"partition-id": node - _FIRST_NODE, "num-partitions": self._num_devices},
+            state=self._states.get(node),
+            run_config={},
+        )
 
     def _process_in_workers(
         self, messages: list[Message], deadline: float | None, replies: dict[str, Message]
@@ -158,7 +165,7 @@ class InProcessGrid(Grid):
             while waiting and idle:
                 worker = idle.pop()
                 message = waiting.popleft()
-                worker.submit(message, self._contexts[message.metadata.dst_node_id], shared)
+                worker.submit(message, self._context(message.metadata.dst_node_id), shared)
                 busy[worker.connection] = worker
             remaining = None if deadline is None else max(deadline - time.monotonic(), 0.0)
             ready = wait(list(busy), remaining)
@@ -172,7 +179,7 @@ class InProcessGrid(Grid):
                 reply, state = worker.collect()
                 replies[worker.message.metadata.message_id] = reply
                 if state is not None:
-                    self._contexts[worker.message.metadata.dst_node_id].state = state
+                    self._states.put(worker.message.metadata.dst_node_id, state)
                 idle.append(worker)
         for worker in self._workers:
             worker.forget_arrays()
