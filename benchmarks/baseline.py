@@ -78,8 +78,8 @@ class PlainFederation:
         for device in range(len(self.data)):
             masks = self.train(number, device)
             for total, count, weight, mask in zip(sums, counts, self.global_parameters, masks, strict=True):
-                total += weight.detach() * mask
-                count += mask
+                total.add_(weight.detach() * mask)
+                count.add_(mask)
         for weight, total, count in zip(self.global_weights, sums, counts, strict=True):
             weight.copy_(torch.where(count > 0, total / count.clamp(min=1), weight))
 

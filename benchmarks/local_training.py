@@ -1,4 +1,4 @@
-"""Rounds of the paper's CNN: the in-process engine against the plain PyTorch loop of `benchmarks.baseline`."""
+"""Rounds of the paper's CNN: the in-process engine against the plain loop of `benchmarks.baseline`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from flwr.app import ConfigRecord
 
 from benchmarks.baseline import PlainFederation, Plan, paper_cnn
-from benchmarks.measure import Figure, interleave, peak_mib, quartiles, ratio_of
+from benchmarks.measure import Figure, interleave, peak_mib, ratio_of
 from client_app.device import Workbench, workbench
 from client_app.local_training import mini_batches, spawn
 from protocol.messages import read_weights, weights_record
@@ -109,7 +109,8 @@ def baseline_side(job: Job, *, freeze: bool = False) -> PlainFederation:
         streams = spawn(torch.Generator().manual_seed(seed), 3)
         counts: list[dict[str, int]] = [{"steps": 1, "epochs": 1}, {"steps": 1}, {"steps": 1, "epochs": 1}]
         return tuple(  # type: ignore[return-value]
-            mini_batches(IMAGES, BATCH, stream, **count) for stream, count in zip(streams, counts, strict=True)
+            mini_batches(IMAGES, BATCH, stream, **count)
+            for stream, count in zip(streams, counts, strict=True)
         )
 
     return PlainFederation(model, data, batches, Plan(RATIO, RATE, freeze))  # type: ignore[arg-type]
@@ -138,7 +139,10 @@ def figures(*, quick: bool, workers: int = 2) -> list[Figure]:
             "float32": EngineSide(jobs["float32"], single_grid),
             "bfloat16": EngineSide(jobs["bfloat16"], half_grid),
         }
-        plain = {"plain": baseline_side(jobs["float32"]), "frozen": baseline_side(jobs["float32"], freeze=True)}
+        plain = {
+            "plain": baseline_side(jobs["float32"]),
+            "frozen": baseline_side(jobs["float32"], freeze=True),
+        }
         numbers = dict.fromkeys(plain, 0)
 
         def plain_round(name: str) -> None:
@@ -165,7 +169,7 @@ def figures(*, quick: bool, workers: int = 2) -> list[Figure]:
     for name in ("float32", "bfloat16"):
         for against in ("plain", "frozen"):
             ratio, spread = ratio_of(times[against], times[name])
-            details = {f"baseline s per round": round(statistics.median(times[against]), 2)}
+            details: dict[str, object] = {"baseline s per round": round(statistics.median(times[against]), 2)}
             if (name, against) == ("float32", "plain"):
                 details |= {
                     "median |difference| after a round": f"{np.median(difference):.1e}",

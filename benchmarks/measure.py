@@ -99,7 +99,9 @@ def machine_facts() -> dict[str, Any]:
     model = platform.processor() or platform.machine()
     try:
         with open("/proc/cpuinfo") as file:
-            model = next((line.split(":")[1].strip() for line in file if line.startswith("model name")), model)
+            model = next(
+                (line.split(":")[1].strip() for line in file if line.startswith("model name")), model
+            )
     except OSError:
         pass
     return {

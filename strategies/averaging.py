@@ -96,7 +96,7 @@ class MaskedAverage:
             self._device_weight = device_weight
         elif self._share is None and device_weight != self._device_weight:
             self._flush()
-            self._share = self._counts * self._device_weight
+            self._share = self._counts * np.float64(self._device_weight)
 
     def _flush(self) -> None:
         self._counts += self._recent

@@ -31,11 +31,9 @@ _Saved = tuple[torch.Tensor, ...]
 
 
 class FastConvolutions(nn.Module):
-    """conv - max-pool - ReLU - conv - max-pool - ReLU - flatten of (batch, 1, n, n) images, n divisible by 4."""
+    """Twice conv - max-pool - ReLU, then flatten, of (batch, 1, n, n) images, n divisible by 4."""
 
-    def __init__(
-        self, first: nn.Conv2d, second: nn.Conv2d, dtype: torch.dtype = torch.float32
-    ) -> None:
+    def __init__(self, first: nn.Conv2d, second: nn.Conv2d, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         self.first = first
         self.second = second
@@ -202,7 +200,7 @@ class _SpectralStage:
 
 
 def gather_patches(maps: torch.Tensor, kernel_size: int) -> torch.Tensor:
-    """Gather the patches of (h, w, c, b) maps, zero outside: (h w, c k k + 1, b), the last row 1, for the bias."""
+    """Gather the patches of (h, w, c, b) maps: (h w, c k k + 1, b), the last row 1, for the bias."""
     height, width, channels, batch = maps.shape
     pad = kernel_size // 2
     padded = maps.new_zeros(height + 2 * pad, width + 2 * pad, channels, batch)

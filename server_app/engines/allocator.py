@@ -1,4 +1,4 @@
-"""Tell the C allocator to keep freed memory: training frees and takes the same megabytes thousands of times."""
+"""Have the C allocator keep freed memory: training frees and takes the same megabytes again and again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Flower's simulation on Ray, called from this process: no SuperLink, hence the quickest start of Ray's kinds.
+"""Flower's simulation on Ray, called from this process: no SuperLink, hence a quicker start.
 
 With RAY_ADDRESS set, Ray joins that cluster (Ray itself reads the variable) and the devices run on all of its
 machines, which must have the same packages and this source tree; else it starts a cluster on this machine.

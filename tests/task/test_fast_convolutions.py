@@ -13,7 +13,10 @@ from task.spectral import from_spectrum, to_spectrum, transforms
 
 def _plain(kernel_size: int, classes: int = 10) -> nn.Sequential:
     return build_model(
-        "cnn", num_classes=classes, options={"kernel_size": kernel_size}, generator=torch.Generator().manual_seed(0)
+        "cnn",
+        num_classes=classes,
+        options={"kernel_size": kernel_size},
+        generator=torch.Generator().manual_seed(0),
     )
 
 
