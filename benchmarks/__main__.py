@@ -15,6 +15,7 @@ from benchmarks import averaging, engines, local_training, scale
 from benchmarks.measure import HEADER, machine_facts
 
 PARTS = {
+    "device": local_training.device_figures,
     "training": local_training.figures,
     "averaging": averaging.figures,
     "engines": engines.figures,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,9 +15,10 @@ from flwr.app import ConfigRecord
 from benchmarks.baseline import PlainFederation, Plan, paper_cnn
 from benchmarks.measure import Figure, interleave, peak_mib, ratio_of
 from client_app.device import Workbench, workbench
-from client_app.local_training import mini_batches, spawn
+from client_app.local_training import local_round, mini_batches, spawn
 from protocol.messages import read_weights, weights_record
 from protocol.streams import torch_seed
+from server_app.engines.allocator import keep_freed_memory
 from server_app.engines.inprocess import InProcessGrid
 from server_app.job import Job, build_strategy, prepare
 from server_app.settings import compose_settings
@@ -127,8 +129,57 @@ def threads(number: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def device_figures(*, quick: bool) -> list[Figure]:
+    """Measure one device's round on one thread of this process, in processor time."""
+    repeats = 5 if quick else 15
+    keep_freed_memory()
+    jobs = {"float32": paper_job(), "bfloat16": paper_job("training.precision=bfloat16")}
+    plain = baseline_side(jobs["float32"])
+    frozen = baseline_side(jobs["float32"], freeze=True)
+    images, labels = plain.data[0]
+    sides: dict[str, Callable[[], object]] = {
+        "plain PyTorch loop": lambda: plain.train(1, 0),
+        "plain PyTorch loop, other part frozen": lambda: frozen.train(1, 0),
+    }
+    for name, job in jobs.items():
+        bench = workbench.__wrapped__(job.spec.to_json())
+
+        def device_round(bench: Workbench = bench, job: Job = job) -> object:
+            return local_round(
+                bench.model,
+                images,
+                labels,
+                broadcast=job.initial_weights,
+                personal=bench.initial_personal,
+                num_pruned=int(RATIO * job.initial_weights.size),
+                spec=bench.training,
+                generator=torch.Generator().manual_seed(1),
+            )
+
+        sides[name] = device_round
+    with threads(1):
+        times = interleave(sides, repeats, clock=time.process_time)
+    found = []
+    for name in jobs:
+        for against in list(sides)[:2]:
+            ratio, spread = ratio_of(times[against], times[name])
+            found.append(
+                Figure(
+                    name=f"one device of the paper's CNN, {IMAGES} images, {name}",
+                    value=statistics.median(times[name]),
+                    unit="processor s",
+                    baseline=against,
+                    ratio=ratio,
+                    spread=spread,
+                    memory_mib=peak_mib(),
+                    details={"baseline": round(statistics.median(times[against]), 3)},
+                )
+            )
+    return found
+
+
 def figures(*, quick: bool, workers: int = 2) -> list[Figure]:
-    """Measure rounds of the paper's CNN."""
+    """Measure rounds of the paper's CNN with ten devices."""
     repeats = 3 if quick else 7
     jobs = {"float32": paper_job(), "bfloat16": paper_job("training.precision=bfloat16")}
     with (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
 import numpy as np
@@ -59,10 +60,9 @@ def _fleet(devices: int, rounds: int) -> tuple[list[float], float, float]:
 def figures(*, quick: bool) -> list[Figure]:
     """Measure both fleets, each in a fresh process."""
     rounds = 10 if quick else 50
-    with get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        large, discovery, memory = pool.apply(_fleet, (10_000, rounds))
-    with get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        small, _, _ = pool.apply(_fleet, (100, rounds))
+    with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as pool:
+        large, discovery, memory = pool.submit(_fleet, 10_000, rounds).result()
+        small, _, _ = pool.submit(_fleet, 100, rounds).result()
     middle = statistics.median(large[1:])
     return [
         Figure(
