@@ -6,13 +6,13 @@ nothing of this project but the order of the mini-batches, so that both can be c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-Batches = Callable[[int, int], tuple[Iterable[torch.Tensor], Iterable[torch.Tensor], Iterable[torch.Tensor]]]
+Batches = Callable[[int, int], Sequence[Iterable[torch.Tensor | slice]]]
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,8 @@ class PlainFederation:
             for total, count, weight, mask in zip(sums, counts, self.global_parameters, masks, strict=True):
                 total.add_(weight.detach() * mask)
                 count.add_(mask)
-        for weight, total, count in zip(self.global_weights, sums, counts, strict=True):
-            weight.copy_(torch.where(count > 0, total / count.clamp(min=1), weight))
+        for old, total, count in zip(self.global_weights, sums, counts, strict=True):
+            old.copy_(torch.where(count > 0, total / count.clamp(min=1), old))
 
     def train(self, number: int, device: int) -> list[torch.Tensor]:
         """Personal steps, trial steps, pruning, masked steps; the result is in the model."""
@@ -107,7 +107,7 @@ class PlainFederation:
         kept = importance.topk(int(size - self.plan.pruning_ratio * size)).indices
         flat = torch.zeros(size)
         flat[kept] = 1.0
-        parts = flat.split([weight.numel() for weight in self.global_parameters])
+        parts = torch.split(flat, [weight.numel() for weight in self.global_parameters])
         masks = [part.view_as(weight) for part, weight in zip(parts, self.global_parameters, strict=True)]
 
         self._load(self.global_parameters, [w * m for w, m in zip(self.global_weights, masks, strict=True)])
@@ -116,7 +116,8 @@ class PlainFederation:
             self.model.zero_grad()
             self.loss(self.model(images[batch]), labels[batch]).backward()
             for weight, mask in zip(self.global_parameters, masks, strict=True):
-                weight.grad *= mask  # type: ignore[operator]
+                assert weight.grad is not None
+                weight.grad *= mask
             optimizer.step()
         return masks
 

@@ -106,16 +106,16 @@ def baseline_side(job: Job, *, freeze: bool = False) -> PlainFederation:
         torch.nn.utils.vector_to_parameters(torch.cat([own, shared]), model.parameters())
     data = [bench.data.train(part.train) for part in bench.parts]
 
-    def batches(number: int, device: int) -> tuple[Iterable[torch.Tensor], ...]:
+    def batches(number: int, device: int) -> list[Iterable[torch.Tensor | slice]]:
         seed = torch_seed(bench.spec.seed, "batches", number, device)
         streams = spawn(torch.Generator().manual_seed(seed), 3)
         counts: list[dict[str, int]] = [{"steps": 1, "epochs": 1}, {"steps": 1}, {"steps": 1, "epochs": 1}]
-        return tuple(  # type: ignore[return-value]
+        return [
             mini_batches(IMAGES, BATCH, stream, **count)
             for stream, count in zip(streams, counts, strict=True)
-        )
+        ]
 
-    return PlainFederation(model, data, batches, Plan(RATIO, RATE, freeze))  # type: ignore[arg-type]
+    return PlainFederation(model, data, batches, Plan(RATIO, RATE, freeze))
 
 
 @contextmanager

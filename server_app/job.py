@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,11 +24,13 @@ from server_app.settings import Settings
 from strategies.base import WirelessStrategy
 from strategies.fleet import Fleet
 from strategies.ofdma import OfdmaCell, OfdmaStrategy
-from strategies.over_the_air import AirInterface, OverTheAir, PrunedOverTheAir
 from task.datasets import DatasetUnavailableError, load_dataset
 from task.models import build_model
 from task.partition import partition
 from task.split import Split, flatten, split_parameters
+
+if TYPE_CHECKING:
+    from strategies.over_the_air import AirInterface
 
 
 @dataclass(frozen=True)
@@ -156,6 +158,8 @@ def build_strategy(job: Job, *, resume_dir: str = "") -> WirelessStrategy:
 
 
 def _over_the_air(job: Job, skeleton: dict[str, Any]) -> WirelessStrategy:
+    from strategies.over_the_air import OverTheAir, PrunedOverTheAir  # half a second of imports
+
     settings, air = job.settings, job.settings.air
     try:
         interface = air_interface(job)
@@ -175,6 +179,8 @@ def _over_the_air(job: Job, skeleton: dict[str, Any]) -> WirelessStrategy:
 
 def air_interface(job: Job) -> AirInterface:
     """Return the analog uplink in SI and linear units."""
+    from strategies.over_the_air import AirInterface
+
     air, scheduler, radio = job.settings.air, job.settings.scheduler, job.settings.radio
     fixed_time, compute_time = device_times(job)
     return AirInterface(

@@ -63,13 +63,17 @@ def accelerate(layers: Sequence[nn.Module], dtype: torch.dtype = torch.float32) 
     assert isinstance(second, nn.Conv2d)
     if first.in_channels != 1 or second.in_channels < 8 or not (_is_same(first) and _is_same(second)):
         return list(layers)  # few channels: the transforms cost more than they save
-    if any((pool.kernel_size, pool.stride, pool.padding) != (2, 2, 0) for pool in (front[1], front[4])):
+    if not (_halves(front[1]) and _halves(front[4])):
         return list(layers)
     return [FastConvolutions(first, second, dtype), *found[len(pattern) :]]
 
 
 def _only_layout(layer: nn.Module) -> bool:
     return bool(getattr(layer, "only_layout", False))
+
+
+def _halves(layer: nn.Module) -> bool:
+    return isinstance(layer, nn.MaxPool2d) and (layer.kernel_size, layer.stride, layer.padding) == (2, 2, 0)
 
 
 def _is_same(layer: nn.Conv2d) -> bool:
@@ -106,7 +110,7 @@ class _Function(torch.autograd.Function):
         return torch.cat(outputs).to(torch.float32)
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         first, second = ctx.stages
         height, width, channels, _ = ctx.last
         for few, kept in zip(torch.split(gradient, SLICE), ctx.saved, strict=True):
@@ -267,6 +271,6 @@ def _undo_pool_and_relu(
 ) -> torch.Tensor:
     """Return the gradient with respect to the maps before pooling."""
     through = _as_image(_relu_backward(gradient, out, 0.0))
-    spread = _pool_backward(through, image, [2, 2], [2, 2], [0, 0], [1, 1], False, places)
+    spread: torch.Tensor = _pool_backward(through, image, [2, 2], [2, 2], [0, 0], [1, 1], False, places)
     height, width = image.shape[2:]
     return spread.permute(0, 2, 3, 1).view(height, width, *out.shape[2:])
