@@ -5,6 +5,7 @@ All that can be wrong with a configuration is found here, before anything is tra
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
@@ -29,6 +30,9 @@ from task.datasets import DatasetUnavailableError, load_dataset
 from task.models import build_model
 from task.partition import partition
 from task.split import Split, flatten, split_parameters
+
+# Clocks of server and boxes may differ by this much before a short round makes orders void on arrival.
+_TTL_SLACK_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,7 @@ def prepare(settings: Settings) -> Job:
         split = split_parameters(module, spec.personal)
     except ValueError as error:
         raise ConfigError(f"model.personal: {error}") from error
+    spec = dataclasses.replace(spec, num_classes=data.num_classes, mean=data.mean, std=data.std)
     sizes = np.array([part.train.size for part in parts])
     return Job(
         settings=settings,
@@ -121,8 +126,10 @@ def device_spec(settings: Settings) -> DeviceSpec:
     return DeviceSpec(run_key=digest[:16], **values)
 
 
-def build_strategy(job: Job, *, resume_dir: str = "") -> WirelessStrategy:
-    """Return the strategy that the scheme names.
+def build_strategy(
+    job: Job, *, resume_dir: str = "", run: str = "", resume_run: str = ""
+) -> WirelessStrategy:
+    """Return the strategy that the scheme names; the rest as in `WirelessStrategy`.
 
     Raises:
         ConfigError: if the scheme's policy is unknown or a radio value does not fit.
@@ -138,6 +145,9 @@ def build_strategy(job: Job, *, resume_dir: str = "") -> WirelessStrategy:
         "last_round": settings.rounds,
         "min_replies": settings.fleet.min_replies,
         "resume_dir": resume_dir,
+        "run": run,
+        "resume_run": resume_run,
+        "message_ttl": settings.fleet.round_timeout_s + _TTL_SLACK_SECONDS,
     }
     skeleton["divergence_loss"] = settings.fleet.divergence_loss
     if settings.scheme.uplink != "ofdma":

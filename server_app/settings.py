@@ -24,6 +24,8 @@ class FleetSettings:
 
     num_devices: int = key(minimum=1)
     devices_per_round: int | None = key(minimum=1)
+    start_timeout_s: float = key(above=0)
+    min_devices: int | None = key(minimum=1)
     round_timeout_s: float = key(above=0)
     min_replies: int = key(minimum=1)
     max_failed_rounds: int = key(minimum=1)

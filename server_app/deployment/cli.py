@@ -23,7 +23,7 @@ def local_fleet(arguments: Sequence[str] | None = None) -> int:
     """Run a job on a fleet of processes on this machine; return 0 only if the run completed."""
     parser = argparse.ArgumentParser(
         prog="local-fleet",
-        description="Start a SuperLink with TLS and N SuperNodes with keys on this machine, run the job, stop.",
+        description="Start a SuperLink with TLS and N authenticated SuperNodes here, run the job, stop all.",
     )
     parser.add_argument("--nodes", type=int, required=True, metavar="N", help="number of SuperNodes")
     parser.add_argument("--out", type=Path, help="folder of the records (default: outputs/date/time-fleet)")

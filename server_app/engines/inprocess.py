@@ -46,6 +46,8 @@ class InProcessGrid(Grid):
             kills its process then kills the run, and no deadline can interrupt it).
     """
 
+    immediate = True  # asked for replies, it makes them: see strategies.exchange
+
     def __init__(self, client_app: str, num_devices: int, workers: int = 1) -> None:
         if num_devices < 1 or workers < 1:
             raise ValueError(f"num_devices = {num_devices} and workers = {workers}; both must be at least 1")
