@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,7 @@ from server_app.schema import ConfigError
 from server_app.settings import Settings
 from strategies.base import WirelessStrategy
 from strategies.fleet import Fleet
+from strategies.limits import NormLimit
 from strategies.ofdma import OfdmaCell, OfdmaStrategy
 from strategies.over_the_air import AirInterface, OverTheAir, PrunedOverTheAir
 from task.datasets import DatasetUnavailableError, load_dataset
@@ -147,6 +149,9 @@ def build_strategy(
         "resume_dir": resume_dir,
         "run": run,
         "resume_run": resume_run,
+        "norm_limit": NormLimit(
+            settings.fleet.upload_norm_limit or math.inf, settings.fleet.upload_norm_action
+        ),
         "message_ttl": settings.fleet.round_timeout_s + _TTL_SLACK_SECONDS,
     }
     skeleton["divergence_loss"] = settings.fleet.divergence_loss

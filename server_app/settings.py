@@ -28,6 +28,8 @@ class FleetSettings:
     min_devices: int | None = key(minimum=1)
     round_timeout_s: float = key(above=0)
     min_replies: int = key(minimum=1)
+    upload_norm_limit: float | None = key(above=0)
+    upload_norm_action: Literal["reject", "clip"] = key()
     max_failed_rounds: int = key(minimum=1)
     divergence_loss: float = key(above=0)
 

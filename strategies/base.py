@@ -32,6 +32,7 @@ from protocol.messages import (
 )
 from protocol.streams import generator
 from strategies.fleet import Fleet
+from strategies.limits import NormLimit, UploadError
 from strategies.records import DEVICE_COLUMNS, ROUND_COLUMNS, RoundLog, Value
 
 log = logging.getLogger(__name__)
@@ -74,10 +75,6 @@ class DivergedError(ArithmeticError):
     """Training diverged; going on would write meaningless rows."""
 
 
-class UploadError(ValueError):
-    """An upload that cannot be used; costs its device the round."""
-
-
 class Receiver(Protocol):
     """Turns the uploads of one round into the next global part, one device at a time."""
 
@@ -104,6 +101,7 @@ class WirelessStrategy(Strategy):
         run: names this run; keys what devices keep on their disks.
         resume_run: the run that this one continues, or "".
         message_ttl: seconds after which an order that was not fetched is void; None: Flower's default.
+        norm_limit: how far one device may move the global part; default: as far as it likes.
     """
 
     def __init__(
@@ -122,6 +120,7 @@ class WirelessStrategy(Strategy):
         run: str = "",
         resume_run: str = "",
         message_ttl: float | None = None,
+        norm_limit: NormLimit | None = None,
     ) -> None:
         self.seed = seed
         self.num_weights = num_weights
@@ -136,6 +135,7 @@ class WirelessStrategy(Strategy):
         self.run = run
         self.resume_run = resume_run
         self.message_ttl = message_ttl
+        self.norm_limit = norm_limit or NormLimit()
         self.log = RoundLog(0)
         self._plan = RoundPlan(())
         self._weights: Weights = np.zeros(0, np.float32)

@@ -10,10 +10,12 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+from server_app.deployment import warm
 from server_app.deployment.credentials import Credentials, make_credentials
 from server_app.engines.superlink import (
     CONNECTION,
@@ -43,9 +45,18 @@ class LocalFleet:
         num_nodes: SuperNodes whose keys are made and registered.
         logs: folder of the processes' logs, ``superlink.log`` and ``node-000.log`` ...
         state_dir: folder below which the devices keep their personal parts; default: in `scratch`.
+        warm_start: whether the nodes share a process that has torch imported already (see `warm`).
     """
 
-    def __init__(self, scratch: Path, num_nodes: int, logs: Path, *, state_dir: Path | None = None) -> None:
+    def __init__(
+        self,
+        scratch: Path,
+        num_nodes: int,
+        logs: Path,
+        *,
+        state_dir: Path | None = None,
+        warm_start: bool = True,
+    ) -> None:
         if num_nodes < 1:
             raise ValueError(f"num_nodes = {num_nodes}; a fleet has at least 1 node")
         self.num_nodes = num_nodes
@@ -63,6 +74,7 @@ class LocalFleet:
             f'root-certificates = "{self.credentials.ca_certificate}"\n'
         )
         self.flwr = Flwr(self._commands / "flwr", folder, environment(self._commands, home))
+        self._node_variables = self._start_warm_server() if warm_start else {}
         self.superlink = self.start_superlink()
         for index in range(num_nodes):
             self.flwr.register(self._public_key(index), f"node-{index:03d}")
@@ -157,6 +169,7 @@ class LocalFleet:
             home,
             folder,
             self.logs / f"{name}.log",
+            self._node_variables,
         )
         if name == f"node-{index:03d}":
             self.nodes[index] = process
@@ -194,17 +207,37 @@ class LocalFleet:
             if not finished(folder):
                 self.flwr.stop(run_id)
 
+    def _start_warm_server(self) -> dict[str, str]:
+        folder = self.scratch / "warm"
+        variables = warm.environment(folder, self._commands)
+        home, neutral = self._places("warm-server")
+        self._start(
+            [sys.executable, "-I", str(Path(warm.__file__)), variables["AIRFLOWER_WARM_SOCKET"]],
+            home,
+            neutral,
+            self.logs / "warm.log",
+        )
+        return variables
+
     def _start(
-        self, command: Sequence[str], home: Path, folder: Path, output: Path
+        self,
+        command: Sequence[str],
+        home: Path,
+        folder: Path,
+        output: Path,
+        variables: Mapping[str, str] | None = None,
     ) -> subprocess.Popen[bytes]:
         output.parent.mkdir(parents=True, exist_ok=True)
-        variables = environment(self._commands, home)
-        variables.setdefault("FLWR_SUPEREXEC_TASK_POLL_INTERVAL", _TASK_POLL_SECONDS)
+        settings = {
+            "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": _TASK_POLL_SECONDS,
+            **environment(self._commands, home),
+            **(variables or {}),
+        }
         with output.open("ab") as stream:
             process = subprocess.Popen(
                 [str(self._commands / command[0]), *command[1:]],
                 cwd=folder,
-                env=variables,
+                env=settings,
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
                 stderr=subprocess.STDOUT,
