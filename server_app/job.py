@@ -26,6 +26,7 @@ from server_app.settings import Settings
 from strategies.base import WirelessStrategy
 from strategies.fleet import Fleet
 from strategies.limits import NormLimit
+from strategies.measured import MeasuredLink, MeasuredStrategy, UplinkProbe
 from strategies.ofdma import OfdmaCell, OfdmaStrategy
 from strategies.over_the_air import AirInterface, OverTheAir, PrunedOverTheAir
 from task.datasets import DatasetUnavailableError, load_dataset
@@ -129,9 +130,16 @@ def device_spec(settings: Settings) -> DeviceSpec:
 
 
 def build_strategy(
-    job: Job, *, resume_dir: str = "", run: str = "", resume_run: str = ""
+    job: Job,
+    *,
+    resume_dir: str = "",
+    run: str = "",
+    resume_run: str = "",
+    probe: UplinkProbe | None = None,
 ) -> WirelessStrategy:
     """Return the strategy that the scheme names; the rest as in `WirelessStrategy`.
+
+    `probe` measures the uplink where the radio is a measured one.
 
     Raises:
         ConfigError: if the scheme's policy is unknown or a radio value does not fit.
@@ -155,6 +163,10 @@ def build_strategy(
         "message_ttl": settings.fleet.round_timeout_s + _TTL_SLACK_SECONDS,
     }
     skeleton["divergence_loss"] = settings.fleet.divergence_loss
+    if settings.channel.source == "measured":
+        return MeasuredStrategy(
+            link=measured_link(settings), probe=probe, weighting=settings.scheme.weighting, **skeleton
+        )
     if settings.scheme.uplink != "ofdma":
         return _over_the_air(job, skeleton)
     try:
@@ -167,6 +179,19 @@ def build_strategy(
         )
     except ValueError as error:
         raise ConfigError(f"scheme.allocation = {settings.scheme.allocation}: {error}") from error
+
+
+def measured_link(settings: Settings) -> MeasuredLink:
+    """Return the budget of a round on real boxes, in SI units."""
+    measured, radio = settings.measured, settings.radio
+    return MeasuredLink(
+        threshold=radio.latency_threshold_ms * 1e-3,
+        bits_per_weight=radio.bits_per_weight,
+        window=measured.window,
+        margin=measured.margin,
+        initial_pruning_ratio=measured.initial_pruning_ratio,
+        max_pruning_ratio=radio.max_pruning_ratio,
+    )
 
 
 def _over_the_air(job: Job, skeleton: dict[str, Any]) -> WirelessStrategy:

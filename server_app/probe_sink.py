@@ -100,9 +100,9 @@ class ProbeSink:
                 connection.settimeout(_IDLE_SECONDS)
                 device = self._owner(connection)
                 rate = None if device is None else self._time(connection)
-            if device is not None and rate is not None:
-                with self._lock:
-                    self._rates[device] = rate
+                if device is not None and rate is not None:
+                    with self._lock:  # before the connection closes, for which the device waits
+                        self._rates[device] = rate
         except OSError as error:
             log.debug("a transfer ended early: %s", error)
         finally:

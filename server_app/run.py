@@ -18,8 +18,10 @@ from protocol.messages import read_weights, weights_record
 from server_app import checkpoint
 from server_app.figure import draw_run
 from server_app.job import Job, build_strategy, prepare
+from server_app.probe_sink import ProbeSink
 from server_app.progress import round_line
 from server_app.recorder import ROUNDS, Recorder, read_table, write_json
+from server_app.schema import ConfigError
 from server_app.settings import Settings
 from server_app.summary import run_facts, summarise
 from server_app.trackers import Tracker, open_tracker
@@ -87,12 +89,45 @@ def _log_file(path: Path) -> Iterator[None]:
 
 
 def _run(settings: Settings, grid: Grid, folder: Path) -> dict[str, Any]:
+    with uplink_probe(settings) as probe:
+        return _run_with(settings, grid, folder, probe)
+
+
+@contextmanager
+def uplink_probe(settings: Settings) -> Iterator[ProbeSink | None]:
+    """Listen for timed transfers while a run on measured radio lasts.
+
+    Raises:
+        ConfigError: if the address cannot be listened on.
+    """
+    measured = settings.measured
+    if settings.channel.source != "measured" or not measured.probe:
+        yield None
+        return
+    try:
+        sink = ProbeSink(
+            measured.probe_host, measured.probe_port, measured.probe_bytes, measured.probe_address
+        )
+    except OSError as error:
+        raise ConfigError(
+            f"measured.probe_host = {measured.probe_host}, "
+            f"measured.probe_port = {measured.probe_port}: {error}"
+        ) from error
+    with sink:
+        yield sink
+
+
+def _run_with(settings: Settings, grid: Grid, folder: Path, probe: ProbeSink | None) -> dict[str, Any]:
     job = prepare(settings)
     start = checkpoint.load(settings.resume, settings) if settings.resume else None
     resume_dir = str(start.personal_dir) if start else ""
     # The name of a run decides nothing of it: only where boxes keep what belongs to it.
     strategy = build_strategy(
-        job, resume_dir=resume_dir, run=secrets.token_hex(8), resume_run=start.run if start else ""
+        job,
+        resume_dir=resume_dir,
+        run=secrets.token_hex(8),
+        resume_run=start.run if start else "",
+        probe=probe,
     )
     if start:
         strategy.restore(start.state)

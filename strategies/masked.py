@@ -27,8 +27,8 @@ class Accounting(Protocol):
         """Return the columns of what a device kept and sent."""
         ...
 
-    def round_latency(self, plan: RoundPlan, spent: Mapping[int, float]) -> float:
-        """Return how long the round takes, from the seconds of the devices that answered."""
+    def round_latency(self, plan: RoundPlan, spent: Mapping[int, float]) -> float | None:
+        """Return how long the emulated round takes, from the seconds of the devices that answered."""
         ...
 
 
@@ -65,7 +65,7 @@ class MaskedReceiver:
         columns = self._strategy.account(assignment, expected, report)
         self._bytes += wire_bytes
         self._bits += int(columns["uplink_bits"] or 0)
-        self._latencies[assignment.device] = float(columns["latency_s"] or 0.0)
+        self._latencies[assignment.device] = float(columns.get("latency_s") or 0.0)
         return {**columns, "wire_bytes": wire_bytes}
 
     def _limited(self, values: Weights, mask: npt.NDArray[np.bool_]) -> Weights:

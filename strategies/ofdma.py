@@ -14,8 +14,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from protocol.streams import generator
 from protocol.messages import TrainReport
+from protocol.streams import generator
 from radio import ofdma, payload
 from radio.allocation import Allocation, AllocationStatus, WhenInfeasible
 from radio.channel import ChannelModel, draw_gain, mean_gain, place_devices

@@ -22,7 +22,14 @@ import sys
 import threading
 from pathlib import Path
 
-_MODULES = ("flwr.supernode.cli", "flwr.clientapp", "torch", "sklearn.datasets", "scipy.special")
+_MODULES = (
+    "flwr.supernode.cli",
+    "flwr.clientapp",
+    "torch",
+    "torch._dynamo",
+    "sklearn.datasets",
+    "scipy.special",
+)
 _LONGEST_TASK = 1 << 22
 
 
