@@ -1,5 +1,6 @@
 """Real processes on loopback: TLS, keys, faults, measured radio."""
 
+import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -90,7 +91,8 @@ def test_a_killed_box_goes_on_from_its_last_finished_round(tmp_path):
 def test_a_link_at_a_tenth_raises_the_ratio_of_its_box_within_three_rounds(tmp_path):
     probe_port, out = free_ports(1)[0], tmp_path / "out"
     overrides = [
-        *SMALL, "rounds=12", "channel=measured", "radio.latency_threshold_ms=1500", f"measured.probe_port={probe_port}",
+        *SMALL, "rounds=12", "channel=measured", "radio.latency_threshold_ms=1500",
+        f"measured.probe_port={probe_port}",
         "measured.probe_bytes=65536", "evaluate_every=100",
     ]  # fmt: skip
     link = ShapedLink(4e6)
@@ -120,7 +122,7 @@ def test_a_link_at_a_tenth_raises_the_ratio_of_its_box_within_three_rounds(tmp_p
     assert max(other) < 0.1
     times = [row for row in read_table(out / "device_timing.csv") if row["device"] == "1"]
     assert all(float(row["measured_total_seconds"]) <= 1.5 for row in times[start + 3 :])
-    sent = [after - before for before, after in zip(counted, counted[1:], strict=False)]
+    sent = [after - before for before, after in itertools.pairwise(counted)]
     assert sum(sent[-3:]) < 0.8 * sum(sent[:3])
 
 
