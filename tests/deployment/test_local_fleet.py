@@ -59,7 +59,7 @@ def test_five_boxes_give_the_records_of_the_simulation_while_strangers_knock(tmp
 def test_a_killed_box_goes_on_from_its_last_finished_round(tmp_path):
     """Its head would be random again without the file: accuracy of guessing, 0.5 at best with two labels."""
     overrides = [
-        *SMALL, "rounds=12", "fleet.round_timeout_s=25", "training.personal_learning_rate=0.01",
+        *SMALL, "rounds=24", "fleet.round_timeout_s=25", "training.personal_learning_rate=0.01",
         "training.global_learning_rate=0.01",
     ]  # fmt: skip
     killed: list[int] = []
@@ -69,14 +69,15 @@ def test_a_killed_box_goes_on_from_its_last_finished_round(tmp_path):
             fleet.start_node(index)
 
         def kill() -> None:
-            done = len(_rows(out, 1))
-            if done >= 4 + 3 * len(killed) and len(killed) < 2:
-                killed.append(done)
+            rows = _rows(out, 1)
+            back = [row["status"] for row in rows[-2:]] == ["ok", "ok"]
+            if len(rows) >= 4 and back and len(killed) < 2:
+                killed.append(len(rows))
                 fleet.kill_node(1)
                 fleet.start_node(1)
 
         summary = fleet.run(overrides, out, kill)
-    assert summary["rounds"] == 12
+    assert summary["rounds"] == 24
     assert len(killed) == 2
     for done in killed:
         rows = _rows(out, 1)
