@@ -3,7 +3,7 @@
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from client_app import device, state
+from client_app import device
 from protocol.messages import DEVICE, METRICS, EvaluateOrder, SaveOrder, TrainOrder
 
 app = ClientApp()
@@ -34,14 +34,8 @@ def hello(message: Message, context: Context) -> Message:
 
 @app.query("save")
 def save(message: Message, context: Context) -> Message:
-    """Write the personal part to the checkpoint folder; a device that never trained has none to write."""
-    order = SaveOrder.from_records(message.content)
-    index, _ = device.device_index(context)
-    personal = state.recall(context)
-    if personal is None and order.resume_dir:
-        personal = state.load(order.resume_dir, index)
-    if personal is not None:
-        state.save(order.directory, index, personal)
+    """Write the personal part to the checkpoint; a device that never trained has none to write."""
+    device.save(SaveOrder.from_records(message.content), context)
     return Message(_introduction(context), reply_to=message)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import math
 import time
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,10 +17,12 @@ from client_app import state
 from client_app.evaluation import Evaluation, evaluate
 from client_app.flat_model import FlatModel
 from client_app.local_training import LocalResult, local_round
+from client_app.probe import send_probe
 from protocol.messages import (
     DeviceSpec,
     EvaluateOrder,
     MessageError,
+    SaveOrder,
     TrainOrder,
     TrainReport,
     read_mask,
@@ -29,6 +33,7 @@ from protocol.streams import generator, torch_seed
 from protocol.training import TrainingSpec
 from radio import payload
 from task.datasets import ImageData, load_dataset
+from task.local_images import load_images
 from task.models import build_model
 from task.partition import DevicePart, partition
 from task.split import split_parameters
@@ -56,23 +61,36 @@ class Workbench:
 
 
 @lru_cache(maxsize=1)
-def workbench(spec_json: str) -> Workbench:
-    """Build what a run's devices need; the same text gives the same object.
+def workbench(spec_json: str, data_dir: str = "") -> Workbench:
+    """Build what a run's devices need; the same arguments give the same object.
+
+    A box with a folder of its own images (`data_dir`) does not need the data set of the configuration.
 
     One torch thread, so that results depend neither on the machine's cores nor on the engine.
     """
     torch.set_num_threads(1)
+    # torch imports its compiler at the first optimiser step: start-up, not to be timed as training.
+    importlib.import_module("torch._dynamo")
     spec = spec_from_json(spec_json)
-    data = load_dataset(**spec.dataset)
-    options = dict(spec.partition)
-    parts = partition(
-        options.pop("name"),
-        data.train_labels.numpy(),
-        data.test_labels.numpy(),
-        spec.num_devices,
-        generator(spec.seed, "partition"),
-        **options,
-    )
+    if data_dir:
+        data = load_images(data_dir, num_classes=spec.num_classes, mean=spec.mean, std=spec.std)
+        everything = DevicePart(
+            np.arange(len(data.train_labels)),
+            np.arange(len(data.test_labels)),
+            tuple(sorted({*data.train_labels.tolist(), *data.test_labels.tolist()})),
+        )
+        parts = [everything] * spec.num_devices
+    else:
+        data = load_dataset(**spec.dataset)
+        options = dict(spec.partition)
+        parts = partition(
+            options.pop("name"),
+            data.train_labels.numpy(),
+            data.test_labels.numpy(),
+            spec.num_devices,
+            generator(spec.seed, "partition"),
+            **options,
+        )
     rng = torch.Generator().manual_seed(torch_seed(spec.seed, "init"))
     module = build_model(**spec.model, num_classes=data.num_classes, generator=rng)
     training = TrainingSpec(**spec.training)
@@ -112,9 +130,10 @@ def train(order: TrainOrder, context: Context) -> TrainReport:
         MessageError: if the order does not fit the model.
         DivergedError: if training left the finite numbers; the personal part stays as it was.
     """
-    bench = workbench(order.spec)
-    index, _ = device_index(context)
+    bench, index = _bench(order.spec, context)
     images, labels = bench.data.train(bench.parts[index].train)
+    places = _places(bench.spec, order, index, context)
+    recovered = places.recover(bench.initial_personal.size)
     size = bench.model.split.shared.size
     weights = read_weights(order.weights)
     if weights.size != size:
@@ -125,15 +144,17 @@ def train(order: TrainOrder, context: Context) -> TrainReport:
         images,
         labels,
         broadcast=weights,
-        personal=_personal(bench, order.resume_dir, index, context),
+        personal=bench.initial_personal if recovered.personal is None else recovered.personal,
         num_pruned=order.num_pruned,
         spec=bench.training,
         generator=torch.Generator().manual_seed(torch_seed(bench.spec.seed, "batches", order.round, index)),
         mask=None if order.mask is None else read_mask(order.mask, size),
     )
     seconds = time.perf_counter() - started
+    upload = _upload(bench.spec, weights, result)
+    compute = time.perf_counter() - started
     report = TrainReport(
-        payload=_upload(bench.spec, weights, result),
+        payload=upload,
         num_examples=labels.numel(),
         metrics={
             name: value
@@ -141,34 +162,103 @@ def train(order: TrainOrder, context: Context) -> TrainReport:
                 ("personal-loss", result.personal_loss),
                 ("global-loss", result.global_loss),
                 ("measured-train-seconds", seconds),
+                ("measured-compute-seconds", compute),
+                (
+                    "measured-seconds-per-weight-step",
+                    seconds / weight_steps(bench, labels.numel()),
+                ),
+                ("stated-uplink-bps", _stated_rate(context)),
+                ("state-set-aside", float(recovered.set_aside or np.nan)),
             )
             if np.isfinite(value)
         },
     )
-    state.remember(context, result.personal)  # last: a device that fails keeps its old personal part
+    if order.probe is not None and not math.isfinite(_stated_rate(context)):
+        send_probe(order.probe, str(context.node_config.get("probe-address", "")) or order.probe.address)
+    places.keep(result.personal)  # last: a device that fails keeps its old personal part
     return report
 
 
 def test(order: EvaluateOrder, context: Context) -> Evaluation:
     """Test the global part with this device's personal part on its own test samples."""
-    bench = workbench(order.spec)
-    index, _ = device_index(context)
+    bench, index = _bench(order.spec, context)
     images, labels = bench.data.test(bench.parts[index].test)
+    own = _places(bench.spec, order, index, context).recover(bench.initial_personal.size).personal
     return evaluate(
         bench.model,
         shared=read_weights(order.weights),
-        personal=_personal(bench, order.resume_dir, index, context),
+        personal=bench.initial_personal if own is None else own,
         images=images,
         labels=labels,
     )
 
 
-def _personal(bench: Workbench, resume_dir: str, index: int, context: Context) -> npt.NDArray[np.float32]:
-    """Return the device's personal part: its own, else the checkpoint's, else the initial one."""
-    own = state.recall(context)
-    if own is None and resume_dir:
-        own = state.load(resume_dir, index)
-    return bench.initial_personal if own is None else own
+def save(order: SaveOrder, context: Context) -> None:
+    """Write the personal part to the checkpoint, if there is one yet.
+
+    Raises:
+        StateError: if it cannot be written.
+    """
+    bench, index = _bench(order.spec, context)
+    places = _places(bench.spec, order, index, context)
+    personal = places.recover(bench.initial_personal.size).personal
+    if personal is not None:
+        target = places.checkpoint or state.state_file(order.directory, index)
+        state.save_file(target, index, personal)
+
+
+def weight_steps(bench: Workbench, num_samples: int) -> float:
+    """Return the steps of a round times the weights that each moves: what a dense round computes."""
+    training, split = bench.training, bench.model.split
+    batches = -(-num_samples // training.batch_size)
+    personal = (
+        training.personal_steps if training.personal_epochs is None else training.personal_epochs * batches
+    )
+    shared = training.global_steps if training.global_epochs is None else training.global_epochs * batches
+    if training.algorithm == "simultaneous":
+        personal = shared
+    return personal * split.personal.size + (training.importance_steps + shared) * split.shared.size
+
+
+def _bench(spec: str, context: Context) -> tuple[Workbench, int]:
+    index, _ = device_index(context)
+    data_dir = context.node_config.get("data-dir", "")
+    if not isinstance(data_dir, str):
+        raise MessageError(f"data-dir = {data_dir!r} in the node's configuration; it must be a path")
+    bench = workbench(spec, data_dir)
+    if not 0 <= index < bench.spec.num_devices:
+        raise MessageError(
+            f"partition-id = {index} in the node's configuration; "
+            f"the run has {bench.spec.num_devices} devices"
+        )
+    return bench, index
+
+
+def _places(
+    spec: DeviceSpec, order: TrainOrder | EvaluateOrder | SaveOrder, index: int, context: Context
+) -> state.Places:
+    return state.places(
+        context,
+        index,
+        run_key=spec.run_key,
+        run=order.run,
+        resume_run=order.resume_run,
+        resume_dir=order.resume_dir,
+    )
+
+
+def _stated_rate(context: Context) -> float:
+    """Return the uplink rate that the operator states, in bit/s; NaN without one.
+
+    Raises:
+        MessageError: if `uplink-bps` is not a positive number.
+    """
+    value = context.node_config.get("uplink-bps", float("nan"))
+    if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+        raise MessageError(
+            f"uplink-bps = {value!r} in the node's configuration; it must be positive, in bit/s"
+        )
+    return float(value)
 
 
 def _upload(

@@ -7,7 +7,8 @@ files. The personal part of a device's model is in none of them.
 direction  message                    records
 =========  =========================  ==================================================================
 to device  train (`TrainOrder`)       ``global`` (ArrayRecord ``weights``), ``order`` (ConfigRecord),
-                                      ``mask`` (ArrayRecord ``bitmap``; only with a common mask)
+                                      ``mask`` (ArrayRecord ``bitmap``; only with a common mask),
+                                      ``probe`` (ConfigRecord; only where the uplink is measured)
 to server  train (`TrainReport`)      ``upload`` (ArrayRecord ``payload``; absent when nothing was kept),
                                       ``metrics`` (MetricRecord)
 to device  evaluate (`EvaluateOrder`) ``global``, ``order``
@@ -24,6 +25,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -39,9 +41,21 @@ MASK = "mask"
 UPLOAD = "upload"
 METRICS = "metrics"
 DEVICE = "device"
+PROBE = "probe"
 
 HELLO = "query.hello"
 SAVE = "query.save"
+
+# What a device may report beside its upload. Anything else in a reply is ignored.
+REPORTED = (
+    "personal-loss",
+    "global-loss",
+    "measured-train-seconds",
+    "measured-compute-seconds",
+    "measured-seconds-per-weight-step",
+    "stated-uplink-bps",
+    "state-set-aside",
+)
 
 Uplink = Literal["digital", "analog"]
 
@@ -56,7 +70,7 @@ class DeviceSpec:
 
     Attributes:
         seed: seed of the run.
-        run_key: names the run; keys what a device stores on disk.
+        run_key: digest of the configuration; a part of the key of what a device stores on disk.
         num_devices: number of devices that share the data set.
         model: keyword arguments of `task.models.build_model` (without the generator).
         personal: glob patterns of the personal parameters' names.
@@ -66,6 +80,8 @@ class DeviceSpec:
         bits_per_weight: bits of each uploaded weight, 32, 16 or 8.
         uplink: ``digital`` (retained weights, at `bits_per_weight`) or ``analog`` (updates, which the
             emulated air superposes).
+        num_classes: labels are 0..num_classes-1, also of images that a box has of its own.
+        mean, std: of the grey levels scaled to 0..1, by which a box normalises images of its own.
     """
 
     seed: int
@@ -78,6 +94,9 @@ class DeviceSpec:
     training: Mapping[str, Any]
     bits_per_weight: int = 32
     uplink: Uplink = "digital"
+    num_classes: int = 10
+    mean: float = 0.0
+    std: float = 1.0
 
     def to_json(self) -> str:
         """Return the JSON text that travels in an order."""
@@ -99,6 +118,35 @@ def spec_from_json(text: str) -> DeviceSpec:
 
 
 @dataclass(frozen=True)
+class ProbeOrder:
+    """A timed transfer of meaningless bytes over the device's real uplink.
+
+    Attributes:
+        address: host and port that take the bytes, as ``host:port``.
+        token: 16 bytes that name this transfer.
+        size: bytes to send.
+    """
+
+    address: str
+    token: bytes
+    size: int
+
+    @staticmethod
+    def from_records(records: RecordDict) -> ProbeOrder | None:
+        """Read the order of a transfer, if there is one.
+
+        Raises:
+            MessageError: if a key is absent or of the wrong type.
+        """
+        if PROBE not in records:
+            return None
+        order = _record(records, PROBE, ConfigRecord)
+        return ProbeOrder(
+            _value(order, "address", str), _value(order, "token", bytes), _value(order, "size", int)
+        )
+
+
+@dataclass(frozen=True)
 class TrainOrder:
     """One device's work in one round.
 
@@ -109,6 +157,9 @@ class TrainOrder:
         weights: global part, float32, shape (N_u,).
         mask: bitmap of a mask that the server imposes on every device, or None.
         resume_dir: folder from which a device without a personal part takes it, or "".
+        run: names this run among all runs; keys what a device keeps on its own disk.
+        resume_run: the run that this one continues, or "".
+        probe: timed transfer to make after training, or None.
     """
 
     round: int
@@ -117,6 +168,9 @@ class TrainOrder:
     weights: ArrayRecord
     mask: ArrayRecord | None = None
     resume_dir: str = ""
+    run: str = ""
+    resume_run: str = ""
+    probe: ProbeOrder | None = None
 
     def to_records(self) -> RecordDict:
         """Return the content of the train message."""
@@ -129,12 +183,16 @@ class TrainOrder:
                         "num-pruned": self.num_pruned,
                         "spec": self.spec,
                         "resume-dir": self.resume_dir,
+                        "run": self.run,
+                        "resume-run": self.resume_run,
                     }
                 ),
             }
         )
         if self.mask is not None:
             records[MASK] = self.mask
+        if self.probe is not None:
+            records[PROBE] = ConfigRecord(dataclasses.asdict(self.probe))
         return records
 
     @staticmethod
@@ -152,6 +210,9 @@ class TrainOrder:
             weights=_record(records, GLOBAL, ArrayRecord),
             mask=records.array_records.get(MASK),
             resume_dir=_value(order, "resume-dir", str),
+            run=_value(order, "run", str),
+            resume_run=_value(order, "resume-run", str),
+            probe=ProbeOrder.from_records(records),
         )
 
 
@@ -163,10 +224,20 @@ class EvaluateOrder:
     spec: str
     weights: ArrayRecord
     resume_dir: str = ""
+    run: str = ""
+    resume_run: str = ""
 
     def to_records(self) -> RecordDict:
         """Return the content of the evaluate message."""
-        order = ConfigRecord({"round": self.round, "spec": self.spec, "resume-dir": self.resume_dir})
+        order = ConfigRecord(
+            {
+                "round": self.round,
+                "spec": self.spec,
+                "resume-dir": self.resume_dir,
+                "run": self.run,
+                "resume-run": self.resume_run,
+            }
+        )
         return RecordDict({GLOBAL: self.weights, ORDER: order})
 
     @staticmethod
@@ -182,19 +253,38 @@ class EvaluateOrder:
             spec=_value(order, "spec", str),
             weights=_record(records, GLOBAL, ArrayRecord),
             resume_dir=_value(order, "resume-dir", str),
+            run=_value(order, "run", str),
+            resume_run=_value(order, "resume-run", str),
         )
 
 
 @dataclass(frozen=True)
 class SaveOrder:
-    """Write the personal part to a folder (a checkpoint); it does not travel."""
+    """Write the personal part to a checkpoint; it does not travel.
+
+    Attributes:
+        directory: where to; a device with a folder of its own for its state uses that instead.
+        spec: JSON text of the `DeviceSpec`.
+        resume_dir, run, resume_run: as in `TrainOrder`.
+    """
 
     directory: str
+    spec: str
     resume_dir: str = ""
+    run: str = ""
+    resume_run: str = ""
 
     def to_records(self) -> RecordDict:
         """Return the content of the query.save message."""
-        order = ConfigRecord({"directory": self.directory, "resume-dir": self.resume_dir})
+        order = ConfigRecord(
+            {
+                "directory": self.directory,
+                "spec": self.spec,
+                "resume-dir": self.resume_dir,
+                "run": self.run,
+                "resume-run": self.resume_run,
+            }
+        )
         return RecordDict({ORDER: order})
 
     @staticmethod
@@ -205,7 +295,9 @@ class SaveOrder:
             MessageError: if a record or a key is absent or of the wrong type.
         """
         order = _record(records, ORDER, ConfigRecord)
-        return SaveOrder(_value(order, "directory", str), _value(order, "resume-dir", str))
+        return SaveOrder(
+            *(_value(order, key, str) for key in ("directory", "spec", "resume-dir", "run", "resume-run"))
+        )
 
 
 @dataclass(frozen=True)
@@ -238,7 +330,11 @@ class TrainReport:
             MessageError: if a record or a key is absent or of the wrong type.
         """
         metrics = _record(records, METRICS, MetricRecord)
-        numbers = {key: float(value) for key, value in metrics.items() if isinstance(value, int | float)}
+        numbers = {
+            key: float(value)
+            for key in REPORTED
+            if isinstance(value := metrics.get(key), int | float) and math.isfinite(value)
+        }
         num_examples = _value(metrics, "num-examples", int)
         if num_examples < 1:
             raise MessageError(f"num-examples = {num_examples} in the reply; it must be at least 1")
@@ -335,7 +431,7 @@ def _record(records: RecordDict, key: str, kind: type[_Record]) -> _Record:
     return record
 
 
-_Value = TypeVar("_Value", int, str, float)
+_Value = TypeVar("_Value", int, str, float, bytes)
 
 
 def _value(record: ConfigRecord | MetricRecord, key: str, kind: type[_Value]) -> _Value:

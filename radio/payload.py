@@ -380,7 +380,8 @@ def _unpack_values(body: NDArray[np.uint8], kept: int, width: int, scale: float)
         values = body.view("<f4")
     elif width == 16:
         values = body.view("<f2").astype(np.float32)
-        values *= np.float32(scale)
+        with np.errstate(over="ignore", invalid="ignore"):  # checked below
+            values *= np.float32(scale)
     else:
         blocks = _blocks(kept, _BLOCK)
         scales = body[: 8 * blocks].view("<f4").reshape(blocks, 2)

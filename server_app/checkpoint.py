@@ -25,7 +25,8 @@ from protocol.messages import SAVE, SaveOrder
 from server_app.recorder import write_json
 from server_app.schema import ConfigError
 from server_app.settings import Settings
-from strategies.fleet import Fleet
+from strategies.base import WirelessStrategy
+from strategies.exchange import exchange
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +43,8 @@ _FREE = (
     "dataset.root",
     "dataset.download",
     "fleet.round_timeout_s",
+    "fleet.start_timeout_s",
+    "fleet.min_devices",
     "fleet.max_failed_rounds",
 )
 
@@ -55,12 +58,14 @@ class Checkpoint:
         round: last finished round.
         weights: global part after it, float32, shape (N_u,).
         state: what the strategy stored.
+        run: names the run for what its devices keep on their disks; "" if unknown.
     """
 
     folder: Path
     round: int
     weights: npt.NDArray[np.float32]
     state: Mapping[str, npt.NDArray[Any]]
+    run: str = ""
 
     @property
     def personal_dir(self) -> Path:
@@ -79,10 +84,8 @@ def save(
     settings: Settings,
     server_round: int,
     weights: npt.NDArray[np.float32],
-    state: Mapping[str, npt.NDArray[Any]],
     grid: Grid,
-    fleet: Fleet,
-    resume_dir: str,
+    strategy: WirelessStrategy,
     timeout: float,
 ) -> None:
     """Write a checkpoint; the previous one is replaced when the new one is complete."""
@@ -91,13 +94,16 @@ def save(
     shutil.rmtree(partial, ignore_errors=True)
     personal = partial / "personal"
     personal.mkdir(parents=True)
-    order = SaveOrder(str(personal.resolve()), resume_dir).to_records()
+    fleet, state = strategy.fleet, strategy.state()
+    order = SaveOrder(
+        str(personal.resolve()), strategy.spec, strategy.resume_dir, strategy.run, strategy.resume_run
+    ).to_records()
     messages = [
         Message(order, dst_node_id=node, message_type=SAVE, group_id=f"{server_round}/{device}")
         for device in fleet.connected
         if (node := fleet.node_of(device)) is not None
     ]
-    for reply in grid.send_and_receive(messages, timeout=timeout):
+    for reply in exchange(grid, messages, timeout):
         if reply.has_error():
             device = fleet.device_of(reply.metadata.src_node_id)
             log.warning("device %s did not store its personal part: %s", device, reply.error.reason)
@@ -109,6 +115,7 @@ def save(
         **{f"state.{name}": array for name, array in state.items()},
     )
     write_json(partial / "config.json", settings.to_dict())
+    write_json(partial / "run.json", {"run": strategy.run})
     shutil.rmtree(final, ignore_errors=True)
     partial.replace(final)
 
@@ -142,7 +149,12 @@ def load(path: str, settings: Settings) -> Checkpoint:
             f"{server_round}; set rounds above it"
         )
     state = {name.removeprefix("state."): array for name, array in arrays.items()}
-    return Checkpoint(folder, server_round, weights.astype(np.float32, copy=False), state)
+    return Checkpoint(folder, server_round, weights.astype(np.float32, copy=False), state, _run_name(folder))
+
+
+def _run_name(folder: Path) -> str:
+    path = folder / "run.json"
+    return str(json.loads(path.read_text()).get("run", "")) if path.is_file() else ""
 
 
 def _differences(mine: Any, theirs: Any, path: str = "") -> dict[str, tuple[Any, Any]]:

@@ -5,8 +5,10 @@ All that can be wrong with a configuration is found here, before anything is tra
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +25,8 @@ from server_app.schema import ConfigError
 from server_app.settings import Settings
 from strategies.base import WirelessStrategy
 from strategies.fleet import Fleet
+from strategies.limits import NormLimit
+from strategies.measured import MeasuredLink, MeasuredStrategy, UplinkProbe
 from strategies.ofdma import OfdmaCell, OfdmaStrategy
 from task.datasets import DatasetUnavailableError, load_dataset
 from task.models import build_model
@@ -31,6 +35,9 @@ from task.split import Split, flatten, split_parameters
 
 if TYPE_CHECKING:
     from strategies.over_the_air import AirInterface
+
+# Clocks of server and boxes may differ by this much before a short round makes orders void on arrival.
+_TTL_SLACK_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -87,6 +94,7 @@ def prepare(settings: Settings) -> Job:
         split = split_parameters(module, spec.personal)
     except ValueError as error:
         raise ConfigError(f"model.personal: {error}") from error
+    spec = dataclasses.replace(spec, num_classes=data.num_classes, mean=data.mean, std=data.std)
     sizes = np.array([part.train.size for part in parts])
     return Job(
         settings=settings,
@@ -123,8 +131,17 @@ def device_spec(settings: Settings) -> DeviceSpec:
     return DeviceSpec(run_key=digest[:16], **values)
 
 
-def build_strategy(job: Job, *, resume_dir: str = "") -> WirelessStrategy:
-    """Return the strategy that the scheme names.
+def build_strategy(
+    job: Job,
+    *,
+    resume_dir: str = "",
+    run: str = "",
+    resume_run: str = "",
+    probe: UplinkProbe | None = None,
+) -> WirelessStrategy:
+    """Return the strategy that the scheme names; the rest as in `WirelessStrategy`.
+
+    `probe` measures the uplink where the radio is a measured one.
 
     Raises:
         ConfigError: if the scheme's policy is unknown or a radio value does not fit.
@@ -141,8 +158,18 @@ def build_strategy(job: Job, *, resume_dir: str = "") -> WirelessStrategy:
         "last_round": settings.rounds,
         "min_replies": settings.fleet.min_replies,
         "resume_dir": resume_dir,
+        "run": run,
+        "resume_run": resume_run,
+        "norm_limit": NormLimit(
+            settings.fleet.upload_norm_limit or math.inf, settings.fleet.upload_norm_action
+        ),
+        "message_ttl": settings.fleet.round_timeout_s + _TTL_SLACK_SECONDS,
     }
     skeleton["divergence_loss"] = settings.fleet.divergence_loss
+    if settings.channel.source == "measured":
+        return MeasuredStrategy(
+            link=measured_link(settings), probe=probe, weighting=settings.scheme.weighting, **skeleton
+        )
     if settings.scheme.uplink != "ofdma":
         return _over_the_air(job, skeleton)
     try:
@@ -155,6 +182,19 @@ def build_strategy(job: Job, *, resume_dir: str = "") -> WirelessStrategy:
         )
     except ValueError as error:
         raise ConfigError(f"scheme.allocation = {settings.scheme.allocation}: {error}") from error
+
+
+def measured_link(settings: Settings) -> MeasuredLink:
+    """Return the budget of a round on real boxes, in SI units."""
+    measured, radio = settings.measured, settings.radio
+    return MeasuredLink(
+        threshold=radio.latency_threshold_ms * 1e-3,
+        bits_per_weight=radio.bits_per_weight,
+        window=measured.window,
+        margin=measured.margin,
+        initial_pruning_ratio=measured.initial_pruning_ratio,
+        max_pruning_ratio=radio.max_pruning_ratio,
+    )
 
 
 def _over_the_air(job: Job, skeleton: dict[str, Any]) -> WirelessStrategy:

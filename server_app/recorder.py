@@ -32,7 +32,7 @@ class Recorder:
 
     Args:
         folder: the run folder; created.
-        round_columns, device_columns: columns of the scheme, beside those of every scheme.
+        round_columns, device_columns, device_timing_columns: columns beside round and device.
         history: run folder whose rows up to round `until` come first (a resumed run), or None.
     """
 
@@ -42,6 +42,7 @@ class Recorder:
         *,
         round_columns: Sequence[str],
         device_columns: Sequence[str],
+        device_timing_columns: Sequence[str],
         history: Path | None = None,
         until: int = 0,
     ) -> None:
@@ -50,7 +51,7 @@ class Recorder:
             ROUNDS: _Table(folder / ROUNDS, ("round", *round_columns)),
             DEVICES: _Table(folder / DEVICES, ("round", "device", *device_columns)),
             TIMING: _Table(folder / TIMING, ("round", *TIMING_COLUMNS)),
-            DEVICE_TIMING: _Table(folder / DEVICE_TIMING, ("round", "device", "measured_train_seconds")),
+            DEVICE_TIMING: _Table(folder / DEVICE_TIMING, ("round", "device", *device_timing_columns)),
         }
         for name, table in self._tables.items():
             table.start(() if history is None else _rows_until(history / name, until))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from flwr.app import ConfigRecord, Message
+from flwr.app import ConfigRecord
 from flwr.serverapp import Grid
 from omegaconf import OmegaConf
 
@@ -17,17 +18,21 @@ from protocol.messages import read_weights, weights_record
 from server_app import checkpoint
 from server_app.figure import draw_run
 from server_app.job import Job, build_strategy, prepare
+from server_app.probe_sink import ProbeSink
 from server_app.progress import round_line
 from server_app.recorder import ROUNDS, Recorder, read_table, write_json
+from server_app.schema import ConfigError
 from server_app.settings import Settings
 from server_app.summary import run_facts, summarise
 from server_app.trackers import Tracker, open_tracker
 from strategies.base import WirelessStrategy
+from strategies.exchange import exchange
 
 log = logging.getLogger(__name__)
 
 SUMMARY = "summary.json"
 LOG_FILE = "run.log"
+_START_POLL_SECONDS = 0.25
 
 
 class RunFailedError(RuntimeError):
@@ -84,21 +89,60 @@ def _log_file(path: Path) -> Iterator[None]:
 
 
 def _run(settings: Settings, grid: Grid, folder: Path) -> dict[str, Any]:
+    with uplink_probe(settings) as probe:
+        return _run_with(settings, grid, folder, probe)
+
+
+@contextmanager
+def uplink_probe(settings: Settings) -> Iterator[ProbeSink | None]:
+    """Listen for timed transfers while a run on measured radio lasts.
+
+    Raises:
+        ConfigError: if the address cannot be listened on.
+    """
+    measured = settings.measured
+    if settings.channel.source != "measured" or not measured.probe:
+        yield None
+        return
+    try:
+        sink = ProbeSink(
+            measured.probe_host, measured.probe_port, measured.probe_bytes, measured.probe_address
+        )
+    except OSError as error:
+        raise ConfigError(
+            f"measured.probe_host = {measured.probe_host}, "
+            f"measured.probe_port = {measured.probe_port}: {error}"
+        ) from error
+    with sink:
+        yield sink
+
+
+def _run_with(settings: Settings, grid: Grid, folder: Path, probe: ProbeSink | None) -> dict[str, Any]:
     job = prepare(settings)
     start = checkpoint.load(settings.resume, settings) if settings.resume else None
     resume_dir = str(start.personal_dir) if start else ""
-    strategy = build_strategy(job, resume_dir=resume_dir)
+    # The name of a run decides nothing of it: only where boxes keep what belongs to it.
+    strategy = build_strategy(
+        job,
+        resume_dir=resume_dir,
+        run=secrets.token_hex(8),
+        resume_run=start.run if start else "",
+        probe=probe,
+    )
     if start:
         strategy.restore(start.state)
     recorder = Recorder(
         folder,
         round_columns=strategy.round_columns,
         device_columns=strategy.device_columns,
+        device_timing_columns=strategy.device_timing_columns,
         history=start.run_folder if start else None,
         until=start.round if start else 0,
     )
     strategy.summary()
-    strategy.fleet.wait(grid, settings.fleet.round_timeout_s)
+    strategy.fleet.wait(
+        grid, settings.fleet.start_timeout_s, at_least=settings.fleet.min_devices, poll=_START_POLL_SECONDS
+    )
     with open_tracker(settings, folder) as tracker:
         _rounds(job, strategy, grid, recorder, tracker, folder, start)
     rows = read_table(folder / ROUNDS)
@@ -122,7 +166,7 @@ def _rounds(
     silent = 0
     for server_round in range(first, settings.rounds + 1):
         clock = _Clock()
-        replies = _exchange(
+        replies = exchange(
             grid, strategy.configure_train(server_round, arrays, ConfigRecord(), grid), timeout
         )
         clock.lap("measured_train_seconds")
@@ -131,7 +175,7 @@ def _rounds(
         arrays = updated or arrays
         clock.lap("measured_aggregate_seconds")
         orders = strategy.configure_evaluate(server_round, arrays, ConfigRecord(), grid)
-        strategy.aggregate_evaluate(server_round, _exchange(grid, orders, timeout))
+        strategy.aggregate_evaluate(server_round, exchange(grid, orders, timeout))
         clock.lap("measured_evaluate_seconds")
         recorder.record(strategy.log, clock.seconds)
         tracker.record(server_round, {**strategy.log.columns, **clock.seconds})
@@ -146,17 +190,10 @@ def _rounds(
                 settings=settings,
                 server_round=server_round,
                 weights=read_weights(arrays),
-                state=strategy.state(),
                 grid=grid,
-                fleet=strategy.fleet,
-                resume_dir=strategy.resume_dir,
+                strategy=strategy,
                 timeout=timeout,
             )
-
-
-def _exchange(grid: Grid, messages: Iterable[Message], timeout: float) -> list[Message]:
-    outgoing = list(messages)
-    return list(grid.send_and_receive(outgoing, timeout=timeout)) if outgoing else []
 
 
 def _why(strategy: WirelessStrategy, silent: int) -> str:

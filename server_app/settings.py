@@ -24,8 +24,12 @@ class FleetSettings:
 
     num_devices: int = key(minimum=1)
     devices_per_round: int | None = key(minimum=1)
+    start_timeout_s: float = key(above=0)
+    min_devices: int | None = key(minimum=1)
     round_timeout_s: float = key(above=0)
     min_replies: int = key(minimum=1)
+    upload_norm_limit: float | None = key(above=0)
+    upload_norm_action: Literal["reject", "clip"] = key()
     max_failed_rounds: int = key(minimum=1)
     divergence_loss: float = key(above=0)
     evaluate: Literal["all", "participants"] = key()
@@ -51,9 +55,24 @@ class RadioSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChannelSettings:
-    """Places and fading of the devices."""
+class MeasuredSettings:
+    """How compute and uplink of real boxes are measured (channel.source = measured)."""
 
+    window: int = key(minimum=1)
+    margin: float = key(above=0, maximum=1)
+    initial_pruning_ratio: float = key(minimum=0, maximum=1)
+    probe: bool = key()
+    probe_bytes: int = key(minimum=65536, maximum=67108864)
+    probe_host: str = key()
+    probe_port: int = key(minimum=0, maximum=65535)
+    probe_address: str | None = key()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChannelSettings:
+    """Where the radio comes from; places and fading of the devices of an emulated one."""
+
+    source: Literal["emulated", "measured"] = key()
     antennas: int = key(minimum=1)
     fading: Literal["rayleigh", "none"] = key()
     placement: Literal["rings", "random"] = key()
@@ -171,6 +190,7 @@ class Settings:
     fleet: FleetSettings
     radio: RadioSettings
     channel: ChannelSettings
+    measured: MeasuredSettings
     model: ModelSettings
     dataset: DatasetSettings
     partition: PartitionSettings
@@ -233,6 +253,11 @@ def _check_together(settings: Settings) -> None:
         raise ConfigError(
             f"air.num_selected = {settings.air.num_selected} is above the {air_users} devices of a round "
             "(fleet.devices_per_round, fleet.num_devices)"
+        )
+    if channel.source == "measured" and scheme.uplink != "ofdma":
+        raise ConfigError(
+            f"channel.source = measured with scheme.uplink = {scheme.uplink}; what is sent over the air can "
+            "only be emulated"
         )
     if channel.min_distance_m >= channel.cell_radius_m:
         raise ConfigError(

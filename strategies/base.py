@@ -23,6 +23,7 @@ from protocol.messages import (
     METRICS,
     EvaluateOrder,
     MessageError,
+    ProbeOrder,
     TrainOrder,
     TrainReport,
     mask_record,
@@ -31,6 +32,7 @@ from protocol.messages import (
 )
 from protocol.streams import generator
 from strategies.fleet import Fleet
+from strategies.limits import NormLimit, UploadError
 from strategies.records import DEVICE_COLUMNS, ROUND_COLUMNS, RoundLog, Value
 
 log = logging.getLogger(__name__)
@@ -73,10 +75,6 @@ class DivergedError(ArithmeticError):
     """Training diverged; going on would write meaningless rows."""
 
 
-class UploadError(ValueError):
-    """An upload that cannot be used; costs its device the round."""
-
-
 class Receiver(Protocol):
     """Turns the uploads of one round into the next global part, one device at a time."""
 
@@ -100,6 +98,10 @@ class WirelessStrategy(Strategy):
         fleet: which node is which device.
         log: rows of the current round.
         resume_dir: folder from which devices without a personal part take it, or "".
+        run: names this run; keys what devices keep on their disks.
+        resume_run: the run that this one continues, or "".
+        message_ttl: seconds after which an order that was not fetched is void; None: Flower's default.
+        norm_limit: how far one device may move the global part; default: as far as it likes.
     """
 
     def __init__(
@@ -115,8 +117,11 @@ class WirelessStrategy(Strategy):
         last_round: int | None = None,
         min_replies: int = 1,
         divergence_loss: float = np.inf,
-        hello_timeout: float = 60.0,
         resume_dir: str = "",
+        run: str = "",
+        resume_run: str = "",
+        message_ttl: float | None = None,
+        norm_limit: NormLimit | None = None,
     ) -> None:
         self.seed = seed
         self.num_weights = num_weights
@@ -128,8 +133,11 @@ class WirelessStrategy(Strategy):
         self.last_round = last_round
         self.min_replies = min_replies
         self.divergence_loss = divergence_loss
-        self.hello_timeout = hello_timeout
         self.resume_dir = resume_dir
+        self.run = run
+        self.resume_run = resume_run
+        self.message_ttl = message_ttl
+        self.norm_limit = norm_limit or NormLimit()
         self.log = RoundLog(0)
         self._plan = RoundPlan(())
         self._weights: Weights = np.zeros(0, np.float32)
@@ -137,6 +145,8 @@ class WirelessStrategy(Strategy):
     # Columns beyond those of every scheme.
     scheme_round_columns: ClassVar[tuple[str, ...]] = ()
     scheme_device_columns: ClassVar[tuple[str, ...]] = ()
+    # What was measured of a device in a round.
+    device_timing_columns: ClassVar[tuple[str, ...]] = ("measured_train_seconds",)
 
     @property
     def round_columns(self) -> tuple[str, ...]:
@@ -147,6 +157,11 @@ class WirelessStrategy(Strategy):
     def device_columns(self) -> tuple[str, ...]:
         """Columns of the row of a device, in order."""
         return (*DEVICE_COLUMNS, *self.scheme_device_columns)
+
+    @property
+    def reported_columns(self) -> tuple[str, ...]:
+        """Columns that devices fill with what they report."""
+        return ("personal_loss", "global_loss", *self.device_timing_columns)
 
     # What a scheme decides ---------------------------------------------------------------------
 
@@ -165,6 +180,10 @@ class WirelessStrategy(Strategy):
     def restore(self, state: Mapping[str, npt.NDArray[np.generic]]) -> None:
         """Take back what `state` returned."""
 
+    def probe(self, device: int) -> ProbeOrder | None:
+        """Return the timed transfer that a device is asked for in this round (none by default)."""
+        return None
+
     # Training ----------------------------------------------------------------------------------
 
     def configure_train(
@@ -173,7 +192,7 @@ class WirelessStrategy(Strategy):
         """Plan the round and return one train order per device that takes part."""
         self.log = RoundLog(server_round)
         self._weights = read_weights(arrays)
-        self.fleet.refresh(grid, self.hello_timeout)
+        self.fleet.refresh(grid)
         devices = self._participants(server_round)
         started = time.perf_counter()
         self._plan = self.plan(server_round, devices)
@@ -195,6 +214,9 @@ class WirelessStrategy(Strategy):
                 weights=broadcast,
                 mask=mask,
                 resume_dir=self.resume_dir,
+                run=self.run,
+                resume_run=self.resume_run,
+                probe=self.probe(assignment.device),
             )
             messages.append(self._message(order.to_records(), node, "train", server_round, assignment.device))
         return messages
@@ -225,9 +247,15 @@ class WirelessStrategy(Strategy):
                 {
                     name.replace("-", "_"): value
                     for name, value in report.metrics.items()
-                    if name != "num-examples"
+                    if name.replace("-", "_") in self.reported_columns
                 },
             )
+            if report.metrics.get("state-set-aside"):
+                log.warning(
+                    "round %d, device %d: its stored personal part was damaged and set aside",
+                    server_round,
+                    device,
+                )
         failed = [device for device, row in sorted(self.log.devices.items()) if row["status"] == "failed"]
         self.log.columns.update(
             {
@@ -259,7 +287,14 @@ class WirelessStrategy(Strategy):
         """Ask the connected devices (or this round's) for their personalised accuracy, when it is time to."""
         if server_round % self.evaluate_every and server_round != self.last_round:
             return []
-        order = EvaluateOrder(server_round, self.spec, weights_record(self._weights), self.resume_dir)
+        order = EvaluateOrder(
+            server_round,
+            self.spec,
+            weights_record(self._weights),
+            self.resume_dir,
+            self.run,
+            self.resume_run,
+        )
         return [
             self._message(order.to_records(), node, "evaluate", server_round, device)
             for device in self._evaluated()
@@ -332,7 +367,9 @@ class WirelessStrategy(Strategy):
         # The group names the device too: an error made by the SuperLink for a dead node has the
         # SuperLink as its source, and only the group tells whose it is.
         group = f"{server_round}/{device}"
-        return Message(records, dst_node_id=node, message_type=kind, group_id=group)  # type: ignore[call-overload,no-any-return]
+        return Message(  # type: ignore[call-overload,no-any-return]
+            records, dst_node_id=node, message_type=kind, group_id=group, ttl=self.message_ttl
+        )
 
     def _attribute(
         self, replies: Iterable[Message], expected: set[int], *, training: bool = True

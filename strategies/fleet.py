@@ -2,14 +2,15 @@
 
 Node ids are random, their order is that of a set, and nodes may register after the server has
 started. Devices are therefore known by the index that they report (their ``partition-id``), asked
-for once per node, and everything is ordered by that index.
+for once per node, and everything is ordered by that index. Nobody waits for an answer to that question
+except before the first round: a node that does not answer costs the others nothing.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
@@ -17,6 +18,8 @@ from flwr.serverapp import Grid
 from protocol.messages import DEVICE, HELLO
 
 log = logging.getLogger(__name__)
+
+_ASK_AGAIN_SECONDS = 60.0
 
 
 class FleetError(RuntimeError):
@@ -30,43 +33,67 @@ class Fleet:
         self.num_devices = num_devices
         self._index_of: dict[int, int] = {}  # node id -> device index, also of nodes that have left
         self._node_of: dict[int, int] = {}  # device index -> node id, connected now
+        self._strangers: set[int] = set()  # node ids that are no device of this fleet
+        self._misfit = ""  # what is wrong with the index of one of them
+        self._questions: dict[str, int] = {}  # message id -> node that has not answered yet
+        self._asked: dict[int, float] = {}  # node id -> when it was asked last
 
-    def wait(self, grid: Grid, timeout: float, poll: float = 0.2) -> None:
-        """Wait until every device is connected.
+    def wait(self, grid: Grid, timeout: float, *, at_least: int | None = None, poll: float = 0.2) -> None:
+        """Wait until every device is connected, or `at_least` that many after `timeout` seconds.
 
         Raises:
-            FleetError: if some are still absent after `timeout` seconds.
+            FleetError: if too few are there after `timeout` seconds, or a node lies outside the fleet.
         """
         deadline = time.monotonic() + timeout
         while True:
-            self.refresh(grid, max(deadline - time.monotonic(), 1.0))
+            self.refresh(grid)
+            if self._misfit:
+                raise FleetError(self._misfit)
             if len(self._node_of) == self.num_devices:
                 return
             if time.monotonic() > deadline:
-                raise FleetError(
-                    f"{len(self._node_of)} of {self.num_devices} devices (fleet.num_devices) are connected "
-                    f"after {timeout:g} s; start the others, or set fleet.num_devices accordingly"
-                )
+                break
             time.sleep(poll)
+        if len(self._node_of) < (at_least or self.num_devices):
+            raise FleetError(
+                f"{len(self._node_of)} of {self.num_devices} devices (fleet.num_devices) are connected "
+                f"after {timeout:g} s; start the others, or set fleet.num_devices accordingly"
+            )
+        log.warning("starting with %d of %d devices", len(self._node_of), self.num_devices)
 
-    def refresh(self, grid: Grid, timeout: float = 60.0) -> None:
-        """Learn which nodes are connected and ask the new ones for their index.
-
-        Raises:
-            FleetError: if a node's index lies outside the configured fleet.
-        """
+    def refresh(self, grid: Grid) -> None:
+        """Learn which nodes are connected, and which devices they are as far as they have told."""
         connected = set(grid.get_node_ids())
-        unknown = sorted(connected - self._index_of.keys())
+        now = time.monotonic()
+        unknown = [
+            node
+            for node in sorted(connected - self._index_of.keys() - self._strangers)
+            if now - self._asked.get(node, -_ASK_AGAIN_SECONDS) >= _ASK_AGAIN_SECONDS
+        ]
         if unknown:
-            questions = [Message(RecordDict(), dst_node_id=node, message_type=HELLO) for node in unknown]
-            for reply in grid.send_and_receive(questions, timeout=timeout):
+            messages = [
+                Message(RecordDict(), dst_node_id=node, message_type=HELLO, ttl=_ASK_AGAIN_SECONDS)
+                for node in unknown
+            ]
+            for node, identifier in zip(unknown, grid.push_messages(messages), strict=False):
+                if identifier:
+                    self._questions[identifier] = node
+                    self._asked[node] = now
+        if self._questions:
+            for reply in grid.pull_messages(sorted(self._questions)):
                 self._introduce(reply)
-        self._node_of = {}
+        # A device that has come back as another node takes its place once the old node is gone. While
+        # both are connected the first stays: nobody takes over a device by naming its index.
+        self._node_of = {device: node for device, node in self._node_of.items() if node in connected}
         for node in sorted(connected & self._index_of.keys()):
-            self._node_of[self._index_of[node]] = node
+            device = self._index_of[node]
+            if self._node_of.setdefault(device, node) != node:
+                log.debug("node %d also calls itself device %d; it waits", node, device)
 
     def _introduce(self, reply: Message) -> None:
-        node = reply.metadata.src_node_id
+        node = self._questions.pop(reply.metadata.reply_to_message_id, None)
+        if node is None:
+            return
         if not reply.has_content():
             log.warning("node %d did not introduce itself: %s", node, reply.error.reason)
             return
@@ -74,13 +101,16 @@ class Fleet:
         index = record.get("index") if isinstance(record, ConfigRecord) else None
         if not isinstance(index, int) or isinstance(index, bool):
             log.warning("node %d introduced itself without an index", node)
-            return
-        if not 0 <= index < self.num_devices:
-            raise FleetError(
+            self._strangers.add(node)
+        elif not 0 <= index < self.num_devices:
+            self._strangers.add(node)
+            self._misfit = (
                 f"a node is device {index} (its partition-id), but fleet.num_devices = {self.num_devices}; "
                 "set fleet.num_devices to the size of the fleet"
             )
-        self._index_of[node] = index
+            log.warning("node %d is not used: %s", node, self._misfit)
+        else:
+            self._index_of[node] = index
 
     def device_of(self, node: int) -> int | None:
         """Return the device index of a node, or None for one that never introduced itself."""
@@ -91,6 +121,6 @@ class Fleet:
         return self._node_of.get(device)
 
     @property
-    def connected(self) -> Iterable[int]:
+    def connected(self) -> Sequence[int]:
         """Indices of the connected devices, in order."""
         return sorted(self._node_of)

@@ -21,8 +21,8 @@ from radio.allocation import Allocation, AllocationStatus, WhenInfeasible
 from radio.channel import ChannelModel, draw_gain, mean_gain, place_devices
 from radio.latency import device_latency, slack
 from radio.policies import OfdmaProblem, get_policy
-from strategies.averaging import MaskedAverage
-from strategies.base import Assignment, RoundPlan, UploadError, Weights, WirelessStrategy
+from strategies.base import Assignment, RoundPlan, Weights, WirelessStrategy
+from strategies.masked import MaskedReceiver
 from strategies.records import Value
 
 FloatVector = npt.NDArray[np.float64]
@@ -137,9 +137,9 @@ class OfdmaStrategy(WirelessStrategy):
             },
         )
 
-    def receive(self, server_round: int, plan: RoundPlan, weights: Weights) -> _MaskedReceiver:
+    def receive(self, server_round: int, plan: RoundPlan, weights: Weights) -> MaskedReceiver:
         """Return a receiver that averages each weight over the devices that kept it."""
-        return _MaskedReceiver(self, plan, weights)
+        return MaskedReceiver(self, plan, weights)
 
     def _allocate(self, gain: FloatVector, chosen: npt.NDArray[np.int_]) -> Allocation:
         cell = self.cell
@@ -177,7 +177,7 @@ class OfdmaStrategy(WirelessStrategy):
         kept = num_kept / self.num_weights
         return float(device_latency(slot.fixed_time, slot.compute_time, kept, bits, slot.rate))
 
-    def account(self, assignment: Assignment, num_kept: int) -> dict[str, Value]:
+    def account(self, assignment: Assignment, num_kept: int, report: TrainReport) -> dict[str, Value]:
         """Return the columns of what a device kept and sent."""
         bits = self._charged_bits(num_kept)
         return {
@@ -197,53 +197,6 @@ class OfdmaStrategy(WirelessStrategy):
             if self._slots[assignment.device].counts
         ]
         return max(waited, default=0.0)
-
-
-class _MaskedReceiver:
-    """Decodes uploads and averages each weight over its keepers."""
-
-    def __init__(self, strategy: OfdmaStrategy, plan: RoundPlan, weights: Weights) -> None:
-        self._strategy = strategy
-        self._plan = plan
-        self._weights = weights
-        self._average = MaskedAverage(weights.size)
-        self._bytes = 0
-        self._bits = 0
-        self._latencies: dict[int, float] = {}
-
-    def add(self, assignment: Assignment, report: TrainReport) -> Mapping[str, Value]:
-        """Decode one upload and add it to the average."""
-        num_weights = self._weights.size
-        expected = num_weights - assignment.num_pruned
-        wire_bytes = 0
-        if report.payload is not None:
-            try:
-                upload = payload.decode(report.payload.data, num_weights=num_weights)
-            except payload.PayloadError as error:
-                raise UploadError(str(error)) from error
-            if upload.values.size != expected:
-                raise UploadError(f"the upload keeps {upload.values.size} weights; the plan says {expected}")
-            weight = float(report.num_examples) if self._strategy.weighting == "samples" else 1.0
-            self._average.add(upload.values, upload.mask, weight)
-            wire_bytes = report.payload.size
-        elif expected:
-            raise UploadError(f"the reply has no upload; the plan says {expected} weights")
-        columns = self._strategy.account(assignment, expected)
-        self._bytes += wire_bytes
-        self._bits += int(columns["uplink_bits"] or 0)
-        self._latencies[assignment.device] = float(columns["latency_s"] or 0.0)
-        return {**columns, "wire_bytes": wire_bytes}
-
-    def finish(self) -> tuple[Weights, Mapping[str, Value]]:
-        """Average, and sum up the round."""
-        average = self._average.result(self._weights)
-        return average.weights, {
-            "latency_s": self._strategy.round_latency(self._plan, self._latencies),
-            "uplink_bits": self._bits,
-            "wire_bytes": self._bytes,
-            "uncovered_share": average.uncovered_share,
-            "min_keepers": int(average.counts.min()),
-        }
 
 
 def prune_counts(pruning_ratio: FloatVector, num_weights: int) -> npt.NDArray[np.int64]:

@@ -46,7 +46,8 @@ from radio.sparse_air import (
     sparse_airtime,
     superpose,
 )
-from strategies.base import Assignment, RoundPlan, UploadError, Weights, WirelessStrategy
+from strategies.base import Assignment, RoundPlan, Weights, WirelessStrategy
+from strategies.limits import UploadError
 from strategies.ofdma import prune_counts
 from strategies.records import Value
 
@@ -451,7 +452,8 @@ class _AirReceiver:
             raise UploadError(str(error)) from error
         if upload.num_kept != expected:
             raise UploadError(f"the upload keeps {upload.num_kept} weights; the plan says {expected}")
-        self._updates[assignment.device] = _Update(upload.dense(), upload.mask, report.num_examples)
+        update, _ = self._strategy.norm_limit.apply(upload.dense())
+        self._updates[assignment.device] = _Update(update, upload.mask, report.num_examples)
         self._bytes += report.payload.size
         return {**columns, "wire_bytes": report.payload.size}
 

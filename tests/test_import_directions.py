@@ -11,7 +11,7 @@ OURS = {"benchmarks", "client_app", "conf", "protocol", "radio", "server_app", "
 
 ALLOWED = {
     "radio": {"numpy", "scipy", "cvxpy"},
-    "task": {"torch", "torchvision", "numpy", "sklearn"},
+    "task": {"torch", "torchvision", "numpy", "sklearn", "PIL"},
     "protocol": {"numpy", "flwr"},
     "client_app": {"flwr", "torch", "numpy", "task", "protocol", "radio.payload"},
     "strategies": {"flwr", "numpy", "radio", "protocol"},

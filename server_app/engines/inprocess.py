@@ -50,6 +50,8 @@ class InProcessGrid(Grid):
         state_memory_mib: personal parts kept in memory; those beyond it go to a temporary folder.
     """
 
+    immediate = True  # asked for replies, it makes them: see strategies.exchange
+
     def __init__(
         self, client_app: str, num_devices: int, workers: int = 1, *, state_memory_mib: float = 1024.0
     ) -> None:

@@ -1,0 +1,1 @@
+"""A fleet of real processes: keys and certificates, and the whole fleet on one machine."""

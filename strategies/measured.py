@@ -1,0 +1,253 @@
+"""Pruning ratios from what the boxes really take: no emulated channel, no control of the bandwidth.
+
+A device times its own training with a monotonic clock. Its uplink rate is either the figure that its
+operator states, or that of a timed transfer (`server_app.probe_sink`). Both estimates are the median of
+the last few rounds, so that one odd round changes nothing and a lasting change shows within half the
+window. The ratio of the next round is the smallest with
+
+    compute + (overhead + (1 - rho) Q) / rate  <=  margin * threshold.
+
+The compute time is taken as it was measured, although pruning may shorten it: the budget then holds
+either way. A device that did not answer in time is taken to be twice as slow for every round that it
+misses, until it answers again.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any, ClassVar, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from protocol.messages import ProbeOrder, TrainReport
+from radio import payload
+from strategies.base import Assignment, RoundPlan, Weights, WirelessStrategy
+from strategies.masked import MaskedReceiver
+from strategies.records import Value
+
+FloatVector = npt.NDArray[np.float64]
+
+
+class UplinkProbe(Protocol):
+    """Measures the uplink rate of each device."""
+
+    def order(self, device: int) -> ProbeOrder:
+        """Return what the device is told to do for the measurement of this round."""
+        ...
+
+    def rate(self, device: int) -> float | None:
+        """Return the rate measured since the last order, in bit/s; None if there is none."""
+        ...
+
+
+@dataclass(frozen=True)
+class MeasuredLink:
+    """The budget of a round and how the estimates are made.
+
+    Attributes:
+        threshold: compute plus transfer of each device, s.
+        bits_per_weight: 32, 16 or 8.
+        window: rounds whose median is the estimate.
+        margin: share of the threshold that is planned with, in (0, 1].
+        initial_pruning_ratio: of a device of which nothing is known yet.
+        max_pruning_ratio: no device prunes more.
+
+    Raises:
+        ValueError: if a value is not valid.
+    """
+
+    threshold: float
+    bits_per_weight: int = 32
+    window: int = 3
+    margin: float = 0.9
+    initial_pruning_ratio: float = 0.0
+    max_pruning_ratio: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.threshold > 0:
+            raise ValueError(f"threshold = {self.threshold}; it must be positive, in s")
+        if self.window < 1:
+            raise ValueError(f"window = {self.window}; it must be at least 1 round")
+        if not 0 < self.margin <= 1:
+            raise ValueError(f"margin = {self.margin}; it must be in (0, 1]")
+        for name in ("initial_pruning_ratio", "max_pruning_ratio"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} = {getattr(self, name)}; it must be in [0, 1]")
+
+
+class RunningMedian:
+    """The median of the last few samples.
+
+    Args:
+        window: how many.
+    """
+
+    def __init__(self, window: int) -> None:
+        self._samples: deque[float] = deque(maxlen=window)
+
+    def add(self, sample: float) -> None:
+        """Take a sample."""
+        self._samples.append(sample)
+
+    @property
+    def value(self) -> float | None:
+        """The estimate; None without any sample."""
+        return median(self._samples) if self._samples else None
+
+    @property
+    def samples(self) -> list[float]:
+        """The samples that count, oldest first."""
+        return list(self._samples)
+
+
+def num_kept(
+    link: MeasuredLink, num_weights: int, compute: float | None, rate: float | None, penalty: float = 1.0
+) -> int:
+    """Return how many of `num_weights` a device can train and send within the budget.
+
+    Args:
+        link: the budget.
+        num_weights: N_u.
+        compute: s, or None if unknown.
+        rate: bit/s, or None if unknown.
+        penalty: how many times slower than that the device is taken to be.
+    """
+    least = num_weights - int(np.floor(link.max_pruning_ratio * num_weights + 1e-9))
+    if compute is None or rate is None:
+        most = int(np.floor((1.0 - link.initial_pruning_ratio) * num_weights + 1e-9))
+    else:
+        bits = (link.margin * link.threshold - penalty * compute) * rate / penalty
+        dense = payload.payload_bits(num_weights, num_weights, link.bits_per_weight)
+        most = num_weights
+        if bits < dense:
+            # The size of an upload grows with what it keeps; a step of the coding may hide one weight.
+            low, high = 0, num_weights
+            while high - low > 1:
+                middle = (low + high) // 2
+                if payload.payload_bits(num_weights, middle, link.bits_per_weight) <= bits:
+                    low = middle
+                else:
+                    high = middle
+            most = low
+    return max(least, most)
+
+
+@dataclass
+class _Box:
+    """What is known of one device."""
+
+    compute: RunningMedian
+    rate: RunningMedian
+    missed: int = 0
+
+
+class MeasuredStrategy(WirelessStrategy):
+    """Masked averaging with pruning ratios that follow measured compute and uplink."""
+
+    scheme_round_columns = ("min_keepers", "pruning_ratio_mean", "latency_threshold_s")
+    scheme_device_columns = ("pruning_ratio", "rate_source")
+    device_timing_columns: ClassVar[tuple[str, ...]] = (
+        "measured_train_seconds",
+        "measured_compute_seconds",
+        "measured_seconds_per_weight_step",
+        "measured_uplink_bps",
+        "measured_transfer_seconds",
+        "measured_total_seconds",
+    )
+
+    def __init__(
+        self,
+        *,
+        link: MeasuredLink,
+        probe: UplinkProbe | None = None,
+        weighting: Literal["uniform", "samples"] = "uniform",
+        **skeleton: Any,
+    ) -> None:
+        super().__init__(**skeleton)
+        self.link = link
+        self.uplink_probe = probe
+        self.weighting = weighting
+        self._boxes = {
+            device: _Box(RunningMedian(link.window), RunningMedian(link.window))
+            for device in range(self.fleet.num_devices)
+        }
+        self._reported: set[int] = set()
+
+    def plan(self, server_round: int, devices: Sequence[int]) -> RoundPlan:
+        """Choose each ratio from the device's own estimates."""
+        self._reported = set()
+        assignments = []
+        for device in devices:
+            box = self._boxes[device]
+            kept = num_kept(
+                self.link, self.num_weights, box.compute.value, box.rate.value, penalty=2.0**box.missed
+            )
+            pruned = self.num_weights - kept
+            assignments.append(Assignment(device, pruned, {"pruning_ratio": pruned / self.num_weights}))
+        ratios = [assignment.num_pruned / self.num_weights for assignment in assignments]
+        return RoundPlan(
+            tuple(assignments),
+            columns={
+                "pruning_ratio_mean": float(np.mean(ratios)) if ratios else None,
+                "latency_threshold_s": self.link.threshold,
+            },
+        )
+
+    def probe(self, device: int) -> ProbeOrder | None:
+        """Ask for a timed transfer."""
+        return self.uplink_probe.order(device) if self.uplink_probe else None
+
+    def receive(self, server_round: int, plan: RoundPlan, weights: Weights) -> MaskedReceiver:
+        """Return a receiver that averages each weight over the devices that kept it."""
+        return MaskedReceiver(self, plan, weights)
+
+    def account(self, assignment: Assignment, num_kept: int, report: TrainReport) -> dict[str, Value]:
+        """Take the device's measurements and return the columns of what it kept, sent and took."""
+        device, box = assignment.device, self._boxes[assignment.device]
+        self._reported.add(device)
+        box.missed = 0
+        rate, source = report.metrics.get("stated-uplink-bps"), "operator"
+        if rate is None:
+            rate = self.uplink_probe.rate(device) if self.uplink_probe else None
+            source = "none" if rate is None else "timed transfer"
+        compute = report.metrics.get("measured-compute-seconds")
+        if compute is not None and compute > 0:
+            box.compute.add(compute)
+        if rate is not None and rate > 0:
+            box.rate.add(rate)
+        bits = payload.payload_bits(self.num_weights, num_kept, self.link.bits_per_weight) if num_kept else 0
+        columns: dict[str, Value] = {"kept_weights": num_kept, "uplink_bits": bits, "rate_source": source}
+        if rate:
+            columns["measured_uplink_bps"] = rate
+            columns["measured_transfer_seconds"] = bits / rate
+            if compute is not None:
+                columns["measured_total_seconds"] = compute + bits / rate
+        return columns
+
+    def round_latency(self, plan: RoundPlan, spent: Mapping[int, float]) -> None:
+        """Close the round: devices that gave nothing usable are taken to be slower than thought.
+
+        Nothing is emulated, so the record has no emulated latency.
+        """
+        for assignment in plan.assignments:
+            if assignment.device not in self._reported:
+                self._boxes[assignment.device].missed += 1
+
+    def state(self) -> Mapping[str, npt.NDArray[np.generic]]:
+        """Return the samples behind the estimates."""
+        stored: dict[str, npt.NDArray[np.generic]] = {}
+        for device, box in self._boxes.items():
+            stored[f"compute-{device}"] = np.array(box.compute.samples, dtype=np.float64)
+            stored[f"rate-{device}"] = np.array(box.rate.samples, dtype=np.float64)
+        return stored
+
+    def restore(self, state: Mapping[str, npt.NDArray[np.generic]]) -> None:
+        """Take the samples back."""
+        for device, box in self._boxes.items():
+            for name, estimate in (("compute", box.compute), ("rate", box.rate)):
+                for sample in state.get(f"{name}-{device}", np.zeros(0)).tolist():
+                    estimate.add(sample)

@@ -1,0 +1,81 @@
+"""A box's own images."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from task.datasets import DatasetUnavailableError
+from task.local_images import load_images
+
+NORMAL = {"num_classes": 10, "mean": 0.5, "std": 0.25}
+
+
+def _folder(root, labels, per_label=10, size=(40, 30)):
+    rng = np.random.default_rng(0)
+    for label in labels:
+        (root / str(label)).mkdir(parents=True)
+        for number in range(per_label):
+            pixels = rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / str(label) / f"{number:02d}.png")
+
+
+def test_a_fifth_of_every_label_is_for_testing(tmp_path):
+    _folder(tmp_path, [2, 7])
+    data = load_images(tmp_path, **NORMAL)
+    assert data.train_images.shape == (16, 1, 28, 28)
+    assert np.bincount(data.test_labels, minlength=8).tolist() == [0, 0, 2, 0, 0, 0, 0, 2]
+
+
+def test_a_given_split_is_kept(tmp_path):
+    _folder(tmp_path / "train", [1], 6)
+    _folder(tmp_path / "test", [1], 3)
+    data = load_images(tmp_path, **NORMAL)
+    assert (len(data.train_labels), len(data.test_labels)) == (6, 3)
+
+
+def test_images_of_the_right_size_come_through_unchanged(tmp_path):
+    pixels = np.random.default_rng(1).integers(0, 256, (5, 28, 28), dtype=np.uint8)
+    (tmp_path / "0").mkdir()
+    for number, image in enumerate(pixels):
+        Image.fromarray(image).save(tmp_path / "0" / f"{number}.png")
+    data = load_images(tmp_path, **NORMAL)
+    assert np.array_equal(data.train_images[:, 0].numpy(), pixels[:4])
+    assert np.array_equal(data.test_images[:, 0].numpy(), pixels[4:])
+
+
+def _archive(path, **changes):
+    arrays = {
+        "train_images": np.zeros((4, 28, 28), np.uint8), "train_labels": np.arange(4),
+        "test_images": np.zeros((2, 28, 28), np.uint8), "test_labels": np.arange(2), **changes,
+    }  # fmt: skip
+    np.savez(path, **arrays)
+    return path
+
+
+def test_an_archive_may_be_named_or_lie_in_the_folder(tmp_path):
+    path = _archive(tmp_path / "images.npz")
+    assert len(load_images(path, **NORMAL).train_labels) == 4
+    assert len(load_images(tmp_path, **NORMAL).train_labels) == 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train_labels": np.array([0, 1, 2, 10])}, "labels 0 to 10"),
+        ({"train_images": np.zeros((4, 28, 28), np.float32)}, "uint8 and integers"),
+        ({"train_images": np.zeros((4, 8, 8), np.uint8)}, "of shape"),
+        ({"test_labels": np.zeros(0, int), "test_images": np.zeros((0, 28, 28), np.uint8)}, "no test images"),
+        ({"train_labels": np.array([{}, 1, 2, 3], dtype=object)}, "not usable"),
+    ],
+)
+def test_what_is_wrong_with_an_archive_is_said(tmp_path, changes, message):
+    with pytest.raises(DatasetUnavailableError, match=message):
+        load_images(_archive(tmp_path / "images.npz", **changes), **NORMAL)
+
+
+def test_what_is_wrong_with_a_folder_is_said(tmp_path):
+    with pytest.raises(DatasetUnavailableError, match="no such folder"):
+        load_images(tmp_path / "nothing", **NORMAL)
+    (tmp_path / "cats").mkdir()
+    with pytest.raises(DatasetUnavailableError, match="number of its class"):
+        load_images(tmp_path, **NORMAL)
