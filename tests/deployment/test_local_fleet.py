@@ -16,7 +16,7 @@ from server_app.recorder import read_table
 from server_app.run import run
 from server_app.settings import compose_settings
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.fleet]
 
 SMALL = ("model=mlp", "partition.samples_per_device=40", "partition.test_samples_per_device=20")
 

@@ -70,9 +70,11 @@ def test_killing_the_command_leaves_no_worker_behind(tmp_path):
     command = [sys.executable, "-m", "server_app.cli", *SMALL, "rounds=100000", "engine.workers=2", mark]
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        assert any("round " in line for line in process.stdout)
-        assert _processes_with(mark) == 3
-        process.kill()
+        try:
+            assert any("round " in line for line in process.stdout)
+            assert _processes_with(mark) == 3
+        finally:
+            process.kill()
     deadline = time.monotonic() + 20
     while _processes_with(mark) and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -80,7 +82,7 @@ def test_killing_the_command_leaves_no_worker_behind(tmp_path):
 
 
 def _processes_with(mark: str) -> int:
-    listing = subprocess.run(["ps", "-eo", "stat,args"], capture_output=True, text=True, check=True).stdout
+    listing = subprocess.run(["ps", "-ewwo", "stat,args"], capture_output=True, text=True, check=True).stdout
     return sum(mark in line and not line.startswith("Z") for line in listing.splitlines())
 
 
@@ -90,7 +92,7 @@ def test_flower_gives_the_same_records_and_leaves_no_process(tmp_path):
     run_flower(compose_settings(overrides), overrides, tmp_path / "flower")
     run_small(tmp_path / "inprocess", "rounds=2")
     assert records(tmp_path / "flower") == records(tmp_path / "inprocess")
-    listing = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+    listing = subprocess.run(["ps", "-ewwo", "args"], capture_output=True, text=True, check=True).stdout
     assert str(tmp_path) not in listing
 
 

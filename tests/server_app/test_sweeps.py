@@ -21,6 +21,7 @@ def contents(folder):
         if path.is_file()
         and path.suffix != ".png"
         and "timing" not in path.name
+        and path.name != "run.json"  # a name that no other run has
         and path.name not in ("run.log", "multirun.yaml", "hydra.yaml", "server.npz")
     }
 
