@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 import time
 from dataclasses import dataclass
@@ -69,8 +68,6 @@ def workbench(spec_json: str, data_dir: str = "") -> Workbench:
     One torch thread, so that results depend neither on the machine's cores nor on the engine.
     """
     torch.set_num_threads(1)
-    # torch imports its compiler at the first optimiser step: start-up, not to be timed as training.
-    importlib.import_module("torch._dynamo")
     spec = spec_from_json(spec_json)
     if data_dir:
         data = load_images(data_dir, num_classes=spec.num_classes, mean=spec.mean, std=spec.std)
