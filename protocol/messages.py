@@ -7,15 +7,16 @@ files. The personal part of a device's model is in none of them.
 direction  message                    records
 =========  =========================  ==================================================================
 to device  train (`TrainOrder`)       ``global`` (ArrayRecord ``weights``), ``order`` (ConfigRecord),
+                                      ``run`` (ConfigRecord, the same in all messages of a run),
                                       ``mask`` (ArrayRecord ``bitmap``; only with a common mask),
                                       ``probe`` (ConfigRecord; only where the uplink is measured)
 to server  train (`TrainReport`)      ``upload`` (ArrayRecord ``payload``; absent when nothing was kept),
                                       ``metrics`` (MetricRecord)
-to device  evaluate (`EvaluateOrder`) ``global``, ``order``
+to device  evaluate (`EvaluateOrder`) ``global``, ``order``, ``run``
 to server  evaluate                   ``metrics``
 to device  query.hello                none
 to server  query.hello                ``device`` (ConfigRecord ``index``, ``num-devices``)
-to device  query.save (`SaveOrder`)   ``order``
+to device  query.save (`SaveOrder`)   ``order``, ``run``
 to server  query.save                 ``device``
 =========  =========================  ==================================================================
 """
@@ -37,6 +38,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 GLOBAL = "global"
 ORDER = "order"
+RUN = "run"
 MASK = "mask"
 UPLOAD = "upload"
 METRICS = "metrics"
@@ -47,14 +49,16 @@ HELLO = "query.hello"
 SAVE = "query.save"
 
 # What a device may report beside its upload. Anything else in a reply is ignored.
-REPORTED = (
-    "personal-loss",
-    "global-loss",
-    "measured-train-seconds",
-    "measured-compute-seconds",
-    "measured-seconds-per-weight-step",
-    "stated-uplink-bps",
-    "state-set-aside",
+REPORTED = frozenset(
+    {
+        "personal-loss",
+        "global-loss",
+        "measured-train-seconds",
+        "measured-compute-seconds",
+        "measured-seconds-per-weight-step",
+        "stated-uplink-bps",
+        "state-set-aside",
+    }
 )
 
 Uplink = Literal["digital", "analog"]
@@ -177,16 +181,8 @@ class TrainOrder:
         records = RecordDict(
             {
                 GLOBAL: self.weights,
-                ORDER: ConfigRecord(
-                    {
-                        "round": self.round,
-                        "num-pruned": self.num_pruned,
-                        "spec": self.spec,
-                        "resume-dir": self.resume_dir,
-                        "run": self.run,
-                        "resume-run": self.resume_run,
-                    }
-                ),
+                ORDER: ConfigRecord({"round": self.round, "num-pruned": self.num_pruned}),
+                RUN: _run_record(self.spec, self.resume_dir, self.run, self.resume_run),
             }
         )
         if self.mask is not None:
@@ -206,13 +202,10 @@ class TrainOrder:
         return TrainOrder(
             round=_value(order, "round", int),
             num_pruned=_value(order, "num-pruned", int),
-            spec=_value(order, "spec", str),
             weights=_record(records, GLOBAL, ArrayRecord),
-            mask=records.array_records.get(MASK),
-            resume_dir=_value(order, "resume-dir", str),
-            run=_value(order, "run", str),
-            resume_run=_value(order, "resume-run", str),
+            mask=_record(records, MASK, ArrayRecord) if MASK in records else None,
             probe=ProbeOrder.from_records(records),
+            **_read_run(records),
         )
 
 
@@ -229,16 +222,13 @@ class EvaluateOrder:
 
     def to_records(self) -> RecordDict:
         """Return the content of the evaluate message."""
-        order = ConfigRecord(
+        return RecordDict(
             {
-                "round": self.round,
-                "spec": self.spec,
-                "resume-dir": self.resume_dir,
-                "run": self.run,
-                "resume-run": self.resume_run,
+                GLOBAL: self.weights,
+                ORDER: ConfigRecord({"round": self.round}),
+                RUN: _run_record(self.spec, self.resume_dir, self.run, self.resume_run),
             }
         )
-        return RecordDict({GLOBAL: self.weights, ORDER: order})
 
     @staticmethod
     def from_records(records: RecordDict) -> EvaluateOrder:
@@ -250,11 +240,8 @@ class EvaluateOrder:
         order = _record(records, ORDER, ConfigRecord)
         return EvaluateOrder(
             round=_value(order, "round", int),
-            spec=_value(order, "spec", str),
             weights=_record(records, GLOBAL, ArrayRecord),
-            resume_dir=_value(order, "resume-dir", str),
-            run=_value(order, "run", str),
-            resume_run=_value(order, "resume-run", str),
+            **_read_run(records),
         )
 
 
@@ -276,16 +263,12 @@ class SaveOrder:
 
     def to_records(self) -> RecordDict:
         """Return the content of the query.save message."""
-        order = ConfigRecord(
+        return RecordDict(
             {
-                "directory": self.directory,
-                "spec": self.spec,
-                "resume-dir": self.resume_dir,
-                "run": self.run,
-                "resume-run": self.resume_run,
+                ORDER: ConfigRecord({"directory": self.directory}),
+                RUN: _run_record(self.spec, self.resume_dir, self.run, self.resume_run),
             }
         )
-        return RecordDict({ORDER: order})
 
     @staticmethod
     def from_records(records: RecordDict) -> SaveOrder:
@@ -295,9 +278,7 @@ class SaveOrder:
             MessageError: if a record or a key is absent or of the wrong type.
         """
         order = _record(records, ORDER, ConfigRecord)
-        return SaveOrder(
-            *(_value(order, key, str) for key in ("directory", "spec", "resume-dir", "run", "resume-run"))
-        )
+        return SaveOrder(_value(order, "directory", str), **_read_run(records))
 
 
 @dataclass(frozen=True)
@@ -305,7 +286,8 @@ class TrainReport:
     """What a device answers to a `TrainOrder`.
 
     Attributes:
-        payload: encoded upload (digital) or float32 update bytes (analog), uint8; None for no upload.
+        payload: encoded upload (digital) or float32 update bytes (analog), uint8; None for no upload. Of a
+            report that was received, a read-only view of the received bytes.
         num_examples: size of the device's training set.
         metrics: losses and, measured, seconds of training.
     """
@@ -332,16 +314,31 @@ class TrainReport:
         metrics = _record(records, METRICS, MetricRecord)
         numbers = {
             key: float(value)
-            for key in REPORTED
-            if isinstance(value := metrics.get(key), int | float) and math.isfinite(value)
+            for key, value in metrics.items()
+            if key in REPORTED and isinstance(value, int | float) and math.isfinite(value)
         }
         num_examples = _value(metrics, "num-examples", int)
         if num_examples < 1:
             raise MessageError(f"num-examples = {num_examples} in the reply; it must be at least 1")
         payload = None
         if UPLOAD in records:
-            payload = read_array(_record(records, UPLOAD, ArrayRecord), "payload", np.uint8)
+            payload = read_array(_record(records, UPLOAD, ArrayRecord), "payload", np.uint8, copy=False)
         return TrainReport(payload, num_examples, numbers)
+
+
+@lru_cache(maxsize=8)
+def _run_record(spec: str, resume_dir: str, run: str, resume_run: str) -> ConfigRecord:
+    """Return what all messages of a run share, as one object: built, checked and sent to a worker once."""
+    return ConfigRecord({"spec": spec, "resume-dir": resume_dir, "run": run, "resume-run": resume_run})
+
+
+def _read_run(records: RecordDict) -> dict[str, str]:
+    """Read `_run_record` back, under the names of the orders' fields."""
+    record = _record(records, RUN, ConfigRecord)
+    return {name: _value(record, name.replace("_", "-"), str) for name in _RUN_FIELDS}
+
+
+_RUN_FIELDS = ("spec", "resume_dir", "run", "resume_run")
 
 
 def weights_record(weights: npt.NDArray[np.float32]) -> ArrayRecord:
@@ -380,8 +377,10 @@ def read_mask(record: ArrayRecord, num_weights: int) -> npt.NDArray[np.bool_]:
 _Scalar = TypeVar("_Scalar", bound=np.generic)
 
 
-def read_array(record: ArrayRecord, key: str, dtype: type[_Scalar]) -> npt.NDArray[_Scalar]:
-    """Return the vector under `key`.
+def read_array(
+    record: ArrayRecord, key: str, dtype: type[_Scalar], *, copy: bool = True
+) -> npt.NDArray[_Scalar]:
+    """Return the vector under `key`; without `copy` possibly a read-only view of the record's bytes.
 
     Raises:
         MessageError: if it is absent, unreadable, of another dtype or not a vector.
@@ -389,7 +388,7 @@ def read_array(record: ArrayRecord, key: str, dtype: type[_Scalar]) -> npt.NDArr
     if key not in record:
         raise MessageError(f"the record lacks the array {key!r}")
     try:
-        array = _decode(record[key])
+        array = _decode(record[key], copy)
     except Exception as error:  # whatever a damaged array makes NumPy raise
         raise MessageError(f"the array {key!r} is not readable: {error}") from error
     if array.dtype != dtype or array.ndim != 1:
@@ -400,7 +399,7 @@ def read_array(record: ArrayRecord, key: str, dtype: type[_Scalar]) -> npt.NDArr
     return array
 
 
-def _decode(array: Array) -> npt.NDArray[Any]:
+def _decode(array: Array, copy: bool) -> npt.NDArray[Any]:
     """Return `array.numpy()`, which parses the header as Python source, with the headers remembered."""
     data = array.data
     if array.stype == "numpy.ndarray" and data[:8] == b"\x93NUMPY\x01\x00":
@@ -409,7 +408,8 @@ def _decode(array: Array) -> npt.NDArray[Any]:
         if len(shape) == 1 and not fortran and not dtype.hasobject:
             if len(data) != start + dtype.itemsize * shape[0]:
                 raise ValueError(f"{len(data)} bytes do not hold {shape[0]} entries of {dtype}")
-            return np.frombuffer(data, dtype, offset=start).copy()
+            vector = np.frombuffer(data, dtype, offset=start)
+            return vector.copy() if copy else vector
     return array.numpy()
 
 

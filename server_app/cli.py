@@ -150,12 +150,15 @@ def run_job(settings: Settings, overrides: Sequence[str], folder: Path) -> None:
     from server_app.engines.inprocess import InProcessGrid
     from server_app.run import run
 
-    workers = settings.engine.workers or min(os.cpu_count() or 1, settings.fleet.num_devices)
+    engine, devices = settings.engine, settings.fleet.num_devices
+    cores = 1 if engine.device == "cuda" else os.cpu_count() or 1
     with InProcessGrid(
         "client_app.app:app",
-        settings.fleet.num_devices,
-        workers,
-        state_memory_mib=settings.engine.state_memory_mib,
+        devices,
+        engine.workers or min(cores, devices),
+        state_memory_mib=engine.state_memory_mib,
+        batch_devices=engine.batch_devices,
+        device=engine.device,
     ) as grid:
         run(settings, grid, folder)
 

@@ -161,6 +161,8 @@ class EngineSettings:
     name: Literal["inprocess", "flower", "ray"] = key()
     workers: int | None = key(minimum=1)
     state_memory_mib: float = key(minimum=0)
+    batch_devices: int = key(minimum=1)
+    device: Literal["cpu", "cuda"] = key()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,7 +239,17 @@ def settings_from_config(config: DictConfig) -> Settings:
 
 def _check_together(settings: Settings) -> None:
     """Check what involves more than one key."""
-    fleet, channel, scheme = settings.fleet, settings.channel, settings.scheme
+    fleet, channel, scheme, engine = settings.fleet, settings.channel, settings.scheme, settings.engine
+    if engine.name != "inprocess" and (engine.batch_devices > 1 or engine.device != "cpu"):
+        raise ConfigError(
+            f"engine.batch_devices = {engine.batch_devices}, engine.device = {engine.device} with "
+            f"engine.name = {engine.name}; only engine=inprocess trains devices together"
+        )
+    if engine.device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise ConfigError("engine.device = cuda, but PyTorch finds no CUDA device here; valid here: cpu")
     if fleet.devices_per_round is not None and fleet.devices_per_round > fleet.num_devices:
         raise ConfigError(
             f"fleet.devices_per_round = {fleet.devices_per_round} is above "

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Literal, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from protocol.messages import TrainReport
 from radio import payload
@@ -56,7 +55,7 @@ class MaskedReceiver:
                 raise UploadError(str(error)) from error
             if upload.values.size != expected:
                 raise UploadError(f"the upload keeps {upload.values.size} weights; the plan says {expected}")
-            values = self._limited(upload.values, upload.mask)
+            values = self._limited(upload)
             weight = float(report.num_examples) if self._strategy.weighting == "samples" else 1.0
             self._average.add(values, upload.mask, weight)
             wire_bytes = report.payload.size
@@ -68,15 +67,15 @@ class MaskedReceiver:
         self._latencies[assignment.device] = float(columns.get("latency_s") or 0.0)
         return {**columns, "wire_bytes": wire_bytes}
 
-    def _limited(self, values: Weights, mask: npt.NDArray[np.bool_]) -> Weights:
+    def _limited(self, upload: payload.Payload) -> Weights:
         limit = self._strategy.norm_limit
         if math.isinf(limit.norm):
-            return values
-        broadcast = self._weights[mask]
+            return upload.values
+        broadcast = self._weights.take(upload.index)
         with np.errstate(over="ignore", invalid="ignore"):
-            update = values - broadcast
+            update = upload.values - broadcast
         kept, norm = limit.apply(update)
-        return values if norm <= limit.norm else broadcast + kept
+        return upload.values if norm <= limit.norm else broadcast + kept
 
     def finish(self) -> tuple[Weights, Mapping[str, Value]]:
         """Average, and sum up the round."""

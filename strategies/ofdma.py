@@ -63,11 +63,10 @@ class OfdmaCell:
 
 @dataclass(frozen=True)
 class _Slot:
-    """A device's share of the uplink in this round."""
+    """What a device's part in the round costs; an upload that keeps other than planned is not taken."""
 
-    rate: float
-    fixed_time: float
-    compute_time: float
+    bits: int
+    latency: float  # s
     counts: bool  # whether the round waits for it
 
 
@@ -108,28 +107,30 @@ class OfdmaStrategy(WirelessStrategy):
         allocation = self._allocate(gain, chosen)
         rate = self._rate(allocation.bandwidth_fraction, gain)
         num_pruned = prune_counts(allocation.pruning_ratio, self.num_weights)
-        self._slots = {}
-        assignments = []
-        for i, device in enumerate(devices):
-            infeasible = allocation.status[i] == AllocationStatus.INFEASIBLE
-            self._slots[device] = _Slot(
-                rate=float(rate[i]),
-                fixed_time=float(cell.fixed_time[device]),
-                compute_time=float(cell.compute_time[device]),
-                counts=not infeasible,
-            )
-            kept = self.num_weights - int(num_pruned[i])
-            columns: dict[str, Value] = {
-                "channel_gain_db": float(10 * np.log10(gain[i])),
-                "bandwidth_fraction": float(allocation.bandwidth_fraction[i]),
-                "pruning_ratio": float(allocation.pruning_ratio[i]),
-                "allocation": AllocationStatus(allocation.status[i]).name.lower(),
-                "planned_latency_s": self._latency(device, kept, self._charged_bits(kept)),
-            }
-            assignments.append(Assignment(device, int(num_pruned[i]), columns))
+        kept = self.num_weights - num_pruned
+        bits = [self._charged_bits(number) for number in kept.tolist()]
+        latency = device_latency(
+            cell.fixed_time[chosen], cell.compute_time[chosen], kept / self.num_weights, bits, rate
+        ).tolist()
+        infeasible = (allocation.status == AllocationStatus.INFEASIBLE).tolist()
+        self._slots = {
+            device: _Slot(bits[i], latency[i], counts=not infeasible[i]) for i, device in enumerate(devices)
+        }
+        columns = zip(
+            (10 * np.log10(gain)).tolist(),
+            allocation.bandwidth_fraction.tolist(),
+            allocation.pruning_ratio.tolist(),
+            (AllocationStatus(status).name.lower() for status in allocation.status.tolist()),
+            latency,
+            strict=True,
+        )
+        assignments = tuple(
+            Assignment(device, pruned, dict(zip(self.scheme_device_columns, values, strict=True)))
+            for device, pruned, values in zip(devices, num_pruned.tolist(), columns, strict=True)
+        )
         multiplier = float(allocation.multiplier)
         return RoundPlan(
-            tuple(assignments),
+            assignments,
             columns={
                 "pruning_ratio_mean": float(allocation.pruning_ratio.mean()),
                 "multiplier": multiplier if np.isfinite(multiplier) else None,
@@ -172,19 +173,10 @@ class OfdmaStrategy(WirelessStrategy):
             return payload.payload_bits(self.num_weights, num_kept, self.cell.bits_per_weight)
         return num_kept * self.cell.bits_per_weight
 
-    def _latency(self, device: int, num_kept: int, bits: int) -> float:
-        slot = self._slots[device]
-        kept = num_kept / self.num_weights
-        return float(device_latency(slot.fixed_time, slot.compute_time, kept, bits, slot.rate))
-
     def account(self, assignment: Assignment, num_kept: int, report: TrainReport) -> dict[str, Value]:
         """Return the columns of what a device kept and sent."""
-        bits = self._charged_bits(num_kept)
-        return {
-            "kept_weights": num_kept,
-            "uplink_bits": bits,
-            "latency_s": self._latency(assignment.device, num_kept, bits),
-        }
+        slot = self._slots[assignment.device]
+        return {"kept_weights": num_kept, "uplink_bits": slot.bits, "latency_s": slot.latency}
 
     def round_latency(self, plan: RoundPlan, spent: Mapping[int, float]) -> float:
         """Return how long the round takes: a device that failed holds its planned slot.
@@ -192,7 +184,7 @@ class OfdmaStrategy(WirelessStrategy):
         A device left out of the global part is not waited for.
         """
         waited = [
-            spent.get(assignment.device, float(assignment.columns["planned_latency_s"]))  # type: ignore[arg-type]
+            spent.get(assignment.device, self._slots[assignment.device].latency)
             for assignment in plan.assignments
             if self._slots[assignment.device].counts
         ]

@@ -63,9 +63,10 @@ def build_model(
     builder = MODELS.select(name, options)
     if num_classes < 2:
         raise ValueError(f"num_classes = {num_classes}; at least 2 are needed")
-    with torch.device("meta"):  # shapes only: nothing is allocated or drawn here
+    # The layers draw weights of their own as they are built; the global state is put back afterwards.
+    # (Building on the meta device draws nothing, but imports seconds' worth of torch's compiler.)
+    with torch.random.fork_rng(devices=[]):
         model = builder(num_classes, **options)
-    model.to_empty(device="cpu")
     _initialise(model, generator)
     return model
 

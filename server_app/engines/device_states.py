@@ -2,52 +2,44 @@
 
 from __future__ import annotations
 
-import pickle
 import tempfile
 from collections import OrderedDict
 from pathlib import Path
 
-from flwr.app import RecordDict
-
 
 class DeviceStates:
-    """States by node id; a node without one has an empty state.
+    """Pickled states by node id; not opened here, but passed on to whoever serves the node.
 
     Args:
-        memory_bytes: array bytes to keep in memory; beyond them states go to a temporary folder.
+        memory_bytes: bytes to keep in memory; beyond them states go to a temporary folder.
     """
 
     def __init__(self, memory_bytes: int) -> None:
         self._limit = memory_bytes
-        self._states: OrderedDict[int, RecordDict] = OrderedDict()  # least recently used first
-        self._sizes: dict[int, int] = {}
+        self._states: OrderedDict[int, bytes] = OrderedDict()  # least recently used first
         self._in_memory = 0
         self._spilled: set[int] = set()
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
-    def get(self, node: int) -> RecordDict:
-        """Return a node's state; whoever changes it calls `put`."""
+    def get(self, node: int) -> bytes:
+        """Return a node's state; empty for a node without one."""
         if node in self._spilled:
-            return pickle.loads(self._file(node).read_bytes())  # type: ignore[no-any-return]  # written below
-        state = self._states.get(node)
-        if state is None:
-            return RecordDict()
-        self._states.move_to_end(node)
+            return self._file(node).read_bytes()
+        state = self._states.get(node, b"")
+        if state:
+            self._states.move_to_end(node)
         return state
 
-    def put(self, node: int, state: RecordDict) -> None:
+    def put(self, node: int, state: bytes) -> None:
         """Keep a node's state."""
-        self._in_memory -= self._sizes.pop(node, 0)
-        size = sum(len(array.data) for record in state.array_records.values() for array in record.values())
+        self._in_memory += len(state) - len(self._states.get(node, b""))
         self._states[node] = state
         self._states.move_to_end(node)
-        self._sizes[node] = size
-        self._in_memory += size
         self._spilled.discard(node)
         while self._in_memory > self._limit and len(self._states) > 1:
             oldest, old_state = self._states.popitem(last=False)
-            self._file(oldest).write_bytes(pickle.dumps(old_state, pickle.HIGHEST_PROTOCOL))
-            self._in_memory -= self._sizes.pop(oldest)
+            self._file(oldest).write_bytes(old_state)
+            self._in_memory -= len(old_state)
             self._spilled.add(oldest)
 
     def close(self) -> None:

@@ -37,7 +37,7 @@ def run_ray(
     """
     from flwr.simulation import run_simulation
 
-    from server_app.engines.inprocess import load_client_app
+    from server_app.engines.workers import App
 
     server_app = ServerApp()
     summaries: list[dict[str, Any]] = []
@@ -57,7 +57,7 @@ def run_ray(
         warnings.simplefilter("ignore", DeprecationWarning)
         run_simulation(
             server_app=server_app,
-            client_app=load_client_app(client_app),
+            client_app=App(client_app, settings.fleet.num_devices).load(),
             num_supernodes=settings.fleet.num_devices,
             backend_config=backend,
         )
