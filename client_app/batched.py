@@ -246,14 +246,19 @@ class _Chunk:
         if spec.importance == "random":
             draws = [torch.rand(start.shape, generator=stream) for stream in self._streams[1]]
             return torch.stack(draws).to(start.device), []
-        displacement = torch.zeros_like(model.shared)
+        displacement: torch.Tensor | None = None
         losses = []
-        for step, (inputs, labels) in enumerate(self._samples.batches(self._streams[1], steps, None)):
-            if step:
+        for inputs, labels in self._samples.batches(self._streams[1], steps, None):
+            if displacement is not None:
                 torch.add(start, displacement, out=model.shared)
             losses.append(model.backward(inputs, labels, skip=self._samples.skip))
             assert model.shared.grad is not None
-            displacement.sub_(model.shared.grad, alpha=spec.global_learning_rate)
+            if displacement is None:
+                displacement = model.shared.grad.mul(-spec.global_learning_rate)
+            else:
+                displacement.sub_(model.shared.grad, alpha=spec.global_learning_rate)
+        if displacement is None:  # the magnitude is not a matter of gradients
+            displacement = torch.zeros_like(start)
         return RANKINGS[spec.importance](displacement, start).expand_as(model.shared), losses
 
     def _select(self, importance: torch.Tensor, losses: list[torch.Tensor]) -> torch.Tensor:
@@ -280,7 +285,8 @@ class _Chunk:
         spec, model, samples = self._spec, self._model, self._samples
         both = spec.algorithm == "simultaneous" and self._split.personal.size > 0
         model.train_only(shared=True, personal=both)
-        kept = None if mask is None else mask.to(torch.float32)
+        # From bytes, the conversion is seven times as fast as from bool.
+        kept = None if mask is None else mask.view(torch.uint8).to(torch.float32)
         if kept is None:
             model.shared.copy_(self._start)
         else:
@@ -372,7 +378,9 @@ class _Samples:
         self._features = torch.empty(0)
         # A shorter row is filled up with samples of its own that no batch asks for.
         width = max(self._sizes)
-        rows = [np.resize(one.samples, width) for one in devices]
+        rows = [
+            one.samples if len(one.samples) == width else np.resize(one.samples, width) for one in devices
+        ]
         self._table = torch.from_numpy(np.stack(rows).astype(np.int64, copy=False)).to(where)
         self._rows = torch.arange(len(devices), device=where).unsqueeze(1)
         self._labels = data.train_labels[self._table]

@@ -213,9 +213,9 @@ def report(work: Assignment, result: LocalResult, seconds: float) -> TrainReport
                 ("measured-compute-seconds", seconds + encoding),
                 ("measured-seconds-per-weight-step", seconds / weight_steps(bench, num_examples)),
                 ("stated-uplink-bps", _stated_rate(context)),
-                ("state-set-aside", float(work.recovered.set_aside or np.nan)),
+                ("state-set-aside", float(work.recovered.set_aside or math.nan)),
             )
-            if np.isfinite(value)
+            if math.isfinite(value)
         },
     )
     probe = work.order.probe

@@ -68,15 +68,16 @@ def _prune(importance: Floats, weights: Floats, num_pruned: int) -> Mask:
     order = _order_bits(importance)
     threshold = _kth_smallest(order, num_pruned)
     keep = order > threshold
-    excess = num_pruned - int(np.count_nonzero(order < threshold))
+    if int(np.count_nonzero(keep)) == importance.size - num_pruned:
+        return keep  # no tie across the threshold, the usual case
     tied = np.flatnonzero(order == threshold)
-    if excess < tied.size:
-        magnitude = _order_bits(weights[tied])
-        threshold = _kth_smallest(magnitude, excess)
-        keep[tied[magnitude > threshold]] = True
-        excess -= int(np.count_nonzero(magnitude < threshold))
-        twins = tied[magnitude == threshold]
-        keep[twins[: twins.size - excess]] = True
+    excess = num_pruned - int(np.count_nonzero(order < threshold))
+    magnitude = _order_bits(weights[tied])
+    threshold = _kth_smallest(magnitude, excess)
+    keep[tied[magnitude > threshold]] = True
+    excess -= int(np.count_nonzero(magnitude < threshold))
+    twins = tied[magnitude == threshold]
+    keep[twins[: twins.size - excess]] = True
     return keep
 
 
