@@ -7,6 +7,7 @@ import pytest
 import torch
 from flwr.app import ArrayRecord, Context, Message, RecordDict
 from flwr.common.constant import ErrorCode
+from flwr.supercore.task_identity import TaskIdentity
 
 from client_app import app, device, many, state
 from client_app.local_training import DivergedError
@@ -57,17 +58,22 @@ def _personal(context: Context) -> np.ndarray | None:
     return state.recall(context)
 
 
+def _decode(report: TrainReport) -> payload.Payload:
+    assert report.payload is not None
+    return payload.decode(report.payload.tobytes(), num_weights=_size())
+
+
 def _assert_equal(mine: TrainReport | Exception, theirs: TrainReport) -> None:
     assert isinstance(mine, TrainReport)
     assert mine.num_examples == theirs.num_examples
     assert mine.metrics.keys() == theirs.metrics.keys()
-    for name in ("personal-loss", "global-loss"):
-        assert mine.metrics.get(name) == pytest.approx(theirs.metrics.get(name), rel=1e-5)
+    for name in {"personal-loss", "global-loss"} & theirs.metrics.keys():
+        assert mine.metrics[name] == pytest.approx(theirs.metrics[name], rel=1e-5)
     if theirs.payload is None:
         assert mine.payload is None
         return
     assert mine.payload is not None
-    a, b = payload.decode(mine.payload.tobytes()), payload.decode(theirs.payload.tobytes())
+    a, b = _decode(mine), _decode(theirs)
     assert len(a.values) == len(b.values)
     same = a.mask == b.mask
     assert same.mean() > 0.999
@@ -106,7 +112,7 @@ def test_a_mask_from_the_server_is_used():
     for report in many.train_many(orders, _contexts(), batch_devices=100):
         assert isinstance(report, TrainReport)
         assert report.payload is not None
-        np.testing.assert_array_equal(payload.decode(report.payload.tobytes()).mask, mask)
+        np.testing.assert_array_equal(_decode(report).mask, mask)
 
 
 def test_orders_with_other_weights_or_rounds_keep_apart():
@@ -153,6 +159,7 @@ def test_without_the_wanted_processor_every_device_says_so():
 
 
 def test_messages_are_answered_in_order_and_errors_are_replies():
+    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
     orders = _orders()
     messages = [
         Message(order.to_records(), dst_node_id=100 + k, message_type="train")
