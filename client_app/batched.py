@@ -203,6 +203,7 @@ class _Chunk:
         personal_losses: list[torch.Tensor] = []
         trial_losses: list[torch.Tensor] = []
         global_losses: list[torch.Tensor] = []
+        shared: torch.Tensor | None = None
         if self._split.personal.size and (kind == "silent" or not together):
             personal_losses = self._train_personal(together)
         if kind != "silent":
@@ -215,16 +216,16 @@ class _Chunk:
                 kept = self._select(importance, trial_losses)
             elif kind == "given":
                 kept = self._given()
-            global_losses = self._train_shared(kept)
+            global_losses, shared = self._train_shared(kept)
             if together and self._split.personal.size:
                 personal_losses = global_losses
         phases = [(self._model.personal, personal_losses)]
-        if kind != "silent":
-            phases.append((self._model.shared, global_losses))
+        if shared is not None:
+            phases.append((shared, global_losses))
         if importance is not None:
             phases.insert(0, (importance, trial_losses))
         errors = self._errors(phases)
-        return self._results(kind, errors, personal_losses, len(trial_losses), global_losses, kept)
+        return self._results(errors, personal_losses, len(trial_losses), global_losses, shared, kept)
 
     def _train_personal(self, together: bool) -> list[torch.Tensor]:
         spec, model, samples = self._spec, self._model, self._samples
@@ -280,8 +281,12 @@ class _Chunk:
         masks = [one.mask for one in self._devices if one.mask is not None]
         return torch.from_numpy(np.stack(masks)).to(self._start.device)
 
-    def _train_shared(self, mask: torch.Tensor | None) -> list[torch.Tensor]:
-        """Take masked steps on u from the masked broadcast, eqs. (21), (22); simultaneous: on v, too."""
+    def _train_shared(self, mask: torch.Tensor | None) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """Take masked steps on u from the masked broadcast, eqs. (21), (22); simultaneous: on v, too.
+
+        Returns:
+            The losses and the masked weights, (D, N_u).
+        """
         spec, model, samples = self._spec, self._model, self._samples
         both = spec.algorithm == "simultaneous" and self._split.personal.size > 0
         model.train_only(shared=True, personal=both)
@@ -294,14 +299,15 @@ class _Chunk:
         optimizers = [optimizer(model.shared, spec.global_learning_rate, spec)]
         if both:
             optimizers.append(optimizer(model.personal, spec.personal_learning_rate, spec))
-        losses = []
+        losses: list[torch.Tensor] = []
         for inputs, labels in samples.batches(self._streams[2], spec.global_steps, spec.global_epochs):
+            if kept is not None and losses:
+                model.shared.mul_(kept)
             losses.append(model.backward(inputs, labels, skip=samples.skip))
             for one in optimizers:
                 one.step()
-            if kept is not None:
-                model.shared.mul_(kept)
-        return losses
+        # Fresh tensors: the next chunk overwrites the model's.
+        return losses, model.shared.clone() if kept is None else model.shared * kept
 
     def _errors(
         self, phases: Sequence[tuple[torch.Tensor, list[torch.Tensor]]]
@@ -322,28 +328,27 @@ class _Chunk:
 
     def _results(
         self,
-        kind: _Kind,
         errors: Sequence[DivergedError | None],
         personal_losses: list[torch.Tensor],
         trials: int,
         global_losses: list[torch.Tensor],
+        shared: torch.Tensor | None,
         kept: torch.Tensor | None,
     ) -> list[LocalResult | Exception]:
         count, size = len(self._devices), self._split.shared.size
-        # `clone`: the next chunk overwrites the model.
-        personal = self._model.personal.detach().clone().cpu().numpy()
-        if kind == "silent":
-            shared = np.zeros((count, size), dtype=np.float32)
+        personal = self._model.personal.clone().cpu().numpy()
+        if shared is None:
+            weights = np.zeros((count, size), dtype=np.float32)
             masks = np.zeros((count, size), dtype=np.bool_)
         else:
-            shared = self._model.shared.detach().clone().cpu().numpy()
+            weights = shared.cpu().numpy()
             masks = np.ones((count, size), dtype=np.bool_) if kept is None else kept.cpu().numpy()
         of_personal, of_global = _by_device(personal_losses, count), _by_device(global_losses, count)
         return [
             errors[device]
             or LocalResult(
                 personal=personal[device],
-                shared=shared[device],
+                shared=weights[device],
                 mask=masks[device],
                 personal_loss=mean_loss(of_personal[device]),
                 global_loss=mean_loss(of_global[device]),

@@ -146,7 +146,7 @@ class StackedModel:
         first = max(self._first_trained(), skip)
         for position, layer in enumerate(self._layers[skip:], skip):
             inputs = layer.forward(inputs, keep=position >= first)
-        logarithms = torch.log_softmax(inputs.to(torch.float32), dim=2)
+        logarithms = torch.log_softmax(_cast(inputs, torch.float32), dim=2)
         truth = labels.unsqueeze(2)
         losses = logarithms.gather(2, truth).mean(dim=(1, 2)).neg_()
         share = 1.0 / labels.shape[1]
@@ -190,16 +190,16 @@ class _Linear:
         self._kept = torch.empty(0)
 
     def forward(self, x: torch.Tensor, *, keep: bool) -> torch.Tensor:
-        x = x.to(self._dtype)
+        x = _cast(x, self._dtype)
         if keep:
             self._kept = x
-        weight = self._weight.value.to(self._dtype).mT
+        weight = _cast(self._weight.value, self._dtype).mT
         if self._bias is None:
             return torch.bmm(x, weight)
-        return torch.baddbmm(self._bias.value.to(self._dtype).unsqueeze(1), x, weight)
+        return torch.baddbmm(_cast(self._bias.value, self._dtype).unsqueeze(1), x, weight)
 
     def backward(self, gradient: torch.Tensor, *, passes: bool) -> torch.Tensor | None:
-        gradient = gradient.to(self._dtype)
+        gradient = _cast(gradient, self._dtype)
         if self._weight.trained:
             if self._dtype == torch.float32:
                 torch.bmm(gradient.mT, self._kept, out=self._weight.gradient)
@@ -207,7 +207,7 @@ class _Linear:
                 self._weight.gradient.copy_(torch.bmm(gradient.mT, self._kept))
         if self._bias is not None and self._bias.trained:
             torch.sum(gradient, 1, dtype=torch.float32, out=self._bias.gradient)
-        return torch.bmm(gradient, self._weight.value.to(self._dtype)) if passes else None
+        return torch.bmm(gradient, _cast(self._weight.value, self._dtype)) if passes else None
 
 
 class _Convolution:
@@ -223,17 +223,17 @@ class _Convolution:
 
     def forward(self, x: torch.Tensor, *, keep: bool) -> torch.Tensor:
         devices, batch = x.shape[:2]
-        folded = x.to(self._dtype).transpose(0, 1).flatten(1, 2)
+        folded = _cast(x, self._dtype).transpose(0, 1).flatten(1, 2)
         if keep:
             self._kept = folded
-        bias = None if self._bias is None else self._bias.value.flatten().to(self._dtype)
+        bias = None if self._bias is None else _cast(self._bias.value.flatten(), self._dtype)
         stride, padding, dilation = self._window
         maps = torch.conv2d(folded, self._kernels(), bias, stride, padding, dilation, devices)
         return maps.view(batch, devices, -1, *maps.shape[2:]).transpose(0, 1)
 
     def backward(self, gradient: torch.Tensor, *, passes: bool) -> torch.Tensor | None:
         devices, batch = gradient.shape[:2]
-        folded = gradient.to(self._dtype).transpose(0, 1).flatten(1, 2)
+        folded = _cast(gradient, self._dtype).transpose(0, 1).flatten(1, 2)
         of_bias = self._bias is not None and self._bias.trained
         wanted = [passes, self._weight.trained, of_bias]
         stride, padding, dilation = self._window
@@ -260,7 +260,7 @@ class _Convolution:
         return maps
 
     def _kernels(self) -> torch.Tensor:
-        return self._weight.value.flatten(0, 1).to(self._dtype)
+        return _cast(self._weight.value.flatten(0, 1), self._dtype)
 
 
 class _PatchConvolution:
@@ -280,13 +280,13 @@ class _PatchConvolution:
     def forward(self, x: torch.Tensor, *, keep: bool) -> torch.Tensor:
         devices, batch, _, height, width = x.shape
         self._maps = height, width
-        patches = nn.functional.unfold(x.to(self._dtype).flatten(0, 1), self._size, *self._window)
+        patches = nn.functional.unfold(_cast(x, self._dtype).flatten(0, 1), self._size, *self._window)
         patches = patches.view(devices, batch, *patches.shape[1:])  # (D, B, k k, places)
         if keep:
             self._kept = patches
         maps = torch.matmul(self._kernels(), patches)
         if self._bias is not None:
-            maps += self._bias.value.to(self._dtype)[:, None, :, None]
+            maps += _cast(self._bias.value, self._dtype)[:, None, :, None]
         dilation, padding, stride = self._window
         rows, columns = (
             (self._maps[i] + 2 * padding[i] - dilation[i] * (self._size[i] - 1) - 1) // stride[i] + 1
@@ -295,7 +295,7 @@ class _PatchConvolution:
         return maps.view(devices, batch, -1, rows, columns)
 
     def backward(self, gradient: torch.Tensor, *, passes: bool) -> torch.Tensor | None:
-        flat = gradient.to(self._dtype).flatten(3)
+        flat = _cast(gradient, self._dtype).flatten(3)
         if self._weight.trained:
             products = torch.matmul(flat, self._kept.mT).sum(1, dtype=torch.float32)
             self._weight.gradient.copy_(products.view(self._weight.gradient.shape))
@@ -308,7 +308,7 @@ class _PatchConvolution:
         return maps.view(*gradient.shape[:2], *maps.shape[1:])
 
     def _kernels(self) -> torch.Tensor:
-        return self._weight.value.flatten(2).unsqueeze(1).to(self._dtype)  # (D, 1, out, k k)
+        return _cast(self._weight.value.flatten(2).unsqueeze(1), self._dtype)  # (D, 1, out, k k)
 
 
 class _MaxPool:
@@ -348,7 +348,7 @@ class _Relu:
         return out
 
     def backward(self, gradient: torch.Tensor, *, passes: bool) -> torch.Tensor | None:
-        result: torch.Tensor = _relu_backward(gradient.to(self._kept.dtype), self._kept, 0.0)
+        result: torch.Tensor = _relu_backward(_cast(gradient, self._kept.dtype), self._kept, 0.0)
         return result
 
 
@@ -385,6 +385,11 @@ def _stacked(name: str, layer: nn.Module, parameters: dict[str, _Parameter], dty
         f"devices cannot be batched: layer {name!r} is {layer}; known are Linear, Conv2d (zero padding, one "
         "group), MaxPool2d, ReLU and Flatten; train one device after the other (one device per batch) instead"
     )
+
+
+def _cast(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Convert; asking first is a fifth of the price of converting to the same type."""
+    return tensor if tensor.dtype == dtype else tensor.to(dtype)
 
 
 def _present(weight: _Parameter, bias: _Parameter | None) -> Sequence[_Parameter]:
