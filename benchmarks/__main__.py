@@ -11,12 +11,13 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import averaging, engines, local_training, scale
+from benchmarks import averaging, batched, engines, local_training, scale
 from benchmarks.measure import HEADER, machine_facts
 
 PARTS = {
     "device": local_training.device_figures,
     "training": local_training.figures,
+    "batched": batched.figures,
     "averaging": averaging.figures,
     "engines": engines.figures,
     "scale": scale.figures,

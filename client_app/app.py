@@ -1,10 +1,14 @@
 """The Flower ClientApp: orders in, reports out."""
 
-from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
-from flwr.clientapp import ClientApp
+import traceback
+from collections.abc import Sequence
 
-from client_app import device
-from protocol.messages import DEVICE, METRICS, EvaluateOrder, SaveOrder, TrainOrder
+from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.common.constant import ErrorCode
+
+from client_app import device, many
+from protocol.messages import DEVICE, METRICS, EvaluateOrder, MessageError, SaveOrder, TrainOrder, TrainReport
 
 app = ClientApp()
 
@@ -14,6 +18,32 @@ def train(message: Message, context: Context) -> Message:
     """Train on an order and upload what was kept."""
     report = device.train(TrainOrder.from_records(message.content), context)
     return Message(report.to_records(), reply_to=message)
+
+
+def train_many(
+    messages: Sequence[Message], contexts: Sequence[Context], *, batch_devices: int, device: str = "cpu"
+) -> list[Message]:
+    """Answer the train messages of many devices together; see `client_app.many.train_many`.
+
+    Returns:
+        The replies, in order; that of a device whose training raised an exception is an error, as in Flower's
+        engines.
+    """
+    orders: list[TrainOrder | Exception] = []
+    for message in messages:
+        try:
+            orders.append(TrainOrder.from_records(message.content))
+        except MessageError as error:
+            orders.append(error)
+    readable = [place for place, order in enumerate(orders) if isinstance(order, TrainOrder)]
+    reports = many.train_many(
+        [order for order in orders if isinstance(order, TrainOrder)],
+        [contexts[place] for place in readable],
+        batch_devices=batch_devices,
+        device=device,
+    )
+    answers = dict(zip(readable, reports, strict=True))
+    return [_reply(message, answers.get(place, orders[place])) for place, message in enumerate(messages)]
 
 
 @app.evaluate()
@@ -37,6 +67,14 @@ def save(message: Message, context: Context) -> Message:
     """Write the personal part to the checkpoint; a device that never trained has none to write."""
     device.save(SaveOrder.from_records(message.content), context)
     return Message(_introduction(context), reply_to=message)
+
+
+def _reply(message: Message, answer: object) -> Message:
+    if isinstance(answer, TrainReport):
+        return Message(answer.to_records(), reply_to=message)
+    assert isinstance(answer, Exception)
+    reason = "".join(traceback.format_exception(answer))
+    return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
 
 
 def _introduction(context: Context) -> RecordDict:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from flwr.app import Context
+from flwr.app import ArrayRecord, Context
 
 from client_app import state
 from client_app.evaluation import Evaluation, evaluate
 from client_app.flat_model import FlatModel
 from client_app.local_training import LocalResult, local_round
+from client_app.masks import Mask
 from client_app.probe import send_probe
 from protocol.messages import (
     DeviceSpec,
@@ -120,6 +122,106 @@ def device_index(context: Context) -> tuple[int, int]:
     return values[0], values[1]
 
 
+@dataclass(frozen=True, eq=False)
+class Assignment:
+    """A train order with all that the device needs to carry it out.
+
+    Attributes:
+        bench: what all devices share.
+        index: the device.
+        order: what it was told.
+        context: its Context.
+        places: where its personal part is kept.
+        recovered: its personal part as found there.
+        broadcast: float32 (N_u,), the global part.
+        mask: bool (N_u,), the mask that the server imposes, or None.
+    """
+
+    bench: Workbench
+    index: int
+    order: TrainOrder
+    context: Context
+    places: state.Places
+    recovered: state.Recovered
+    broadcast: npt.NDArray[np.float32]
+    mask: Mask | None
+
+    @property
+    def personal(self) -> npt.NDArray[np.float32]:
+        """The personal part to start from, float32 (N_v,)."""
+        found = self.recovered.personal
+        return self.bench.initial_personal if found is None else found
+
+    def batch_generator(self) -> torch.Generator:
+        """Return the generator of the round's mini-batches, freshly seeded."""
+        seed = torch_seed(self.bench.spec.seed, "batches", self.order.round, self.index)
+        return torch.Generator().manual_seed(seed)
+
+
+def accept(
+    order: TrainOrder,
+    context: Context,
+    *,
+    read: Callable[[ArrayRecord], npt.NDArray[np.float32]] = read_weights,
+) -> Assignment:
+    """Read an order and find the device's own part.
+
+    Args:
+        order: the order.
+        context: the device's Context.
+        read: turns the record of the global part into its weights.
+
+    Raises:
+        MessageError: if the order does not fit the model.
+        StateError: if the device's folder cannot be told.
+    """
+    bench, index = _bench(order.spec, context)
+    places = _places(bench.spec, order, index, context)
+    recovered = places.recover(bench.initial_personal.size)
+    size = bench.model.split.shared.size
+    weights = read(order.weights)
+    if weights.size != size:
+        raise MessageError(f"the global part has {weights.size} weights; the model has {size}")
+    mask = None if order.mask is None else read_mask(order.mask, size)
+    return Assignment(bench, index, order, context, places, recovered, weights, mask)
+
+
+def report(work: Assignment, result: LocalResult, seconds: float) -> TrainReport:
+    """Make the report of a round's training that took `seconds`, and keep the personal part.
+
+    Raises:
+        MessageError: if the node's configuration states no valid rate.
+        StateError: if the personal part cannot be stored; the old one then stands.
+    """
+    bench, context = work.bench, work.context
+    num_examples = len(bench.parts[work.index].train)
+    started = time.perf_counter()
+    upload = _upload(bench.spec, work.broadcast, result)
+    encoding = time.perf_counter() - started
+    made = TrainReport(
+        payload=upload,
+        num_examples=num_examples,
+        metrics={
+            name: value
+            for name, value in (
+                ("personal-loss", result.personal_loss),
+                ("global-loss", result.global_loss),
+                ("measured-train-seconds", seconds),
+                ("measured-compute-seconds", seconds + encoding),
+                ("measured-seconds-per-weight-step", seconds / weight_steps(bench, num_examples)),
+                ("stated-uplink-bps", _stated_rate(context)),
+                ("state-set-aside", float(work.recovered.set_aside or math.nan)),
+            )
+            if math.isfinite(value)
+        },
+    )
+    probe = work.order.probe
+    if probe is not None and not math.isfinite(_stated_rate(context)):
+        send_probe(probe, str(context.node_config.get("probe-address", "")) or probe.address)
+    work.places.keep(result.personal)  # last: a device that fails keeps its old personal part
+    return made
+
+
 def train(order: TrainOrder, context: Context) -> TrainReport:
     """Do one round's local training; the personal part is kept in `context` once all went well.
 
@@ -127,53 +229,22 @@ def train(order: TrainOrder, context: Context) -> TrainReport:
         MessageError: if the order does not fit the model.
         DivergedError: if training left the finite numbers; the personal part stays as it was.
     """
-    bench, index = _bench(order.spec, context)
-    images, labels = bench.data.train(bench.parts[index].train)
-    places = _places(bench.spec, order, index, context)
-    recovered = places.recover(bench.initial_personal.size)
-    size = bench.model.split.shared.size
-    weights = read_weights(order.weights)
-    if weights.size != size:
-        raise MessageError(f"the global part has {weights.size} weights; the model has {size}")
+    work = accept(order, context)
+    bench = work.bench
+    images, labels = bench.data.train(bench.parts[work.index].train)
     started = time.perf_counter()
     result = local_round(
         bench.model,
         images,
         labels,
-        broadcast=weights,
-        personal=bench.initial_personal if recovered.personal is None else recovered.personal,
+        broadcast=work.broadcast,
+        personal=work.personal,
         num_pruned=order.num_pruned,
         spec=bench.training,
-        generator=torch.Generator().manual_seed(torch_seed(bench.spec.seed, "batches", order.round, index)),
-        mask=None if order.mask is None else read_mask(order.mask, size),
+        generator=work.batch_generator(),
+        mask=work.mask,
     )
-    seconds = time.perf_counter() - started
-    upload = _upload(bench.spec, weights, result)
-    compute = time.perf_counter() - started
-    report = TrainReport(
-        payload=upload,
-        num_examples=labels.numel(),
-        metrics={
-            name: value
-            for name, value in (
-                ("personal-loss", result.personal_loss),
-                ("global-loss", result.global_loss),
-                ("measured-train-seconds", seconds),
-                ("measured-compute-seconds", compute),
-                (
-                    "measured-seconds-per-weight-step",
-                    seconds / weight_steps(bench, labels.numel()),
-                ),
-                ("stated-uplink-bps", _stated_rate(context)),
-                ("state-set-aside", float(recovered.set_aside or np.nan)),
-            )
-            if np.isfinite(value)
-        },
-    )
-    if order.probe is not None and not math.isfinite(_stated_rate(context)):
-        send_probe(order.probe, str(context.node_config.get("probe-address", "")) or order.probe.address)
-    places.keep(result.personal)  # last: a device that fails keeps its old personal part
-    return report
+    return report(work, result, time.perf_counter() - started)
 
 
 def test(order: EvaluateOrder, context: Context) -> Evaluation:

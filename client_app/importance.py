@@ -39,8 +39,9 @@ def magnitude_importance(displacement: torch.Tensor, weights: torch.Tensor) -> t
     return weights.abs()
 
 
+# Entry by entry, so of (D, N) displacements as of (N,).
 _Ranking = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-_RANKINGS: dict[str, _Ranking] = {
+RANKINGS: dict[str, _Ranking] = {
     "update": update_importance,
     "first_order": first_order_importance,
     "magnitude": magnitude_importance,
@@ -57,9 +58,9 @@ def rank_weights(
     """
     if kind == "random":
         return np.asarray(torch.rand(weights.shape, generator=generator).numpy(), dtype=np.float32)
-    if kind not in _RANKINGS:
+    if kind not in RANKINGS:
         raise ValueError(f"importance = {kind!r}; valid: {', '.join(IMPORTANCES)}")
-    return np.asarray(_RANKINGS[kind](displacement, weights).numpy(), dtype=np.float32)
+    return np.asarray(RANKINGS[kind](displacement, weights).numpy(), dtype=np.float32)
 
 
 @torch.no_grad()

@@ -27,8 +27,9 @@ from client_app.importance import NEEDS_GRADIENT, rank_weights
 from client_app.masks import Mask, select_mask
 from client_app.optimizers import optimizer
 from protocol.training import TrainingSpec
+from task.split import Layout
 
-_FEATURE_CACHE_BYTES = 1 << 28
+FEATURE_CACHE_BYTES = 1 << 28
 
 
 class DivergedError(ArithmeticError):
@@ -91,7 +92,8 @@ def local_round(
     """
     split = model.split
     start = as_vector("broadcast", broadcast, split.shared.size)
-    _check(model, images, labels, num_pruned, mask)
+    _check(images, labels)
+    check_pruning(split.shared.size, num_pruned, mask)
     personal_stream, importance_stream, global_stream = spawn(generator, 3)
     device = _Device(model, images, labels, spec)
     model.module.train()
@@ -108,12 +110,12 @@ def local_round(
             epochs=spec.global_epochs if together else spec.personal_epochs,
         )
     if nobody_hears:
-        _require_finite(model.personal, personal_losses)
+        require_finite(model.personal, personal_losses)
         return LocalResult(
             personal=model.personal.numpy().copy(),
             shared=np.zeros(split.shared.size, dtype=np.float32),
             mask=np.zeros(split.shared.size, dtype=np.bool_),
-            personal_loss=_mean(personal_losses),
+            personal_loss=mean_loss(personal_losses),
             global_loss=math.nan,
             personal_steps=len(personal_losses),
             importance_steps=0,
@@ -130,14 +132,14 @@ def local_round(
     global_losses = device.train_shared(start, mask if num_pruned else None, global_stream)
     if spec.algorithm == "simultaneous" and split.personal.size:
         personal_losses = global_losses
-    _require_finite(model.personal, personal_losses)
-    _require_finite(model.shared, global_losses)
+    require_finite(model.personal, personal_losses)
+    require_finite(model.shared, global_losses)
     return LocalResult(
         personal=model.personal.numpy().copy(),
         shared=model.shared.numpy().copy(),
         mask=np.ones(split.shared.size, dtype=np.bool_) if mask is None else np.array(mask, dtype=np.bool_),
-        personal_loss=_mean(personal_losses),
-        global_loss=_mean(global_losses),
+        personal_loss=mean_loss(personal_losses),
+        global_loss=mean_loss(global_losses),
         personal_steps=len(personal_losses),
         importance_steps=importance_steps,
         global_steps=len(global_losses),
@@ -181,7 +183,7 @@ class _Device:
         with torch.no_grad():
             chunks = torch.split(self._images, max(spec.batch_size, 64))
             first = prefix(chunks[0])
-            if first[0].numel() * first.element_size() * size <= _FEATURE_CACHE_BYTES:
+            if first[0].numel() * first.element_size() * size <= FEATURE_CACHE_BYTES:
                 self._inputs = torch.cat([first, *(prefix(chunk) for chunk in chunks[1:])])
                 self._forward = rest
 
@@ -201,8 +203,8 @@ class _Device:
             assert model.shared.grad is not None
             displacement.sub_(model.shared.grad, alpha=spec.global_learning_rate)
         importance = rank_weights(spec.importance, displacement, start, stream)
-        _require_finite(torch.from_numpy(importance), _floats(losses))
-        protected = None if spec.prune_bias else _biases(model)
+        require_finite(torch.from_numpy(importance), _floats(losses))
+        protected = None if spec.prune_bias else bias_mask(model.split.shared)
         return select_mask(importance, start.numpy(), num_pruned, protected=protected), steps
 
     def train_shared(self, start: torch.Tensor, mask: Mask | None, stream: torch.Generator) -> list[float]:
@@ -273,22 +275,28 @@ def spawn(generator: torch.Generator, number: int) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(seed) for seed in seeds.tolist()]
 
 
-def _biases(model: FlatModel) -> Mask:
-    biases = np.zeros(model.split.shared.size, dtype=np.bool_)
-    for name, place in model.split.shared.slices().items():
+def bias_mask(layout: Layout) -> Mask:
+    """Return bool (N,), True where a vector holds biases."""
+    biases = np.zeros(layout.size, dtype=np.bool_)
+    for name, place in layout.slices().items():
         if name.rsplit(".", 1)[-1] == "bias":
             biases[place] = True
     return biases
 
 
-def _check(
-    model: FlatModel, images: torch.Tensor, labels: torch.Tensor, num_pruned: int, mask: Mask | None
-) -> None:
-    size = model.split.shared.size
+def _check(images: torch.Tensor, labels: torch.Tensor) -> None:
     if labels.ndim != 1 or labels.numel() == 0 or images.shape[:1] != labels.shape:
         raise ValueError(
             f"images {tuple(images.shape)} and labels {tuple(labels.shape)} must have one positive length"
         )
+
+
+def check_pruning(size: int, num_pruned: int, mask: Mask | None) -> None:
+    """Check the order to prune `num_pruned` of `size` weights, with `mask` if that is not None.
+
+    Raises:
+        ValueError: if they do not fit.
+    """
     if not 0 <= num_pruned <= size:
         raise ValueError(f"num_pruned = {num_pruned}; it must be in 0..{size}")
     if mask is not None and (mask.shape != (size,) or mask.dtype != np.bool_):
@@ -297,7 +305,12 @@ def _check(
         raise ValueError(f"mask prunes {absent} weights; num_pruned = {num_pruned}")
 
 
-def _require_finite(vector: torch.Tensor, losses: Sequence[float]) -> None:
+def require_finite(vector: torch.Tensor, losses: Sequence[float]) -> None:
+    """Check the weights and losses of a phase.
+
+    Raises:
+        DivergedError: if one is not finite.
+    """
     # The sum of finite float32 weights overflows only when they are as good as diverged, and costs a
     # twentieth of testing each.
     if not math.isfinite(float(vector.sum())) or not all(map(math.isfinite, losses)):
@@ -313,5 +326,6 @@ def _floats(losses: list[torch.Tensor]) -> list[float]:
     return [float(loss) for loss in losses]
 
 
-def _mean(losses: Sequence[float]) -> float:
+def mean_loss(losses: Sequence[float]) -> float:
+    """Return the mean; NaN where no step was taken."""
     return math.fsum(losses) / len(losses) if losses else math.nan

@@ -58,7 +58,7 @@ class Adam:
     def __init__(self, vector: torch.Tensor, learning_rate: float, spec: TrainingSpec) -> None:
         self._vector, self._rate, self._decay = vector, learning_rate, spec.weight_decay
         self._mean, self._square = torch.zeros_like(vector), torch.zeros_like(vector)
-        self._steps = torch.zeros(())
+        self._steps = torch.zeros((), device=vector.device)
 
     def step(self) -> None:
         """Take one step."""

@@ -24,6 +24,8 @@ import numpy as np
 import numpy.typing as npt
 from flwr.app import Array, ArrayRecord, Context
 
+from protocol.messages import read_array
+
 log = logging.getLogger(__name__)
 
 Personal = npt.NDArray[np.float32]
@@ -44,7 +46,7 @@ def remember(context: Context, personal: Personal) -> None:
 def recall(context: Context) -> Personal | None:
     """Return the personal part of the last finished round, or None for a new device."""
     record = context.state.get(_RECORD)
-    return record["weights"].numpy() if isinstance(record, ArrayRecord) else None
+    return read_array(record, "weights", np.float32) if isinstance(record, ArrayRecord) else None
 
 
 @dataclass(frozen=True)

@@ -254,7 +254,7 @@ def test_cached_features_change_nothing_beyond_rounding(personal, monkeypatch):
     """Many passes over few samples: the frozen first layers run once for each sample."""
     spec = _sgd(global_epochs=4, batch_size=16, optimizer="sgd")
     cached = _round(_flat(personal=personal), spec, 1000)
-    monkeypatch.setattr("client_app.local_training._FEATURE_CACHE_BYTES", 0)
+    monkeypatch.setattr("client_app.local_training.FEATURE_CACHE_BYTES", 0)
     plain = _round(_flat(personal=personal), spec, 1000)
     same = cached.mask == plain.mask
     assert same.mean() > 0.999

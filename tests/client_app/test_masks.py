@@ -2,11 +2,12 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from client_app.masks import select_mask
+from client_app.masks import select_mask, select_masks
 
 
 def _by_full_sort(importance, weights, num_pruned, protected=None):
@@ -44,7 +45,7 @@ def test_mask_equals_that_of_a_full_sort(case, with_protection):
 @pytest.mark.parametrize("zero_share", [0.0, 0.5, 0.9, 1.0])
 @pytest.mark.parametrize("share", [0.0, 1e-4, 0.475, 0.9, 1.0])
 def test_mask_of_a_large_vector_equals_that_of_a_full_sort(zero_share, share):
-    """Large enough for the counting path; dead units make most importances exactly zero."""
+    """Dead units make most importances exactly zero."""
     rng = np.random.default_rng(1)
     size = 50_000
     importance = np.abs(rng.standard_normal(size) * 1e-5).astype(np.float32)
@@ -76,3 +77,45 @@ def test_masks_are_nested_in_the_number_pruned():
 def test_bad_input_is_refused(importance, num_pruned, text):
     with pytest.raises(ValueError, match=text):
         select_mask(np.array(importance, dtype=np.float32), np.zeros(2, dtype=np.float32), num_pruned)
+
+
+@settings(deadline=None, max_examples=150)
+@given(cases=st.lists(_cases(), min_size=1, max_size=4), with_protection=st.booleans())
+def test_masks_of_many_devices_equal_those_of_each(cases, with_protection):
+    """The tensor version is made for GPUs; what it computes does not depend on where."""
+    size = min(importance.size for importance, _, _ in cases)
+    importance = np.stack([row[:size] for row, _, _ in cases])
+    weights = cases[0][1][:size]
+    numbers = [min(num_pruned, size) for _, _, num_pruned in cases]
+    protected = np.arange(size) % 3 == 0 if with_protection else None
+    masks = select_masks(
+        torch.from_numpy(importance),
+        torch.from_numpy(weights),
+        torch.tensor(numbers),
+        protected=None if protected is None else torch.from_numpy(protected),
+    )
+    for mask, row, num_pruned in zip(masks.numpy(), importance, numbers, strict=True):
+        expected = select_mask(row, weights, num_pruned, protected=protected)
+        np.testing.assert_array_equal(mask, expected)
+
+
+@pytest.mark.parametrize("zero_share", [0.0, 0.5, 1.0])
+def test_masks_of_many_devices_with_many_weights(zero_share):
+    rng = np.random.default_rng(3)
+    importance = np.abs(rng.standard_normal((3, 20_000)) * 1e-5).astype(np.float32)
+    importance[rng.random(importance.shape) < zero_share] = 0.0
+    weights = rng.choice(np.linspace(-0.02, 0.02, 2000), 20_000).astype(np.float32)
+    numbers = [20_000, 9_500, 1]
+    masks = select_masks(torch.from_numpy(importance), torch.from_numpy(weights), torch.tensor(numbers))
+    for mask, row, num_pruned in zip(masks.numpy(), importance, numbers, strict=True):
+        np.testing.assert_array_equal(mask, select_mask(row, weights, num_pruned))
+
+
+def test_a_row_that_is_not_a_number_spoils_no_other():
+    rng = np.random.default_rng(4)
+    importance = rng.random((3, 500), dtype=np.float32)
+    importance[1, ::2] = np.nan
+    weights = rng.random(500, dtype=np.float32)
+    masks = select_masks(torch.from_numpy(importance), torch.from_numpy(weights), torch.tensor([100] * 3))
+    for row in (0, 2):
+        np.testing.assert_array_equal(masks[row].numpy(), select_mask(importance[row], weights, 100))

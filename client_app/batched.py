@@ -1,0 +1,481 @@
+"""Local rounds of many devices as one set of tensors: for GPUs and for networks so small that calls dominate.
+
+The protocol is that of `client_app.local_training`, with the same mini-batches, masks and numbers within
+float32 rounding. Devices whose steps have equal shapes share a chunk of at most `batch_devices`; what a
+device gets depends on no other device of its chunk, not even on one that diverges.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from client_app.flat_model import Vector, as_vector, multiplies_bfloat16
+from client_app.importance import NEEDS_GRADIENT, RANKINGS
+from client_app.local_training import (
+    FEATURE_CACHE_BYTES,
+    DivergedError,
+    LocalResult,
+    bias_mask,
+    check_pruning,
+    mean_loss,
+    mini_batches,
+    require_finite,
+    spawn,
+)
+from client_app.masks import Mask, select_mask, select_masks
+from client_app.optimizers import optimizer
+from client_app.stacked_model import StackedModel
+from protocol.training import TrainingSpec
+from task.datasets import ImageData
+from task.split import Split
+
+# What a device does in a round: nothing but personal steps; no pruning; a mask from outside; its own mask.
+_Kind = Literal["silent", "dense", "given", "ranked"]
+
+
+@dataclass(frozen=True, eq=False)
+class DeviceRound:
+    """One device's part of a round.
+
+    Attributes:
+        samples: int64 (n,), its samples in the training set, n >= 1.
+        personal: float32 (N_v,), its personal part; not changed.
+        num_pruned: shared weights to prune, 0..N_u, as in `local_round`.
+        generator: returns the CPU generator of the mini-batches and of random masks; called only where
+            something is drawn (a device with at most `batch_size` samples has nothing to shuffle).
+        mask: bool (N_u,), a mask given from outside, or None.
+    """
+
+    samples: npt.NDArray[np.int64]
+    personal: Vector
+    num_pruned: int
+    generator: Callable[[], torch.Generator]
+    mask: Mask | None = None
+
+    @property
+    def kind(self) -> _Kind:
+        """What kind of round this is for a device that shares its weights."""
+        if self.num_pruned == 0:
+            return "dense"
+        return "ranked" if self.mask is None else "given"
+
+
+class BatchedTraining:
+    """Trains the devices of a run in chunks; keeps the tensors of a chunk from round to round."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        split: Split,
+        data: ImageData,
+        spec: TrainingSpec,
+        *,
+        batch_devices: int,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        """Prepare chunks.
+
+        Args:
+            module: the network, see `StackedModel`; its weights are not used.
+            split: names and places of the parameters.
+            data: the data set; its training images are copied to `device` (as bytes).
+            spec: steps and step sizes.
+            batch_devices: devices at once. On a CPU a few megabytes of weights should not be exceeded.
+            device: "cpu", "cuda" or "cuda:0", ...
+
+        Raises:
+            ValueError: if the network cannot be batched, or `batch_devices` is not positive.
+            RuntimeError: if there is no such device.
+        """
+        if batch_devices < 1:
+            raise ValueError(f"batch_devices = {batch_devices}; it must be at least 1")
+        self._device = torch.device(device)
+        half = spec.precision == "bfloat16" and (self._device.type != "cpu" or multiplies_bfloat16())
+        self._model = StackedModel(
+            module, split, device=self._device, dtype=torch.bfloat16 if half else torch.float32
+        )
+        self._split, self._spec, self._batch_devices = split, spec, batch_devices
+        self._data = _on_device(data, self._device)
+        self._protected = None if spec.prune_bias else bias_mask(split.shared)
+
+    def rounds(
+        self, broadcast: Vector, devices: Sequence[DeviceRound]
+    ) -> Iterator[dict[int, LocalResult | Exception]]:
+        """Train devices for one round.
+
+        Args:
+            broadcast: float32 (N_u,), the server's dense shared part; not changed.
+            devices: their parts of the round, in any order.
+
+        Yields:
+            For each chunk, what `local_round` returns or raises (ValueError, DivergedError) for each of its
+            devices, by position in `devices`.
+
+        Raises:
+            ValueError: if the broadcast has the wrong shape.
+        """
+        start = as_vector("broadcast", broadcast, self._split.shared.size).to(self._device)
+        buckets: dict[tuple[_Kind, int], list[int]] = {}
+        refused: dict[int, LocalResult | Exception] = {}
+        for position, one in enumerate(devices):
+            try:
+                self._check(one)
+            except ValueError as error:
+                refused[position] = error
+            else:
+                silent = one.num_pruned == self._split.shared.size
+                key: tuple[_Kind, int] = "silent" if silent else one.kind, self._shape(len(one.samples))
+                buckets.setdefault(key, []).append(position)
+        if refused:
+            yield refused
+        for (kind, _), positions in buckets.items():
+            for first in range(0, len(positions), self._batch_devices):
+                members = positions[first : first + self._batch_devices]
+                with _exact_products(self._device):
+                    chunk = _Chunk(
+                        self._model,
+                        self._split,
+                        self._spec,
+                        self._data,
+                        [devices[member] for member in members],
+                        start,
+                        self._protected,
+                    )
+                    results = chunk.run(kind)
+                yield dict(zip(members, results, strict=True))
+
+    def _shape(self, num_samples: int) -> int:
+        """Return what must be equal for equal shapes in every step."""
+        if self._spec.personal_epochs or self._spec.global_epochs:
+            return num_samples
+        return min(num_samples, self._spec.batch_size)
+
+    def _check(self, one: DeviceRound) -> None:
+        if one.samples.ndim != 1 or one.samples.size == 0:
+            raise ValueError(f"samples has shape {one.samples.shape}; it must be (n,) with n >= 1")
+        if one.personal.shape != (self._split.personal.size,):
+            raise ValueError(
+                f"personal has shape {tuple(one.personal.shape)}; "
+                f"the model needs ({self._split.personal.size},)"
+            )
+        check_pruning(self._split.shared.size, one.num_pruned, one.mask)
+
+
+class _Chunk:
+    """The phases of a round of devices with equal shapes."""
+
+    def __init__(
+        self,
+        model: StackedModel,
+        split: Split,
+        spec: TrainingSpec,
+        data: ImageData,
+        devices: Sequence[DeviceRound],
+        start: torch.Tensor,
+        protected: Mask | None,
+    ) -> None:
+        self._model, self._split, self._spec = model, split, spec
+        self._devices, self._start, self._protected = devices, start, protected
+        self._samples = _Samples(model, spec, data, devices, start.device)
+        # Generators are made only where something is drawn: it costs a tenth of a small device's round.
+        draws = not self._samples.whole or spec.importance == "random"
+        streams = [spawn(one.generator(), 3) for one in devices] if draws else [[]] * len(devices)
+        self._streams = list(zip(*streams, strict=True)) if draws else [(), (), ()]
+        model.use(len(devices))
+        model.shared.copy_(start)
+        model.personal.copy_(_stack([one.personal for one in devices]))
+
+    def run(self, kind: _Kind) -> list[LocalResult | Exception]:
+        """Train for one round; return each device's result or DivergedError."""
+        spec, model, samples = self._spec, self._model, self._samples
+        together = spec.algorithm == "simultaneous"
+        importance: torch.Tensor | None = None
+        kept: torch.Tensor | None = None
+        personal_losses: list[torch.Tensor] = []
+        trial_losses: list[torch.Tensor] = []
+        global_losses: list[torch.Tensor] = []
+        shared: torch.Tensor | None = None
+        if self._split.personal.size and (kind == "silent" or not together):
+            personal_losses = self._train_personal(together)
+        if kind != "silent":
+            trials = spec.importance_steps if kind == "ranked" and spec.importance in NEEDS_GRADIENT else 0
+            model.train_only(shared=True)
+            if not together:
+                samples.cache_features(trials, spec.global_steps, spec.global_epochs)
+            if kind == "ranked":
+                importance, trial_losses = self._rank(trials)
+                kept = self._select(importance, trial_losses)
+            elif kind == "given":
+                kept = self._given()
+            global_losses, shared = self._train_shared(kept)
+            if together and self._split.personal.size:
+                personal_losses = global_losses
+        phases = [(self._model.personal, personal_losses)]
+        if shared is not None:
+            phases.append((shared, global_losses))
+        if importance is not None:
+            phases.insert(0, (importance, trial_losses))
+        errors = self._errors(phases)
+        return self._results(errors, personal_losses, len(trial_losses), global_losses, shared, kept)
+
+    def _train_personal(self, together: bool) -> list[torch.Tensor]:
+        spec, model, samples = self._spec, self._model, self._samples
+        steps = spec.global_steps if together else spec.personal_steps
+        epochs = spec.global_epochs if together else spec.personal_epochs
+        model.train_only(personal=True)
+        samples.cache_features(0, steps, epochs)
+        personal = optimizer(model.personal, spec.personal_learning_rate, spec)
+        losses = []
+        for inputs, labels in samples.batches(self._streams[0], steps, epochs):
+            losses.append(model.backward(inputs, labels, skip=samples.skip))
+            personal.step()
+        samples.forget_features()
+        return losses
+
+    def _rank(self, steps: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Return the importance (D, N_u) of the weights from trial steps on u, eq. (20), and the losses."""
+        spec, model, start = self._spec, self._model, self._start
+        if spec.importance == "random":
+            draws = [torch.rand(start.shape, generator=stream) for stream in self._streams[1]]
+            return torch.stack(draws).to(start.device), []
+        displacement: torch.Tensor | None = None
+        losses = []
+        for inputs, labels in self._samples.batches(self._streams[1], steps, None):
+            if displacement is not None:
+                torch.add(start, displacement, out=model.shared)
+            losses.append(model.backward(inputs, labels, skip=self._samples.skip))
+            assert model.shared.grad is not None
+            if displacement is None:
+                displacement = model.shared.grad.mul(-spec.global_learning_rate)
+            else:
+                displacement.sub_(model.shared.grad, alpha=spec.global_learning_rate)
+        if displacement is None:  # the magnitude is not a matter of gradients
+            displacement = torch.zeros_like(start)
+        return RANKINGS[spec.importance](displacement, start).expand_as(model.shared), losses
+
+    def _select(self, importance: torch.Tensor, losses: list[torch.Tensor]) -> torch.Tensor:
+        """Return the masks, bool (D, N_u); what a diverged device gets has no meaning."""
+        start, protected = self._start, self._protected
+        numbers = [one.num_pruned for one in self._devices]
+        if start.device.type != "cpu":
+            hidden = None if protected is None else torch.from_numpy(protected).to(start.device)
+            return select_masks(importance, start, torch.tensor(numbers).to(start.device), protected=hidden)
+        masks = np.zeros(importance.shape, dtype=np.bool_)
+        weights = start.numpy()
+        finite = torch.isfinite(importance.sum(1)).tolist()
+        for mask, row, number, well in zip(masks, importance.numpy(), numbers, finite, strict=True):
+            if well:
+                mask[:] = select_mask(row, weights, number, protected=protected)
+        return torch.from_numpy(masks)
+
+    def _given(self) -> torch.Tensor:
+        masks = [one.mask for one in self._devices if one.mask is not None]
+        return torch.from_numpy(np.stack(masks)).to(self._start.device)
+
+    def _train_shared(self, mask: torch.Tensor | None) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """Take masked steps on u from the masked broadcast, eqs. (21), (22); simultaneous: on v, too.
+
+        Returns:
+            The losses and the masked weights, (D, N_u).
+        """
+        spec, model, samples = self._spec, self._model, self._samples
+        both = spec.algorithm == "simultaneous" and self._split.personal.size > 0
+        model.train_only(shared=True, personal=both)
+        # From bytes, the conversion is seven times as fast as from bool.
+        kept = None if mask is None else mask.view(torch.uint8).to(torch.float32)
+        if kept is None:
+            model.shared.copy_(self._start)
+        else:
+            torch.mul(self._start, kept, out=model.shared)
+        optimizers = [optimizer(model.shared, spec.global_learning_rate, spec)]
+        if both:
+            optimizers.append(optimizer(model.personal, spec.personal_learning_rate, spec))
+        losses: list[torch.Tensor] = []
+        for inputs, labels in samples.batches(self._streams[2], spec.global_steps, spec.global_epochs):
+            if kept is not None and losses:
+                model.shared.mul_(kept)
+            losses.append(model.backward(inputs, labels, skip=samples.skip))
+            for one in optimizers:
+                one.step()
+        # Fresh tensors: the next chunk overwrites the model's.
+        return losses, model.shared.clone() if kept is None else model.shared * kept
+
+    def _errors(
+        self, phases: Sequence[tuple[torch.Tensor, list[torch.Tensor]]]
+    ) -> list[DivergedError | None]:
+        """Return, for each device, the error of the first phase that left the finite numbers."""
+        sums = torch.stack([weights.sum(1) for weights, _ in phases])
+        losses = [_by_device(found, len(self._devices)) for _, found in phases]
+        errors: list[DivergedError | None] = [None] * len(self._devices)
+        for phase, values in enumerate(sums.tolist()):
+            for device, value in enumerate(values):
+                if errors[device] is not None or all(map(math.isfinite, (value, *losses[phase][device]))):
+                    continue
+                try:
+                    require_finite(phases[phase][0][device].cpu(), losses[phase][device])
+                except DivergedError as error:
+                    errors[device] = error
+        return errors
+
+    def _results(
+        self,
+        errors: Sequence[DivergedError | None],
+        personal_losses: list[torch.Tensor],
+        trials: int,
+        global_losses: list[torch.Tensor],
+        shared: torch.Tensor | None,
+        kept: torch.Tensor | None,
+    ) -> list[LocalResult | Exception]:
+        count, size = len(self._devices), self._split.shared.size
+        personal = self._model.personal.clone().cpu().numpy()
+        if shared is None:
+            weights = np.zeros((count, size), dtype=np.float32)
+            masks = np.zeros((count, size), dtype=np.bool_)
+        else:
+            weights = shared.cpu().numpy()
+            masks = np.ones((count, size), dtype=np.bool_) if kept is None else kept.cpu().numpy()
+        of_personal, of_global = _by_device(personal_losses, count), _by_device(global_losses, count)
+        return [
+            errors[device]
+            or LocalResult(
+                personal=personal[device],
+                shared=weights[device],
+                mask=masks[device],
+                personal_loss=mean_loss(of_personal[device]),
+                global_loss=mean_loss(of_global[device]),
+                personal_steps=len(personal_losses),
+                importance_steps=trials,
+                global_steps=len(global_losses),
+            )
+            for device in range(count)
+        ]
+
+
+class _Samples:
+    """The mini-batches of a chunk: images and labels, or what the frozen first layers make of the images.
+
+    Attributes:
+        whole: every batch of every device is all that it has, in order.
+        skip: layers that are computed already in the inputs.
+    """
+
+    def __init__(
+        self,
+        model: StackedModel,
+        spec: TrainingSpec,
+        data: ImageData,
+        devices: Sequence[DeviceRound],
+        where: torch.device,
+    ) -> None:
+        self._model, self._spec, self._data = model, spec, data
+        self._sizes = [len(one.samples) for one in devices]
+        self.whole = max(self._sizes) <= spec.batch_size
+        self.skip = 0
+        self._features = torch.empty(0)
+        # A shorter row is filled up with samples of its own that no batch asks for.
+        width = max(self._sizes)
+        rows = [
+            one.samples if len(one.samples) == width else np.resize(one.samples, width) for one in devices
+        ]
+        self._table = torch.from_numpy(np.stack(rows).astype(np.int64, copy=False)).to(where)
+        self._rows = torch.arange(len(devices), device=where).unsqueeze(1)
+        self._labels = data.train_labels[self._table]
+        self._all: torch.Tensor | None = self._images(self._table) if self.whole else None
+
+    def cache_features(self, trial_steps: int, steps: int, epochs: int | None) -> None:
+        """Run the frozen first layers once over all samples if the coming steps would do it more often."""
+        spec, width = self._spec, self._table.shape[1]
+        batch = min(spec.batch_size, *self._sizes)
+        visits = trial_steps * batch + (epochs * width if epochs else steps * batch)
+        frozen = self._model.frozen_layers()
+        if not frozen or visits <= width:
+            return
+        features = []
+        slices = torch.split(self._table, max(spec.batch_size, 64), dim=1)
+        for some in slices:
+            images = self._images(some) if self._all is None else self._all
+            features.append(self._model.features(images, frozen))
+            if features[0][:, 0].numel() * features[0].element_size() * width > self._cache_bytes():
+                return
+        self._features, self.skip = torch.cat(features, 1) if len(slices) > 1 else features[0], frozen
+
+    def forget_features(self) -> None:
+        """Let batches be of images again."""
+        self._features, self.skip = torch.empty(0), 0
+
+    def batches(
+        self, streams: Sequence[torch.Generator], steps: int, epochs: int | None
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yield the inputs (D, B, ...) and labels (D, B) of successive mini-batches of a phase."""
+        if self.whole:
+            inputs = self._features if self.skip else self._all
+            assert inputs is not None
+            for _ in range(epochs or steps):
+                yield inputs, self._labels
+            return
+        one_by_one = [
+            mini_batches(size, self._spec.batch_size, stream, steps=steps, epochs=epochs)
+            for size, stream in zip(self._sizes, streams, strict=True)
+        ]
+        for batches in zip(*one_by_one, strict=True):
+            picked = [
+                torch.arange(size) if isinstance(batch, slice) else batch
+                for batch, size in zip(batches, self._sizes, strict=True)
+            ]
+            places = self._rows, torch.stack(picked).to(self._rows.device)
+            inputs = self._features[places] if self.skip else self._images(self._table[places])
+            yield inputs, self._labels[places]
+
+    def _images(self, indices: torch.Tensor) -> torch.Tensor:
+        """Return normalised images with the operations of `ImageData.train`, hence the same numbers."""
+        pixels = self._data.train_images[indices].to(torch.float32)
+        return pixels.mul_(1.0 / (255.0 * self._data.std)).sub_(self._data.mean / self._data.std)
+
+    def _cache_bytes(self) -> int:
+        # On a GPU, 16 times as much: there, a chunk holds many devices, and the memory is meant for them.
+        return FEATURE_CACHE_BYTES * (1 if self._rows.device.type == "cpu" else 16)
+
+
+def _stack(vectors: Sequence[Vector]) -> torch.Tensor:
+    return torch.from_numpy(np.stack([np.asarray(vector, dtype=np.float32) for vector in vectors]))
+
+
+def _by_device(losses: Sequence[torch.Tensor], devices: int) -> list[list[float]]:
+    """Turn one (D,) tensor for each step into one list for each device, with one copy."""
+    if not losses:
+        return [[]] * devices
+    found: list[list[float]] = torch.stack(list(losses), 1).tolist()
+    return found
+
+
+def _on_device(data: ImageData, device: torch.device) -> ImageData:
+    if device.type == "cpu":
+        return data
+    return ImageData(
+        train_images=data.train_images.to(device),
+        train_labels=data.train_labels.to(device),
+        test_images=data.test_images[:0],
+        test_labels=data.test_labels[:0],
+        num_classes=data.num_classes,
+        mean=data.mean,
+        std=data.std,
+    )
+
+
+def _exact_products(device: torch.device) -> AbstractContextManager[object]:
+    """Return a context in which convolutions neither round float32 to 10 bits nor vary from run to run."""
+    if device.type != "cuda":
+        return nullcontext()
+    flags: AbstractContextManager[object] = torch.backends.cudnn.flags(
+        enabled=True, benchmark=False, deterministic=True, allow_tf32=False
+    )
+    return flags

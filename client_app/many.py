@@ -1,0 +1,131 @@
+"""Many devices' train orders, answered together by one process: what `device.train` does for one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+from flwr.app import ArrayRecord, Context
+
+from client_app import device as devices
+from client_app.batched import BatchedTraining, DeviceRound
+from protocol.messages import TrainOrder, TrainReport, read_weights
+
+
+def train_many(
+    orders: Sequence[TrainOrder],
+    contexts: Sequence[Context],
+    *,
+    batch_devices: int,
+    device: str = "cpu",
+) -> list[TrainReport | Exception]:
+    """Do the local training of many devices; each personal part is kept in its Context once all went well.
+
+    The results are those of `device.train` within float32 rounding, and do not depend on which devices are
+    asked together. The measured seconds of a device are its equal share of the time of its chunk: what it
+    would need alone is not measured here.
+
+    Args:
+        orders: one for each device, of the same run and round (others are right, too, but not batched).
+        contexts: the devices' Contexts, in the same order.
+        batch_devices: devices that are computed as one; 1: one after the other by `device.train` itself,
+            bit for bit (on the CPU).
+        device: where the tensors are: "cpu", "cuda", ...
+
+    Returns:
+        For each device its report, or the exception that `device.train` would have raised.
+
+    Raises:
+        ValueError: if `batch_devices` is not positive.
+    """
+    if batch_devices < 1:
+        raise ValueError(f"batch_devices = {batch_devices}; it must be at least 1")
+    answers: dict[int, TrainReport | Exception] = {}
+    read = _Reader()
+    groups: dict[tuple[str, str, int], dict[int, devices.Assignment]] = {}
+    for position, (order, context) in enumerate(zip(orders, contexts, strict=True)):
+        try:
+            if batch_devices == 1 and device == "cpu":
+                answers[position] = devices.train(order, context)
+                continue
+            work = devices.accept(order, context, read=read)
+        except Exception as error:  # of this device alone
+            answers[position] = error
+        else:
+            folder = str(context.node_config.get("data-dir", ""))
+            key = order.spec, folder, id(work.broadcast)
+            groups.setdefault(key, {})[position] = work
+    for (spec, folder, _), group in groups.items():
+        try:
+            answers |= _train_group(_training(spec, folder, batch_devices, device), group)
+        except Exception as error:  # of them all: no such device, or its memory is full
+            answers |= dict.fromkeys(group, error)
+    return [answers[position] for position in range(len(orders))]
+
+
+def _train_group(
+    training: BatchedTraining, group: dict[int, devices.Assignment]
+) -> dict[int, TrainReport | Exception]:
+    """Train devices that hold the same broadcast."""
+    positions, works = list(group), list(group.values())
+    parts = [
+        DeviceRound(
+            samples=work.bench.parts[work.index].train,
+            personal=work.personal,
+            num_pruned=work.order.num_pruned,
+            generator=work.batch_generator,
+            mask=work.mask,
+        )
+        for work in works
+    ]
+    answers: dict[int, TrainReport | Exception] = {}
+    started = time.perf_counter()
+    for chunk in training.rounds(works[0].broadcast, parts):
+        seconds = (time.perf_counter() - started) / len(chunk)
+        for number, result in chunk.items():
+            try:
+                answers[positions[number]] = (
+                    result
+                    if isinstance(result, Exception)
+                    else devices.report(works[number], result, seconds)
+                )
+            except Exception as error:  # of this device alone
+                answers[positions[number]] = error
+        started = time.perf_counter()
+    return answers
+
+
+@lru_cache(maxsize=1)
+def _training(spec: str, data_dir: str, batch_devices: int, device: str) -> BatchedTraining:
+    bench = devices.workbench(spec, data_dir)
+    return BatchedTraining(
+        bench.model.module,
+        bench.model.split,
+        bench.data,
+        bench.training,
+        batch_devices=batch_devices,
+        device=device,
+    )
+
+
+class _Reader:
+    """Reads the global part once for all devices that were sent the same one."""
+
+    def __init__(self) -> None:
+        self._arrays: dict[int, npt.NDArray[np.float32]] = {}
+        self._known: list[npt.NDArray[np.float32]] = []
+
+    def __call__(self, record: ArrayRecord) -> npt.NDArray[np.float32]:
+        """Return the weights; equal ones are the same object."""
+        array = id(record["weights"]) if "weights" in record else 0  # the orders keep the arrays alive
+        found = self._arrays.get(array)
+        if found is None:
+            weights = read_weights(record)
+            found = next((known for known in self._known if np.array_equal(known, weights)), weights)
+            if found is weights:
+                self._known.append(weights)
+            self._arrays[array] = found
+        return found
