@@ -22,9 +22,9 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from flwr.app import Array, ArrayRecord, Context
+from flwr.app import ArrayRecord, Context
 
-from protocol.messages import read_array
+from protocol.messages import read_array, vector_record
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ class StateError(RuntimeError):
 
 def remember(context: Context, personal: Personal) -> None:
     """Keep the personal part, float32 of shape (N_v,), in the device's Context for the next round."""
-    context.state[_RECORD] = ArrayRecord({"weights": Array(personal)})
+    context.state[_RECORD] = vector_record("weights", personal)
 
 
 def recall(context: Context) -> Personal | None:

@@ -6,6 +6,8 @@ its parent knows whom it was serving if it dies.
 
 from __future__ import annotations
 
+import copyreg
+import gc
 import importlib
 import io
 import multiprocessing
@@ -223,20 +225,20 @@ class _Pickler(pickle.Pickler):
     def __init__(self, file: io.BytesIO, block: Block | None) -> None:
         super().__init__(file, protocol=pickle.HIGHEST_PROTOCOL)
         self._shared = block.entries if block else {}
+        # Asked for arrays only; `persistent_id` would be called for every string and number.
+        self.dispatch_table = {**copyreg.dispatch_table, Array: self._reduce}
 
-    def persistent_id(self, obj: Any) -> int | None:
-        return id(obj) if isinstance(obj, Array) and id(obj) in self._shared else None
+    def _reduce(self, array: Array) -> Any:
+        if id(array) in self._shared:
+            return _shared_array, (id(array),)
+        return array.__reduce_ex__(pickle.HIGHEST_PROTOCOL)
 
 
-class _Unpickler(pickle.Unpickler):
-    """Resolves the references of `_Pickler`."""
+_shared: dict[int, Array] = {}  # in a worker: the arrays of the last block, by their identity in the parent
 
-    def __init__(self, file: io.BytesIO, arrays: dict[int, Array]) -> None:
-        super().__init__(file)
-        self._arrays = arrays
 
-    def persistent_load(self, pid: Any) -> Array:
-        return self._arrays[pid]
+def _shared_array(identity: int) -> Array:
+    return _shared[identity]
 
 
 def _serve(connection: Connection, parent_end: Connection, app: App) -> None:
@@ -248,14 +250,15 @@ def _serve(connection: Connection, parent_end: Connection, app: App) -> None:
     torch.set_num_threads(1)
     keep_freed_memory()
     runner = Runner(app)
-    arrays: dict[int, Array] = {}
+    gc.freeze()  # what the fork inherited is not searched for garbage, and so stays shared with the parent
     while True:
         try:
             block, task = connection.recv()
         except EOFError:
             return
         if block is not None:
-            arrays = block.read()
-        messages, states = _Unpickler(io.BytesIO(task), arrays).load()
+            _shared.clear()
+            _shared.update(block.read())
+        messages, states = pickle.loads(task)
         for answer in runner.run(messages, states):
             connection.send(answer)

@@ -3,11 +3,12 @@
 import time
 from uuid import uuid4
 
+import numpy as np
 import pytest
-from flwr.app import ConfigRecord, Error, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
-from protocol.messages import DEVICE
+from protocol.messages import DEVICE, vector_record
 from strategies.exchange import exchange
 from strategies.fleet import Fleet, FleetError
 
@@ -138,3 +139,8 @@ def test_a_node_that_answers_with_an_error_is_no_device():
     fleet = Fleet(1)
     with pytest.raises(FleetError, match="0 of 1"):
         fleet.wait(SlowGrid({11: None}), 0.05, poll=0.01)
+
+
+@pytest.mark.parametrize("vector", [np.arange(5, dtype=np.float32), np.zeros(0, np.uint8), np.ones(3, np.uint8)])
+def test_a_vector_record_is_what_flower_makes(vector):
+    assert vector_record("x", vector) == ArrayRecord({"x": Array(vector)})
