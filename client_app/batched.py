@@ -213,7 +213,7 @@ class _Chunk:
                 samples.cache_features(trials, spec.global_steps, spec.global_epochs)
             if kind == "ranked":
                 importance, trial_losses = self._rank(trials)
-                kept = self._select(importance, trial_losses)
+                kept = self._select(importance)
             elif kind == "given":
                 kept = self._given()
             global_losses, shared = self._train_shared(kept)
@@ -262,20 +262,28 @@ class _Chunk:
             displacement = torch.zeros_like(start)
         return RANKINGS[spec.importance](displacement, start).expand_as(model.shared), losses
 
-    def _select(self, importance: torch.Tensor, losses: list[torch.Tensor]) -> torch.Tensor:
+    def _select(self, importance: torch.Tensor) -> torch.Tensor:
         """Return the masks, bool (D, N_u); what a diverged device gets has no meaning."""
-        start, protected = self._start, self._protected
-        numbers = [one.num_pruned for one in self._devices]
-        if start.device.type != "cpu":
-            hidden = None if protected is None else torch.from_numpy(protected).to(start.device)
-            return select_masks(importance, start, torch.tensor(numbers).to(start.device), protected=hidden)
+        on_processor = self._start.device.type == "cpu"
+        return self._select_each(importance) if on_processor else self._select_at_once(importance)
+
+    def _select_each(self, importance: torch.Tensor) -> torch.Tensor:
         masks = np.zeros(importance.shape, dtype=np.bool_)
-        weights = start.numpy()
+        weights = self._start.numpy()
         finite = torch.isfinite(importance.sum(1)).tolist()
-        for mask, row, number, well in zip(masks, importance.numpy(), numbers, finite, strict=True):
+        for mask, row, one, well in zip(masks, importance.numpy(), self._devices, finite, strict=True):
             if well:
-                mask[:] = select_mask(row, weights, number, protected=protected)
+                mask[:] = select_mask(row, weights, one.num_pruned, protected=self._protected)
         return torch.from_numpy(masks)
+
+    def _select_at_once(self, importance: torch.Tensor) -> torch.Tensor:
+        where, protected = self._start.device, self._protected
+        return select_masks(
+            importance,
+            self._start,
+            torch.tensor([one.num_pruned for one in self._devices]).to(where),
+            protected=None if protected is None else torch.from_numpy(protected).to(where),
+        )
 
     def _given(self) -> torch.Tensor:
         masks = [one.mask for one in self._devices if one.mask is not None]

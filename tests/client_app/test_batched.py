@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from client_app.batched import BatchedTraining, DeviceRound
+from client_app.batched import BatchedTraining, DeviceRound, _Chunk
 from client_app.flat_model import FlatModel
 from client_app.local_training import DivergedError, LocalResult, local_round
 from protocol.training import TrainingSpec
@@ -26,15 +26,6 @@ MODELS = {
 }
 SGD = {"optimizer": "sgd", "personal_learning_rate": 0.02, "global_learning_rate": 0.02}
 ADAM = {"optimizer": "adam", "personal_learning_rate": 1e-3, "global_learning_rate": 1e-3}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """As devices compute; on tiny tensors more threads only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @cache
@@ -192,6 +183,30 @@ def _alone(number: int, samples: int, num_pruned: int) -> LocalResult | Exceptio
     return _batched(
         _model("mlp"), spec, [_device(_model("mlp"), number, samples=samples, num_pruned=num_pruned)]
     )[0]
+
+
+@pytest.mark.parametrize("prune_bias", [True, False])
+def test_masks_chosen_as_on_a_gpu_are_the_same(monkeypatch, prune_bias):
+    model = _model("mlp")
+    spec = TrainingSpec(prune_bias=prune_bias, batch_size=8, **SGD)
+    expected = _batched(model, spec, _mixed(model))
+    monkeypatch.setattr(_Chunk, "_select_each", _Chunk._select_at_once)
+    for mine, theirs in zip(_batched(model, spec, _mixed(model)), expected, strict=True):
+        for part in ("mask", "shared", "personal"):
+            np.testing.assert_array_equal(getattr(mine, part), getattr(theirs, part))
+
+
+@pytest.mark.parametrize("name", ["mlp", "lenet5"])
+def test_bfloat16_products_change_losses_by_their_rounding(monkeypatch, name):
+    monkeypatch.setattr("client_app.batched.multiplies_bfloat16", lambda: True)
+    model = _model(name)
+    spec = TrainingSpec(batch_size=8, **SGD)
+    half = _batched(model, replace(spec, precision="bfloat16"), _mixed(model))
+    for mine, exact in zip(half, _batched(model, spec, _mixed(model)), strict=True):
+        assert mine.mask.sum() == exact.mask.sum()
+        assert mine.shared.dtype == np.float32
+        np.testing.assert_allclose(mine.personal_loss, exact.personal_loss, rtol=0.03)
+        assert not np.array_equal(mine.personal, exact.personal)
 
 
 @settings(deadline=None, max_examples=25)
