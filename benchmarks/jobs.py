@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from server_app.engines.inprocess import InProcessGrid
+from server_app.engines.inprocess import open_grid
 from server_app.run import run
 from server_app.settings import compose_settings
 
@@ -14,6 +14,5 @@ from server_app.settings import compose_settings
 def run_job(overrides: Sequence[str], folder: Path, workers: int) -> dict[str, Any]:
     """Run one job on the in-process engine and return its summary."""
     settings = compose_settings(overrides)
-    devices = settings.fleet.num_devices
-    with InProcessGrid("client_app.app:app", devices, min(workers, devices)) as grid:
+    with open_grid(settings, workers=min(workers, settings.fleet.num_devices)) as grid:
         return run(settings, grid, folder)

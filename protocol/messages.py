@@ -375,9 +375,10 @@ def read_mask(record: ArrayRecord, num_weights: int) -> npt.NDArray[np.bool_]:
 
 
 def vector_record(key: str, vector: npt.NDArray[Any]) -> ArrayRecord:
-    """Return a record of one contiguous vector, as `ArrayRecord({key: Array(vector)})` in a fifth of the time.
+    """Return a record of one contiguous vector, equal to `ArrayRecord({key: Array(vector)})`.
 
-    Flower has NumPy write the header of the ``.npy`` format anew for each array; here it is remembered.
+    Flower has NumPy write the header of the ``.npy`` format anew for each array, most of the time that a
+    small one takes; here it is remembered.
     """
     data = _npy_prefix(vector.dtype, vector.size) + vector.tobytes()
     array = Array(dtype=str(vector.dtype), shape=vector.shape, stype="numpy.ndarray", data=data)

@@ -147,19 +147,10 @@ def run_job(settings: Settings, overrides: Sequence[str], folder: Path) -> None:
     import torch
 
     torch.set_num_threads(1)
-    from server_app.engines.inprocess import InProcessGrid
+    from server_app.engines.inprocess import open_grid
     from server_app.run import run
 
-    engine, devices = settings.engine, settings.fleet.num_devices
-    cores = 1 if engine.device == "cuda" else os.cpu_count() or 1
-    with InProcessGrid(
-        "client_app.app:app",
-        devices,
-        engine.workers or min(cores, devices),
-        state_memory_mib=engine.state_memory_mib,
-        batch_devices=engine.batch_devices,
-        device=engine.device,
-    ) as grid:
+    with open_grid(settings) as grid:
         run(settings, grid, folder)
 
 

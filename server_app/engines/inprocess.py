@@ -9,6 +9,7 @@ share, such as the broadcast, lie in shared memory. Replies are returned in the 
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -24,6 +25,7 @@ from server_app.engines.allocator import keep_freed_memory
 from server_app.engines.device_states import DeviceStates
 from server_app.engines.shared_arrays import Block, shared_arrays
 from server_app.engines.workers import FIRST_NODE, TRAIN, App, Runner, Worker, WorkerDiedError
+from server_app.settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -226,6 +228,28 @@ class InProcessGrid(Grid):
 
     def _together(self, messages: Sequence[Message]) -> bool:
         return self._app.together and all(message.metadata.message_type == TRAIN for message in messages)
+
+
+def open_grid(
+    settings: Settings, client_app: str = "client_app.app:app", workers: int | None = None
+) -> InProcessGrid:
+    """Return the grid that the settings describe.
+
+    Args:
+        settings: the checked settings.
+        client_app: where the ClientApp is, as ``package.module:name``.
+        workers: processes; default: `engine.workers`, else one per core, and one process for a GPU.
+    """
+    engine, devices = settings.engine, settings.fleet.num_devices
+    cores = 1 if engine.device == "cuda" else os.cpu_count() or 1
+    return InProcessGrid(
+        client_app,
+        devices,
+        workers or engine.workers or min(cores, devices),
+        state_memory_mib=engine.state_memory_mib,
+        batch_devices=engine.batch_devices,
+        device=engine.device,
+    )
 
 
 def _device(message: Message) -> int:

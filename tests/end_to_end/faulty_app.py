@@ -56,3 +56,10 @@ def train(message: Message, context: Context) -> Message:
 app.evaluate()(real.evaluate)
 app.query("hello")(real.hello)
 app.query("save")(real.save)
+
+
+def train_many(messages, contexts, **options):
+    """Devices trained together: one of them kills the process of all."""
+    if any(_fault(context) == "die" for context in contexts):
+        os._exit(9)
+    return real.train_many(messages, contexts, **options)

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from server_app.engines.inprocess import InProcessGrid
+from server_app.engines.inprocess import open_grid
 from server_app.run import run
 from server_app.settings import compose_settings
 
@@ -25,7 +25,7 @@ def run_job(
 ) -> dict[str, Any]:
     """Run a job in `folder` and return its summary."""
     settings = compose_settings(overrides)
-    with InProcessGrid(app, settings.fleet.num_devices, workers) as grid:
+    with open_grid(settings, app, workers) as grid:
         return run(settings, grid, folder)
 
 

@@ -141,6 +141,8 @@ def test_a_node_that_answers_with_an_error_is_no_device():
         fleet.wait(SlowGrid({11: None}), 0.05, poll=0.01)
 
 
-@pytest.mark.parametrize("vector", [np.arange(5, dtype=np.float32), np.zeros(0, np.uint8), np.ones(3, np.uint8)])
+@pytest.mark.parametrize(
+    "vector", [np.arange(5, dtype=np.float32), np.zeros(0, np.uint8), np.ones(3, np.uint8)]
+)
 def test_a_vector_record_is_what_flower_makes(vector):
     assert vector_record("x", vector) == ArrayRecord({"x": Array(vector)})
