@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,7 +45,12 @@ class MaskedAverage:
         self._share: npt.NDArray[np.float64] | None = None  # only where the devices' weights differ
 
     def add(
-        self, values: npt.NDArray[np.float32], mask: npt.NDArray[np.bool_], device_weight: float = 1.0
+        self,
+        values: npt.NDArray[np.float32],
+        mask: npt.NDArray[np.bool_],
+        device_weight: float = 1.0,
+        *,
+        index: npt.NDArray[np.intp] | None = None,
     ) -> None:
         """Add one device's retained weights.
 
@@ -52,6 +58,7 @@ class MaskedAverage:
             values: retained weights in ascending position, shape (count_nonzero(mask),).
             mask: True where the device kept the weight, shape (N,).
             device_weight: weight of the device in the mean, positive.
+            index: ``np.flatnonzero(mask)`` where the caller has it already, so that it is not found again.
 
         Raises:
             ValueError: if shapes do not match or `device_weight` is not positive.
@@ -64,18 +71,14 @@ class MaskedAverage:
         if not device_weight > 0:
             raise ValueError(f"device_weight = {device_weight!r}; it must be positive")
         self._weigh(device_weight)
-        taken = 0
-        for start in range(0, self._sum.size, _BLOCK):
-            block = slice(start, start + _BLOCK)
-            kept = np.flatnonzero(mask[block])
-            addend = values[taken : taken + kept.size].astype(np.float64)
-            taken += kept.size
+        for block, positions, kept in _blocks(mask, values) if index is None else _slices(index, values):
+            addend = kept.astype(np.float64)
             if device_weight != 1.0:
                 addend *= device_weight
-            # Positions are unique; add.at just reads and writes less than sum[kept] += addend.
-            np.add.at(self._sum[block], kept, addend)
+            # Positions are unique; add.at just reads and writes less than sum[positions] += addend.
+            np.add.at(self._sum[block], positions, addend)
             if self._share is not None:
-                np.add.at(self._share[block], kept, device_weight)
+                np.add.at(self._share[block], positions, device_weight)
         self._recent += mask.view(np.uint8)
         self._recent_uploads += 1
         if self._recent_uploads == _FLUSH:
@@ -102,3 +105,23 @@ class MaskedAverage:
         self._counts += self._recent
         self._recent[:] = 0
         self._recent_uploads = 0
+
+
+_Piece = tuple[slice, npt.NDArray[np.intp], npt.NDArray[np.float32]]
+
+
+def _blocks(mask: npt.NDArray[np.bool_], values: npt.NDArray[np.float32]) -> Iterator[_Piece]:
+    """Yield blocks of weights, the kept positions in them, and their values."""
+    taken = 0
+    for start in range(0, mask.size, _BLOCK):
+        block = slice(start, start + _BLOCK)
+        positions = np.flatnonzero(mask[block])
+        yield block, positions, values[taken : taken + positions.size]
+        taken += positions.size
+
+
+def _slices(index: npt.NDArray[np.intp], values: npt.NDArray[np.float32]) -> Iterator[_Piece]:
+    """Yield known positions, counted from the first weight, and their values in pieces."""
+    for start in range(0, index.size, _BLOCK // 2):
+        piece = slice(start, start + _BLOCK // 2)
+        yield slice(None), index[piece], values[piece]

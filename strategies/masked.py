@@ -57,7 +57,7 @@ class MaskedReceiver:
                 raise UploadError(f"the upload keeps {upload.values.size} weights; the plan says {expected}")
             values = self._limited(upload)
             weight = float(report.num_examples) if self._strategy.weighting == "samples" else 1.0
-            self._average.add(values, upload.mask, weight)
+            self._average.add(values, upload.mask, weight, index=upload.index)
             wire_bytes = report.payload.size
         elif expected:
             raise UploadError(f"the reply has no upload; the plan says {expected} weights")

@@ -76,3 +76,16 @@ def test_uploads_that_do_not_fit_are_refused():
         average.add(np.zeros(1, np.float32), mask)
     with pytest.raises(ValueError, match="device_weight = 0"):
         average.add(np.zeros(2, np.float32), mask, 0.0)
+
+
+@pytest.mark.parametrize("share", [1.0, 3.0])
+def test_known_positions_change_nothing(share):
+    rng = np.random.default_rng(1)
+    previous = np.zeros(200_000, np.float32)
+    found, known = MaskedAverage(previous.size), MaskedAverage(previous.size)
+    for device_weight in (1.0, share):
+        mask = rng.random(previous.size) < 0.5
+        values = rng.standard_normal(np.count_nonzero(mask)).astype(np.float32)
+        found.add(values, mask, device_weight)
+        known.add(values, mask, device_weight, index=np.flatnonzero(mask))
+    np.testing.assert_array_equal(found.result(previous).weights, known.result(previous).weights)
