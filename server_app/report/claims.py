@@ -1,9 +1,10 @@
 """Qualitative claims against the numbers.
 
 Two sides are compared on what they share: the same seeds (learning) or the same channel draws (studies),
-as paired differences. A difference counts when it is more than two standard errors from zero (from the
-limit, where the claim names one). The verdict is *confirmed*, *contradicted*, or *not decidable* when the
-numbers are too few or too close; the numbers are given in every case.
+as paired differences. A difference counts when its 95 % confidence interval (Student's t: 2 standard
+errors of many draws, 4.3 of three seeds, 12.7 of two) excludes zero (the limit, where the claim names one).
+The verdict is *confirmed*, *contradicted*, or *not decidable* when the numbers are too few or too close; the
+numbers are given in every case.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from server_app.report.metrics import (
 from server_app.report.spec import Claim, Report
 
 Verdict = Literal["confirmed", "contradicted", "not decidable"]
-SIGMAS = 2.0
+CONFIDENCE = 0.95
 RANK_LIMIT = 0.7
 
 
@@ -59,12 +60,20 @@ class Estimate:
 
     def verdict(self, least: float = -math.inf, most: float = math.inf) -> Verdict:
         """Place the number between the limits."""
-        low, high = self.value - SIGMAS * self.error, self.value + SIGMAS * self.error
+        half = self.error and self.error * _errors_of_interval(self.count)
+        low, high = self.value - half, self.value + half
         if least <= low and high <= most:
             return "confirmed"
         if high < least or low > most:
             return "contradicted"
         return "not decidable"
+
+
+def _errors_of_interval(count: int) -> float:
+    """Return how many standard errors the confidence interval reaches to either side."""
+    from scipy.special import stdtrit
+
+    return float(stdtrit(count - 1, (1 + CONFIDENCE) / 2)) if count > 1 else math.inf
 
 
 def check_claims(report: Report, runs: Sequence[Run]) -> list[Finding]:

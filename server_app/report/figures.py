@@ -140,7 +140,8 @@ def _legends(figure: Any, drawn: Sequence[tuple[Any, Panel]], report: Report) ->
         figure.legend(handles, labels, title=title, loc="outside lower center", ncols=min(len(labels), 5))
         return
     for axis, handles, labels, title in entries:
-        axis.legend(handles, labels, title=title, title_fontsize=8, ncols=2 if len(labels) > 6 else 1)
+        below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.16)}  # inside, many entries hide the lines
+        axis.legend(handles, labels, title=title, title_fontsize=8, ncols=min(len(labels), 3), **below)
 
 
 def _lines(runs: Sequence[Run], keys: Sequence[str]) -> list[tuple[str, list[Run], dict[str, Any]]]:
@@ -178,6 +179,8 @@ def _curve(axis: Any, panel: Panel, runs: Sequence[Run], keys: Sequence[str]) ->
             axis.fill_between(
                 place, mean - spread, mean + spread, color=look["color"], alpha=0.15, linewidth=0
             )
+    if not panel.x:
+        axis.xaxis.get_major_locator().set_params(integer=True)  # there is no round 1.5
     axis.set_xlabel(x.label)
     axis.set_ylabel(y.label)
 

@@ -118,8 +118,9 @@ def _overview(sections: Sequence[Section], verdicts: Counter[str]) -> str:
     return (
         f'<div class="scroll"><table><thead><tr><th>experiment</th><th>runs</th>{head}</tr></thead><tbody>'
         f"{''.join(rows)}<tr><td><b>all claims</b></td><td></td>{foot}</tr></tbody></table></div>"
-        '<p class="note">A claim counts as confirmed or contradicted when the paired difference is more than '
-        "two standard errors beyond its limit; otherwise the numbers do not decide it.</p>"
+        '<p class="note">A claim counts as confirmed or contradicted when the 95 % confidence interval of '
+        "the paired difference (Student's t over seeds or draws) lies on one side of its limit; otherwise "
+        "the numbers do not decide it.</p>"
     )
 
 

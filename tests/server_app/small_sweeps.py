@@ -23,13 +23,23 @@ def run_tiny(folder: Path, *overrides: str) -> dict[str, Any]:
 
 def airflower(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run the command in `folder` as a user would."""
+    with start(folder, *arguments) as process:
+        try:
+            out, err = process.communicate(timeout=300)
+        except BaseException:
+            process.kill()
+            raise
+    return subprocess.CompletedProcess(arguments, process.returncode, out, err)
+
+
+def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    """Start the command in `folder`."""
     environment = {name: value for name, value in os.environ.items() if name != "AIRFLOWER_SWEEP"}
-    return subprocess.run(
+    return subprocess.Popen(
         [sys.executable, "-m", "server_app.cli", *arguments],
         cwd=folder,
         env=environment,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=300,
-        check=False,
     )

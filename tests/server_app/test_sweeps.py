@@ -2,9 +2,10 @@
 
 import json
 import shutil
+import time
 
 import pytest
-from small_sweeps import TINY, airflower
+from small_sweeps import TINY, airflower, start
 
 from server_app.cli import expand_sweep, sweep_plan
 from server_app.settings import compose_settings
@@ -45,6 +46,45 @@ def test_an_interrupted_sweep_ends_with_the_files_of_an_uninterrupted_one(tmp_pa
     assert result.stdout.count("finished before, skipped") == 1
     assert (done / "timing.csv").read_bytes() == before
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+
+
+def test_a_sweep_that_is_killed_and_started_again_ends_with_the_files_of_an_uninterrupted_one(tmp_path):
+    """SIGKILL in the middle of the second job's rounds: nothing can be tidied up."""
+    sweep = ("--multirun", *TINY[:-1], "rounds=12", "engine.workers=1", "radio.latency_threshold_ms=1,2,3")
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+    assert airflower(tmp_path / "whole", *sweep).returncode == 0
+    process = start(tmp_path / "killed", *sweep)
+    try:
+        kill_in_job(process, tmp_path / "killed" / "multirun", completed=1, rows=3)
+    finally:
+        process.kill()
+        process.wait()
+    found = [status(path) for path in (tmp_path / "killed" / "multirun").glob("*/*/summary.json")]
+    assert sorted(found) == ["completed", "running"]
+    result = airflower(tmp_path / "killed", *sweep)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("finished before, skipped") == 1
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+
+
+def kill_in_job(process, folder, *, completed, rows):
+    """SIGKILL the process once that many jobs are completed and the next has recorded that many rounds."""
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        summaries = list(folder.glob("*/*/summary.json"))
+        running = [path.parent / "rounds.csv" for path in summaries if status(path) == "running"]
+        if len(summaries) == completed + 1 and running and running[0].is_file():
+            lines = running[0].read_text().count("\n")
+            if lines > rows:
+                process.kill()
+                return
+        time.sleep(0.002)
+    pytest.fail("the sweep ended before it could be killed")
+
+
+def status(path):
+    return json.loads(path.read_text())["status"]
 
 
 def test_a_failed_job_does_not_lose_the_others(tmp_path):
