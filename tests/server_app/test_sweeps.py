@@ -70,7 +70,7 @@ def test_a_sweep_that_is_killed_and_started_again_ends_with_the_files_of_an_unin
 
 def kill_in_job(process, folder, *, completed, rows):
     """SIGKILL the process once that many jobs are completed and the next has recorded that many rounds."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while process.poll() is None and time.monotonic() < deadline:
         summaries = list(folder.glob("*/*/summary.json"))
         running = [path.parent / "rounds.csv" for path in summaries if status(path) == "running"]
@@ -80,7 +80,7 @@ def kill_in_job(process, folder, *, completed, rows):
                 process.kill()
                 return
         time.sleep(0.002)
-    pytest.fail("the sweep ended before it could be killed")
+    pytest.fail("the sweep ended, or did not begin its second job, before it could be killed")
 
 
 def status(path):
