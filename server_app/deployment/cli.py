@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import signal
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -101,30 +99,11 @@ def make_test_ca(arguments: Sequence[str] | None = None) -> int:
 
 
 def supernode(arguments: Sequence[str] | None = None) -> int:
-    """Run ``flower-supernode`` with these arguments and a warm process beside it; return its exit code."""
-    from server_app.deployment import warm
-    from server_app.engines.superlink import commands, end
+    """Keep ``flower-supernode`` running with these arguments and a warm process beside it."""
+    from server_app.deployment.supernode import keep_running
 
-    found = commands()
-    processes: list[subprocess.Popen[bytes]] = []
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(INTERRUPTED))
-    with tempfile.TemporaryDirectory(prefix="airflower-warm-") as folder:
-        variables = {
-            **os.environ,
-            "FLWR_TELEMETRY_ENABLED": "0",
-            "FLWR_DISABLE_UPDATE_CHECK": "1",
-            **warm.environment(Path(folder), found),
-        }
-        variables.setdefault("FLWR_SUPEREXEC_TASK_POLL_INTERVAL", "0.1")
-        try:
-            for command in (
-                [sys.executable, "-I", str(Path(warm.__file__)), variables["AIRFLOWER_WARM_SOCKET"]],
-                [str(found / "flower-supernode"), *(sys.argv[1:] if arguments is None else arguments)],
-            ):
-                processes.append(subprocess.Popen(command, env=variables, start_new_session=True))
-            return processes[-1].wait()
-        except KeyboardInterrupt:
-            return INTERRUPTED
-        finally:
-            for process in reversed(processes):
-                end(process)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # told to stop: not a failure to a supervisor
+    try:
+        return keep_running(sys.argv[1:] if arguments is None else arguments)
+    except KeyboardInterrupt:
+        return INTERRUPTED

@@ -192,7 +192,7 @@ def finished(folder: Path) -> dict[str, Any] | None:
     return summary if summary.get("status") in ("completed", "failed") else None
 
 
-def wait_for(port: int, superlink: subprocess.Popen[bytes], folder: Path) -> None:
+def wait_for(port: int, superlink: subprocess.Popen[bytes], folder: Path, host: str = "127.0.0.1") -> None:
     """Wait until the SuperLink listens on a port of this machine.
 
     Raises:
@@ -204,11 +204,11 @@ def wait_for(port: int, superlink: subprocess.Popen[bytes], folder: Path) -> Non
             break
         with socket.socket() as probe:
             probe.settimeout(1)
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
+            if probe.connect_ex((host, port)) == 0:
                 return
         time.sleep(0.2)
     text = (folder / "superlink.log").read_text(errors="replace")[-2000:]
-    raise RunFailedError(f"the SuperLink did not start on 127.0.0.1:{port}:\n{text}")
+    raise RunFailedError(f"the SuperLink did not start on {host}:{port}:\n{text}")
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
@@ -222,6 +222,30 @@ def end(process: subprocess.Popen[bytes]) -> None:
             process.wait(_GRACE_SECONDS)
         except subprocess.TimeoutExpired:
             continue
+
+
+def descendants(pid: int) -> list[int]:
+    """Return the ids of the processes that a process has started, and of those that they have."""
+    listing = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
+    children: dict[int, list[int]] = {}
+    for line in listing.splitlines():
+        child, parent = map(int, line.split())
+        children.setdefault(parent, []).append(child)
+    found, look = [], [pid]
+    while look:
+        born = children.get(look.pop(), [])
+        found += born
+        look += born
+    return found
+
+
+def kill_all(process: subprocess.Popen[bytes]) -> None:
+    """Kill a process and what it started, in whatever sessions, at once: what a power cut leaves."""
+    for pid in [process.pid, *descendants(process.pid)]:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            log.debug("process %d had already ended", pid)
 
 
 def absolute(settings: Settings, overrides: Sequence[str]) -> list[str]:
