@@ -71,7 +71,7 @@ class Box:
 def test_ten_killed_boxes_go_on_from_their_last_finished_round(tmp_path):
     overrides = [
         *SMALL, "rounds=1000", "fleet.round_timeout_s=120", f"fleet.min_replies={len(VICTIMS)}",
-        "training.personal_learning_rate=0.01", "fleet.max_failed_rounds=1000",
+        "training.personal_learning_rate=0.05", "fleet.max_failed_rounds=1000",
     ]  # fmt: skip
     out, rng = tmp_path / "out", random.Random(5)
     with LocalFleet(tmp_path / "fleet", 7, tmp_path / "logs") as fleet:
@@ -94,7 +94,7 @@ def test_ten_killed_boxes_go_on_from_their_last_finished_round(tmp_path):
     for box in boxes:
         for before, after in box.back:
             lost = float(after["personal_loss"])
-            said = f"device {box.index}, killed after round {len(before)}, back in round {after['round']}: {lost}"
+            said = f"device {box.index}, killed after {len(before)} rounds, in {after['round']}: loss {lost}"
             print(said)
             if box.index == FORGETFUL:
                 assert lost > FRESH, said
