@@ -28,6 +28,7 @@ def local_fleet(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--nodes", type=int, required=True, metavar="N", help="number of SuperNodes")
     parser.add_argument("--out", type=Path, help="folder of the records (default: outputs/date/time-fleet)")
     parser.add_argument("--state-dir", type=Path, help="folder of the personal parts (default: thrown away)")
+    parser.add_argument("--resources", action="store_true", help="report memory, processor time and bytes")
     parser.add_argument("overrides", nargs="*", help="Hydra overrides, as of the airflower command")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
@@ -49,6 +50,7 @@ def local_fleet(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace, folder: Path) -> None:
     from server_app.deployment.local_fleet import LocalFleet
+    from server_app.deployment.resources import Usage
     from server_app.engines.superlink import absolute
     from server_app.settings import compose_settings
 
@@ -65,7 +67,15 @@ def _run(options: argparse.Namespace, folder: Path) -> None:
             for index in range(options.nodes):
                 fleet.start_node(index)
             log.info("%d SuperNodes started", options.nodes)
-            fleet.run(absolute(settings, options.overrides), folder)
+            usage = Usage()
+            watch = usage.sample if options.resources else (lambda: None)
+            fleet.run(absolute(settings, options.overrides), folder, watch)
+            if options.resources:
+                facts = fleet.flwr.run_facts(fleet.run_id)
+                for line in usage.lines(
+                    folder / "logs" / "warm.log", facts, nodes=options.nodes, rounds=settings.rounds
+                ):
+                    log.info("%s", line)
 
 
 def make_test_ca(arguments: Sequence[str] | None = None) -> int:

@@ -69,6 +69,7 @@ class LocalFleet:
         )
         self.port = free_ports(1)[0]
         self.nodes: dict[int, subprocess.Popen[bytes]] = {}
+        self.run_id = ""
         self._commands = commands()
         self._all: list[subprocess.Popen[bytes]] = []
         home, folder = self._places("operator")
@@ -207,7 +208,8 @@ class LocalFleet:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / SUMMARY).unlink(missing_ok=True)
         overrides = [f"fleet.num_devices={self.num_nodes}", *overrides]
-        return self.flwr.submit(app_folder(), overrides, folder.resolve(), self.scratch)
+        self.run_id = self.flwr.submit(app_folder(), overrides, folder.resolve(), self.scratch)
+        return self.run_id
 
     def run(
         self, overrides: Sequence[str], folder: Path, watch: Callable[[], None] = lambda: None

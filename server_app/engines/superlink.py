@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -212,16 +212,19 @@ def wait_for(port: int, superlink: subprocess.Popen[bytes], folder: Path, host: 
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
-    """End a process, leader of its own session, and what it started: politely, then not."""
+    """End a process, leader of its own session, and all that it started: politely, then not.
+
+    Flower's SuperExec has a session of its own, and the ServerApp that it started outlives it for minutes.
+    """
+    started = descendants(process.pid) if process.poll() is None else []
     for sign in (signal.SIGTERM, signal.SIGKILL):
-        try:
+        with suppress(ProcessLookupError):
             os.killpg(process.pid, sign)
-        except ProcessLookupError:
-            return
-        try:
+        with suppress(subprocess.TimeoutExpired):
             process.wait(_GRACE_SECONDS)
-        except subprocess.TimeoutExpired:
-            continue
+    for pid in started:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def descendants(pid: int) -> list[int]:
@@ -242,10 +245,8 @@ def descendants(pid: int) -> list[int]:
 def kill_all(process: subprocess.Popen[bytes]) -> None:
     """Kill a process and what it started, in whatever sessions, at once: what a power cut leaves."""
     for pid in [process.pid, *descendants(process.pid)]:
-        try:
+        with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            log.debug("process %d had already ended", pid)
 
 
 def absolute(settings: Settings, overrides: Sequence[str]) -> list[str]:

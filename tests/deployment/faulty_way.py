@@ -24,14 +24,15 @@ class FaultyWay:
     """Passes requests on to `target` until it is closed.
 
     Attributes:
-        twice: whether every pushed reply is sent twice.
-        lose: how many answers to pushed replies are lost from now on.
+        twice: whether every announcement of a reply is sent twice.
+        lose: how many answers to announcements are lost from now on.
+        stuck: whether contents of replies do not get through.
         down: whether connections are broken off before TLS.
         passed: requests by path.
     """
 
     def __init__(self, keys: Credentials, target: int) -> None:
-        self.twice, self.lose, self.down = False, 0, False
+        self.twice, self.lose, self.stuck, self.down = False, 0, False, False
         self.passed: Counter[str] = Counter()
         self._target = target
         self._trust = ssl.create_default_context(cafile=str(keys.ca_certificate))
@@ -73,10 +74,10 @@ class FaultyWay:
 
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers.get("content-length", 0)))
-                if way.down:
+                if way.down or (way.stuck and self.path.endswith("/push-object")):
                     self.close_connection = True
                     return
-                pushed = "/push-" in self.path
+                pushed = self.path.endswith("/push-messages")
                 headers = {name: value for name, value in self.headers.items() if name.lower() != "host"}
                 answers = [
                     way.forward(self.path, body, headers) for _ in range(2 if pushed and way.twice else 1)
@@ -85,7 +86,7 @@ class FaultyWay:
                     way.lose -= 1
                     self.close_connection = True
                     return
-                status, answered, content = answers[0]
+                status, answered, content = answers[-1]  # as if the first had been lost
                 self.send_response(status)
                 for name, value in answered.items():
                     if name.lower() not in ("content-length", "transfer-encoding", "connection"):

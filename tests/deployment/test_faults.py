@@ -1,9 +1,9 @@
 """What goes wrong on real boxes, with real processes: one fleet, one fault per box, then the SuperLink.
 
 Box 0 has no fault and shows that nothing holds it up. Box 1 joins late. Box 2 has a bad way to the SuperLink:
-replies arrive twice, answers get lost, then it is down for a while. The disk of box 3 is full for some
-rounds. Box 4 stands still until its round is over and answers then. In the end the SuperLink is killed and
-the run is continued from its checkpoint.
+replies are announced twice, answers get lost, an upload breaks off, then it is down for a while. The disk of
+box 3 is full for some rounds. Box 4 stands still until its round is over and answers then. In the end the
+SuperLink is killed and the run is continued from its checkpoint.
 """
 
 import contextlib
@@ -119,14 +119,16 @@ def story(tmp_path_factory, disk):
         for pid in still:
             os.kill(pid, signal.SIGSTOP)
         stopped = rounds(out)
-        way.down = True
-        down = rounds(out)
+        way.stuck = True
         sent = _sent(fleet, STILL)
         after(1, "the round in which a box stands still")
         for pid in still:
             os.kill(pid, signal.SIGCONT)
         wait(lambda: _sent(fleet, STILL) > sent, "the late reply", out)
         continued = rounds(out)
+        way.stuck, way.down, down = False, True, rounds(out)
+        node_log = fleet.logs / f"node-{BAD_WAY:03d}.log"
+        wait(lambda: "starting it again" in node_log.read_text(), "its SuperNode ends", out)
         way.down = False
         wait(lambda: ok(STILL, continued), "the box that stood still is back", out)
         up = rounds(out)
@@ -180,6 +182,13 @@ def test_a_reply_that_arrives_twice_counts_once(story):
 
 def test_a_box_whose_answers_get_lost_sends_again(story):
     assert rows(story.out, BAD_WAY)[story.lost - 1]["status"] == "ok"
+
+
+def test_an_upload_that_breaks_off_costs_its_box_the_round_and_nobody_else(story):
+    """Flower's ServerApp would wait for its contents for three minutes."""
+    row = rows(story.out, BAD_WAY)[story.stopped[0]]
+    assert row["status"] == "failed"
+    assert rows(story.out, WITNESS)[story.stopped[0]]["status"] == "ok"
 
 
 def test_a_box_whose_way_was_down_is_used_again(story):
