@@ -30,7 +30,7 @@ DEADLINE = 30  # shorter than what a node that stands still stays listed: 60 s a
 FRESH, TRAINED = 1.5, 1.2  # loss of the personal steps in the first round, and after two or more
 SETTINGS = (
     *SMALL, f"fleet.round_timeout_s={DEADLINE}", "training.personal_learning_rate=0.05",
-    "fleet.start_timeout_s=60", "fleet.min_devices=4", "fleet.min_replies=2",
+    "fleet.start_timeout_s=30", "fleet.min_devices=4", "fleet.min_replies=2",
 )  # fmt: skip
 
 
