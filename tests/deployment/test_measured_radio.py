@@ -108,9 +108,9 @@ def test_a_processor_at_a_fraction_raises_the_ratio_of_its_box_and_given_back_lo
             group.add(box.pid)
             run = fleet.submit(overrides, out)
             wait(lambda: rounds(out) >= 4, "four rounds at full speed", out)
-            compute = median(_column(out, "device_timing.csv", "measured_compute_seconds", 1))
+            usual = _column(out, "device_timing.csv", "measured_compute_seconds", 1)
             slowed = rounds(out)
-            group.limit(min(0.8, compute / 0.6))  # so that it takes about 0.6 s, whatever the machine
+            group.limit(min(0.8, min(usual) / 0.6))  # so that it takes about 0.6 s, whatever the machine
             wait(lambda: rounds(out) >= slowed + 6, "six slow rounds", out)
             restored = rounds(out)
             group.limit(None)
@@ -122,7 +122,7 @@ def test_a_processor_at_a_fraction_raises_the_ratio_of_its_box_and_given_back_lo
     total = _column(out, "device_timing.csv", "measured_total_seconds", 1)
     ratio = _column(out, "devices.csv", "pruning_ratio", 1)
     print("compute", times, "total", total, "ratio", ratio, sep="\n")
-    first_slow = next(i for i in range(slowed, restored) if times[i] > 2 * compute)
+    first_slow = next(i for i in range(slowed, restored) if times[i] > 2 * median(usual))
     assert first_slow <= slowed + 1
     before = ratio[slowed - 1]
     assert min(ratio[first_slow + 2 : restored]) > before + 0.1
