@@ -32,7 +32,7 @@ def local_fleet(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", help="Hydra overrides, as of the airflower command")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(INTERRUPTED))  # unwinds, so nothing stays behind
+    _interrupt_once()
     folder = (options.out or Path(f"outputs/{datetime.now():%Y-%m-%d/%H-%M-%S}-fleet")).resolve()
     try:
         _run(options, folder)
@@ -112,8 +112,20 @@ def supernode(arguments: Sequence[str] | None = None) -> int:
     """Keep ``flower-supernode`` running with these arguments and a warm process beside it."""
     from server_app.deployment.supernode import keep_running
 
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # told to stop: not a failure to a supervisor
+    _interrupt_once()
     try:
         return keep_running(sys.argv[1:] if arguments is None else arguments)
     except KeyboardInterrupt:
-        return INTERRUPTED
+        return 0  # told to stop: not a failure to a supervisor
+
+
+def _interrupt_once() -> None:
+    """Let the first Ctrl-C or SIGTERM unwind, and no other disturb it: nothing is to stay behind."""
+
+    def interrupt(*_: object) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, interrupt)

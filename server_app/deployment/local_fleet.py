@@ -28,7 +28,7 @@ from server_app.engines.superlink import (
     kill_all,
     wait_for,
 )
-from server_app.run import SUMMARY, RunFailedError
+from server_app.run import SUMMARY
 
 NodeConfig = Mapping[str, str | int | float | bool]
 
@@ -79,10 +79,14 @@ class LocalFleet:
             f'root-certificates = "{self.credentials.ca_certificate}"\n'
         )
         self.flwr = Flwr(self._commands / "flwr", folder, environment(self._commands, home))
-        self._node_variables = self._start_warm_server() if warm_start else {}
-        self.superlink = self.start_superlink()
-        for index in range(num_nodes):
-            self.flwr.register(self._public_key(index), f"node-{index:03d}")
+        try:
+            self._node_variables = self._start_warm_server() if warm_start else {}
+            self.superlink = self.start_superlink()
+            for index in range(num_nodes):
+                self.flwr.register(self._public_key(index), f"node-{index:03d}")
+        except BaseException:  # nobody has the fleet yet who could close it
+            self.close()
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -92,8 +96,7 @@ class LocalFleet:
 
     def close(self) -> None:
         """End every process of the fleet, and wait until they are gone."""
-        for process in reversed(self._all):
-            end(process)
+        end(*self._all)
         self._all.clear()
         self.nodes.clear()
 
@@ -119,11 +122,7 @@ class LocalFleet:
             folder,
             self.logs / "superlink.log",
         )
-        try:
-            wait_for(self.port, self.superlink, self.logs, self.host)
-        except RunFailedError:
-            self.close()
-            raise
+        wait_for(self.port, self.superlink, self.logs, self.host)
         return self.superlink
 
     def start_node(

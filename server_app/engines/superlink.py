@@ -211,30 +211,34 @@ def wait_for(port: int, superlink: subprocess.Popen[bytes], folder: Path, host: 
     raise RunFailedError(f"the SuperLink did not start on {host}:{port}:\n{text}")
 
 
-def end(process: subprocess.Popen[bytes]) -> None:
-    """End a process, leader of its own session, and all that it started: politely, then not.
+def end(*processes: subprocess.Popen[bytes]) -> None:
+    """End processes, leaders of their own sessions, and all that they started: politely, then not.
 
     Flower's SuperExec has a session of its own, and the ServerApp that it started outlives it for minutes.
     """
-    started = descendants(process.pid) if process.poll() is None else []
+    alive = [process.pid for process in processes if process.poll() is None]
+    started = descendants(*alive) if alive else []
     for sign in (signal.SIGTERM, signal.SIGKILL):
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, sign)
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(_GRACE_SECONDS)
+        for process in processes:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, sign)
+        deadline = time.monotonic() + _GRACE_SECONDS
+        for process in processes:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(max(0.0, deadline - time.monotonic()))
     for pid in started:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
 
 
-def descendants(pid: int) -> list[int]:
-    """Return the ids of the processes that a process has started, and of those that they have."""
+def descendants(*pids: int) -> list[int]:
+    """Return the ids of the processes that processes have started, and of those that these have."""
     listing = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
     children: dict[int, list[int]] = {}
     for line in listing.splitlines():
         child, parent = map(int, line.split())
         children.setdefault(parent, []).append(child)
-    found, look = [], [pid]
+    found, look = [], [*pids]
     while look:
         born = children.get(look.pop(), [])
         found += born

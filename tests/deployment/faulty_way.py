@@ -27,7 +27,7 @@ class FaultyWay:
         twice: whether every announcement of a reply is sent twice.
         lose: how many answers to announcements are lost from now on.
         stuck: whether contents of replies do not get through.
-        down: whether connections are broken off before TLS.
+        down: whether connections are broken off inside the TLS handshake.
         passed: requests by path.
     """
 
@@ -64,6 +64,7 @@ class FaultyWay:
 
             def setup(self) -> None:
                 if way.down:
+                    self.request.recv(4096)  # else the other side sees a reset, which it takes better
                     raise ConnectionAbortedError("the way is down")
                 self.request = context.wrap_socket(self.request, server_side=True)
                 super().setup()

@@ -2,8 +2,10 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -85,6 +87,24 @@ def test_a_run_that_fails_is_a_failure_of_the_command_and_leaves_nothing(tmp_pat
     assert result.returncode == 1, result.stdout + result.stderr
     assert "no device gave a usable reply" in result.stdout
     assert not processes_of(tmp_path)
+
+
+def test_interrupted_even_twice_it_leaves_nothing(tmp_path):
+    scratch = tmp_path / "t"
+    scratch.mkdir()
+    with subprocess.Popen(
+        [sys.executable, str(COMMAND), "--nodes", "2", "--out", str(tmp_path / "out"), *SMALL, "rounds=1000"],
+        cwd=tmp_path, env={**os.environ, "TMPDIR": str(scratch)}, stdout=subprocess.PIPE, text=True,
+    ) as fleet:  # fmt: skip
+        assert fleet.stdout is not None
+        for line in fleet.stdout:
+            if re.match(r"round +1/1000 ", line):
+                fleet.send_signal(signal.SIGINT)
+                time.sleep(2.0)
+                fleet.send_signal(signal.SIGTERM)
+    assert fleet.returncode == 130
+    assert processes_of(tmp_path) == []
+    assert list(scratch.glob("airflower-*")) == []
 
 
 def test_a_wrong_setting_is_named_before_anything_starts(tmp_path):

@@ -73,7 +73,7 @@ def test_a_link_at_a_tenth_raises_the_ratio_of_its_box_and_given_back_lowers_it(
     ratio = _column(out, "devices.csv", "pruning_ratio", 1)
     print("rate", [round(x) for x in rate], "total", total, "ratio", ratio, sep="\n")
     usual = median(rate[:slowed])
-    assert usual == pytest.approx(FULL_RATE, rel=0.3)
+    assert usual == pytest.approx(FULL_RATE, rel=0.5)
     first_slow = next(i for i in range(slowed, restored) if rate[i] < usual / 2)
     assert first_slow <= slowed + 1
     before = ratio[slowed - 1]
