@@ -21,6 +21,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.fleet]
 THRESHOLD = 1.0  # s; a dense upload takes 0.16 s at the full rate and 1.6 s at a tenth of it
 FULL_RATE = 4e6
 PROBE_BYTES = 65536
+SLOW = 0.4  # s of computing that do not fit beside a dense upload of 0.63 s
 
 
 def _column(out: Path, table: str, name: str, device: int) -> list[float]:
@@ -110,8 +111,20 @@ def test_a_processor_at_a_fraction_raises_the_ratio_of_its_box_and_given_back_lo
             wait(lambda: rounds(out) >= 4, "four rounds at full speed", out)
             usual = _column(out, "device_timing.csv", "measured_compute_seconds", 1)
             slowed = rounds(out)
-            group.limit(min(0.8, min(usual) / 0.6))  # so that it takes about 0.6 s, whatever the machine
-            wait(lambda: rounds(out) >= slowed + 6, "six slow rounds", out)
+            share = min(0.8, min(usual) / 0.6)
+
+            def slow() -> bool:
+                return _column(out, "device_timing.csv", "measured_compute_seconds", 1)[-1] > SLOW
+
+            for _ in range(6):  # on a busy machine a limit only tells below the share that it leaves
+                group.limit(share)
+                tried = rounds(out)
+                wait(lambda t=tried: rounds(out) >= t + 2, "two rounds with a limit", out)
+                if slow():
+                    break
+                share /= 2
+            limited = rounds(out)
+            wait(lambda: rounds(out) >= limited + 4, "four more slow rounds", out)
             restored = rounds(out)
             group.limit(None)
             wait(lambda: rounds(out) >= restored + 5, "five rounds at full speed again", out)
@@ -122,9 +135,9 @@ def test_a_processor_at_a_fraction_raises_the_ratio_of_its_box_and_given_back_lo
     total = _column(out, "device_timing.csv", "measured_total_seconds", 1)
     ratio = _column(out, "devices.csv", "pruning_ratio", 1)
     print("compute", times, "total", total, "ratio", ratio, sep="\n")
-    first_slow = next(i for i in range(slowed, restored) if times[i] > 2 * median(usual))
-    assert first_slow <= slowed + 1
+    first_slow = next(i for i in range(slowed, restored) if times[i] > SLOW)
     before = ratio[slowed - 1]
-    assert min(ratio[first_slow + 2 : restored]) > before + 0.1
+    assert median(ratio[first_slow + 2 : restored]) > before + 0.1
+    assert total[first_slow] > 0.9 * THRESHOLD  # the share that is planned with
     assert median(total[first_slow + 2 : restored]) <= THRESHOLD
     assert min(ratio[restored + 2 : restored + 5]) < before + 0.1
