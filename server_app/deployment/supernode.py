@@ -2,9 +2,10 @@
 
 A SuperNode ends where an operator would simply start it again: the SuperLink still lists the one that was
 killed a moment ago and refuses its successor (exit code 305), its key is not registered yet, or a connection
-broke in the middle of a TLS handshake (it then ends with 0, as if all were well). It is started again after a
-wait that doubles up to a quarter of a minute; one that had been up for a while starts over with a short wait.
-What no new start mends (a wrong argument, an unreadable key, another Flower version) ends it.
+broke in the middle of a TLS handshake. In the last case Flower's own command does not even end: its work is
+over, and a server thread keeps the process; here it ends when Flower's main function does. It is started
+again after a wait that doubles up to a quarter of a minute; one that had been up for a while starts over with
+a short wait. What no new start mends (a wrong argument, an unreadable key, another Flower version) ends it.
 
 Beside it runs the warm process (see `warm`), unless one is there already.
 """
@@ -30,6 +31,20 @@ _SETTLED_SECONDS = 60.0
 
 # Exit codes of Flower for what a new start does not mend; argparse ends with 2 for a wrong argument.
 _HOPELESS = frozenset({2, 302, 303, 304, 600, 602, 603, 604, 605, 606})
+_START = """
+import os, sys
+from importlib.metadata import entry_points
+(command,) = entry_points(group="console_scripts", name="flower-supernode")
+code = 0
+try:
+    command.load()()
+except SystemExit as ending:
+    code = ending.code if isinstance(ending.code, int) else int(ending.code is not None)
+finally:
+    sys.stdout.flush()
+    sys.stderr.flush()
+os._exit(code)
+"""
 _EXIT_CODE = re.compile(rb"Exit Code: (\d+)")
 
 
@@ -67,10 +82,15 @@ def keep_running(arguments: Sequence[str]) -> int:
                 start_new_session=True,
             )
         try:
-            return _again_and_again([str(found / "flower-supernode"), *arguments], variables)
+            return _again_and_again([*start_command(), *arguments], variables)
         finally:
             if warm_process is not None:
                 end(warm_process)
+
+
+def start_command() -> list[str]:
+    """Return the command that runs a SuperNode and ends when its work is over."""
+    return [sys.executable, "-P", "-c", _START]  # -P: what lies in the working directory is not imported
 
 
 def _again_and_again(command: Sequence[str], variables: Mapping[str, str]) -> int:

@@ -18,7 +18,7 @@ SCRIPT = Path(__file__).parents[2] / "deploy" / "supernode"
 def box(tmp_path, monkeypatch):
     """A `flower-supernode` that ends as the lines of a plan say, one line a start."""
     fake = tmp_path / "flower-supernode"
-    monkeypatch.setattr(supernode, "commands", lambda: tmp_path)
+    monkeypatch.setattr(supernode, "start_command", lambda: [str(fake)])
     monkeypatch.setattr(supernode, "_FIRST_WAIT", 0.01)
     monkeypatch.setenv("AIRFLOWER_WARM_SOCKET", str(tmp_path / "none"))
 
@@ -61,14 +61,36 @@ def test_waits_grow_to_a_limit_and_start_over_after_a_while():
     assert [waits.after(100.0), waits.after(1.0)] == [1.0, 2.0]
 
 
+def test_it_ends_when_the_work_of_flowers_command_is_over(tmp_path, monkeypatch):
+    """Flower's own process is kept by a server thread that nobody stops."""
+    package = tmp_path / "stand_in.py"
+    package.write_text(
+        "import threading, time\ndef main():\n    threading.Thread(target=time.sleep, args=(1000,)).start()\n"
+    )
+    code = supernode._START.replace(
+        '(command,) = entry_points(group="console_scripts", name="flower-supernode")',
+        'from importlib.metadata import EntryPoint; command = EntryPoint("x", "stand_in:main", "y")',
+    )
+    assert "stand_in" in code
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_it_is_flowers_command():
+    result = subprocess.run(
+        [*supernode.start_command(), "--help"], capture_output=True, text=True, check=True, timeout=100
+    )
+    assert "--auth-supernode-private-key" in result.stdout
+
+
 def test_told_to_stop_it_ends_with_its_supernode(tmp_path):
     fake = tmp_path / "bin" / "flower-supernode"
     fake.parent.mkdir()
     fake.write_text(f"#!/bin/sh\necho $$ > {tmp_path}/pid\nexec sleep 1000\n")
     fake.chmod(0o755)
     script = (
-        "import sys; from pathlib import Path; from server_app.deployment import cli, supernode; "
-        f"supernode.commands = lambda: Path({str(fake.parent)!r}); sys.exit(cli.supernode([]))"
+        "import sys; from server_app.deployment import cli, supernode; "
+        f"supernode.start_command = lambda: [{str(fake)!r}]; sys.exit(cli.supernode([]))"
     )
     keeper = subprocess.Popen(
         [sys.executable, "-c", script],
