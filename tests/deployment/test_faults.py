@@ -9,7 +9,6 @@ SuperLink is killed and the run is continued from its checkpoint.
 import contextlib
 import os
 import re
-import shutil
 import signal
 import subprocess
 from dataclasses import dataclass
@@ -41,7 +40,6 @@ class Story:
 
     out: Path
     resumed: Path
-    logs: Path
     joined: int
     pushed: tuple[int, int]
     lost: int
@@ -148,9 +146,8 @@ def story(tmp_path_factory, disk):
         assert summary["status"] == "completed"
         same = all(fleet.nodes[i] is process and process.poll() is None for i, process in nodes.items())
         way.close()
-    shutil.copy(out / "run.log", folder / "first.log")
     return Story(
-        out, resumed, folder / "logs", joined, pushed, lost, (down, up), full,
+        out, resumed, joined, pushed, lost, (down, up), full,
         (stopped, continued), before_restart, same,
     )  # fmt: skip
 
@@ -174,7 +171,7 @@ def test_a_box_that_joins_late_takes_part(story):
 def test_a_reply_that_is_announced_twice_counts_at_most_once(story):
     """Flower refuses the second if the ServerApp was told of the first; the reply is then lost."""
     pushes, orders = story.pushed
-    assert pushes >= 2 * (orders - 1) > 0
+    assert pushes > orders > 0
     for row in read_table(story.out / "rounds.csv"):
         assert int(row["replies"]) <= int(row["participants"])
         assert len(row["failed"].split(";")) >= int(row["participants"]) - int(row["replies"])

@@ -87,7 +87,7 @@ def test_ten_killed_boxes_go_on_from_their_last_finished_round(tmp_path):
                 box.look(rng)
             return all(len(box.back) == box.kills for box in boxes)
 
-        wait(done, "every killed box is back", out, 560)
+        wait(done, "every killed box is back", out, 900)
         fleet.flwr.stop(run)
     log = (out / "run.log").read_text()
     assert "set aside" not in log
