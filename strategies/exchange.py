@@ -1,7 +1,7 @@
 """Orders out, replies in, until the round closes: Flower's `send_and_receive` with a shorter wait and an end.
 
 Flower looks for replies every 3 s, which alone makes a round of two exchanges 3 s longer on average. Here
-the wait starts at 20 ms and grows to half a second.
+the wait starts at 20 ms and grows to a second.
 
 Flower also hands a reply out as soon as its node has announced it, and then waits for its contents: a node
 that dies in the middle of its upload holds that call up for three minutes, and with it the replies that the
@@ -25,7 +25,7 @@ from flwr.serverapp import Grid
 
 log = logging.getLogger(__name__)
 
-_FIRST_WAIT, _LONGEST_WAIT, _GROWTH = 0.02, 0.5, 1.5
+_FIRST_WAIT, _LONGEST_WAIT, _GROWTH = 0.02, 1.0, 1.5
 # Up to so many messages, no node can hold another's reply up.
 _THREADS = 16
 
