@@ -41,6 +41,10 @@ FloatVector = npt.NDArray[np.float64]
 Weights = npt.NDArray[np.float32]
 
 
+# Why a device had no part in a round although it was to have one.
+NOT_CONNECTED = "not connected"
+
+
 @dataclass(frozen=True)
 class Assignment:
     """One device's part in a round.
@@ -205,7 +209,7 @@ class WirelessStrategy(Strategy):
             self.log.device(assignment.device, {"status": "failed", **assignment.columns})
             node = self.fleet.node_of(assignment.device)
             if node is None:
-                self._fail(assignment.device, "not connected")
+                self._fail(assignment.device, NOT_CONNECTED)
                 continue
             order = TrainOrder(
                 round=server_round,

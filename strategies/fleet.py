@@ -10,16 +10,18 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from protocol.messages import DEVICE, HELLO
+from strategies.exchange import Collector
 
 log = logging.getLogger(__name__)
 
 _ASK_AGAIN_SECONDS = 60.0
+_ANSWER_SECONDS = 0.1  # an answer that may be just arriving is waited for so long
 
 
 class FleetError(RuntimeError):
@@ -37,6 +39,7 @@ class Fleet:
         self._misfit = ""  # what is wrong with the index of one of them
         self._questions: dict[str, int] = {}  # message id -> node that has not answered yet
         self._asked: dict[int, float] = {}  # node id -> when it was asked last
+        self._collectors: list[tuple[float, Collector]] = []  # with when each closes by itself
 
     def wait(self, grid: Grid, timeout: float, *, at_least: int | None = None, poll: float = 0.2) -> None:
         """Wait until every device is connected, or `at_least` that many after `timeout` seconds.
@@ -75,13 +78,17 @@ class Fleet:
                 Message(RecordDict(), dst_node_id=node, message_type=HELLO, ttl=_ASK_AGAIN_SECONDS)
                 for node in unknown
             ]
+            asked = []
             for node, identifier in zip(unknown, grid.push_messages(messages), strict=False):
                 if identifier:
                     self._questions[identifier] = node
                     self._asked[node] = now
-        if self._questions:
-            for reply in grid.pull_messages(sorted(self._questions)):
-                self._introduce(reply)
+                    asked.append(identifier)
+            if not getattr(grid, "immediate", False):
+                collector = Collector(grid, asked, _ASK_AGAIN_SECONDS)
+                self._collectors.append((now + _ASK_AGAIN_SECONDS, collector))
+        for reply in self._answers(grid):
+            self._introduce(reply)
         # A device that has come back as another node takes its place once the old node is gone. While
         # both are connected the first stays: nobody takes over a device by naming its index.
         self._node_of = {device: node for device, node in self._node_of.items() if node in connected}
@@ -89,6 +96,18 @@ class Fleet:
             device = self._index_of[node]
             if self._node_of.setdefault(device, node) != node:
                 log.debug("node %d also calls itself device %d; it waits", node, device)
+
+    def _answers(self, grid: Grid) -> Iterable[Message]:
+        if getattr(grid, "immediate", False):
+            return grid.pull_messages(sorted(self._questions)) if self._questions else []
+        found = [
+            reply
+            for _, collector in self._collectors
+            for reply in collector.take(_ANSWER_SECONDS if self._questions else 0.0)
+        ]
+        now = time.monotonic()
+        self._collectors = [(until, collector) for until, collector in self._collectors if until > now]
+        return found
 
     def _introduce(self, reply: Message) -> None:
         node = self._questions.pop(reply.metadata.reply_to_message_id, None)

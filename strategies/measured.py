@@ -8,28 +8,32 @@ window. The ratio of the next round is the smallest with
     compute + (overhead + (1 - rho) Q) / rate  <=  margin * threshold.
 
 The compute time is taken as it was measured, although pruning may shorten it: the budget then holds
-either way. A device that did not answer in time is taken to be twice as slow for every round that it
-misses, until it answers again.
+either way. A device that had an order and did not answer in time is taken to be twice as slow for every round
+that it misses, until it answers again; one that was not connected is not.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
+from flwr.app import ArrayRecord, Message, MetricRecord
 
 from protocol.messages import ProbeOrder, TrainReport
 from radio import payload
-from strategies.base import Assignment, RoundPlan, Weights, WirelessStrategy
+from strategies.base import NOT_CONNECTED, Assignment, RoundPlan, Weights, WirelessStrategy
 from strategies.masked import MaskedReceiver
 from strategies.records import Value
 
 FloatVector = npt.NDArray[np.float64]
+
+# A device that misses more rounds than this is not taken to be slower still.
+_MOST_MISSED = 10
 
 
 class UplinkProbe(Protocol):
@@ -228,14 +232,24 @@ class MeasuredStrategy(WirelessStrategy):
                 columns["measured_total_seconds"] = compute + bits / rate
         return columns
 
-    def round_latency(self, plan: RoundPlan, spent: Mapping[int, float]) -> None:
-        """Close the round: devices that gave nothing usable are taken to be slower than thought.
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Take the replies; devices that gave nothing usable are taken to be slower than thought."""
+        taken = super().aggregate_train(server_round, replies)
+        self.close_round(self._plan)
+        return taken
 
-        Nothing is emulated, so the record has no emulated latency.
-        """
+    def close_round(self, plan: RoundPlan) -> None:
+        """Note which devices had an order and gave nothing usable."""
         for assignment in plan.assignments:
-            if assignment.device not in self._reported:
-                self._boxes[assignment.device].missed += 1
+            device = assignment.device
+            asked = self.log.devices.get(device, {}).get("reason") != NOT_CONNECTED
+            if asked and device not in self._reported:
+                self._boxes[device].missed = min(self._boxes[device].missed + 1, _MOST_MISSED)
+
+    def round_latency(self, plan: RoundPlan, spent: Mapping[int, float]) -> None:
+        """Return nothing: nothing is emulated."""
 
     def state(self) -> Mapping[str, npt.NDArray[np.generic]]:
         """Return the samples behind the estimates."""

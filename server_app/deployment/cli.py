@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import signal
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -30,10 +28,11 @@ def local_fleet(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--nodes", type=int, required=True, metavar="N", help="number of SuperNodes")
     parser.add_argument("--out", type=Path, help="folder of the records (default: outputs/date/time-fleet)")
     parser.add_argument("--state-dir", type=Path, help="folder of the personal parts (default: thrown away)")
+    parser.add_argument("--resources", action="store_true", help="report memory, processor time and bytes")
     parser.add_argument("overrides", nargs="*", help="Hydra overrides, as of the airflower command")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(INTERRUPTED))  # unwinds, so nothing stays behind
+    _interrupt_once()
     folder = (options.out or Path(f"outputs/{datetime.now():%Y-%m-%d/%H-%M-%S}-fleet")).resolve()
     try:
         _run(options, folder)
@@ -51,6 +50,7 @@ def local_fleet(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace, folder: Path) -> None:
     from server_app.deployment.local_fleet import LocalFleet
+    from server_app.deployment.resources import Usage
     from server_app.engines.superlink import absolute
     from server_app.settings import compose_settings
 
@@ -67,7 +67,15 @@ def _run(options: argparse.Namespace, folder: Path) -> None:
             for index in range(options.nodes):
                 fleet.start_node(index)
             log.info("%d SuperNodes started", options.nodes)
-            fleet.run(absolute(settings, options.overrides), folder)
+            usage = Usage()
+            watch = usage.sample if options.resources else (lambda: None)
+            fleet.run(absolute(settings, options.overrides), folder, watch)
+            if options.resources:
+                facts = fleet.flwr.run_facts(fleet.run_id)
+                for line in usage.lines(
+                    folder / "logs" / "warm.log", facts, nodes=options.nodes, rounds=settings.rounds
+                ):
+                    log.info("%s", line)
 
 
 def make_test_ca(arguments: Sequence[str] | None = None) -> int:
@@ -101,30 +109,23 @@ def make_test_ca(arguments: Sequence[str] | None = None) -> int:
 
 
 def supernode(arguments: Sequence[str] | None = None) -> int:
-    """Run ``flower-supernode`` with these arguments and a warm process beside it; return its exit code."""
-    from server_app.deployment import warm
-    from server_app.engines.superlink import commands, end
+    """Keep ``flower-supernode`` running with these arguments and a warm process beside it."""
+    from server_app.deployment.supernode import keep_running
 
-    found = commands()
-    processes: list[subprocess.Popen[bytes]] = []
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(INTERRUPTED))
-    with tempfile.TemporaryDirectory(prefix="airflower-warm-") as folder:
-        variables = {
-            **os.environ,
-            "FLWR_TELEMETRY_ENABLED": "0",
-            "FLWR_DISABLE_UPDATE_CHECK": "1",
-            **warm.environment(Path(folder), found),
-        }
-        variables.setdefault("FLWR_SUPEREXEC_TASK_POLL_INTERVAL", "0.1")
-        try:
-            for command in (
-                [sys.executable, "-I", str(Path(warm.__file__)), variables["AIRFLOWER_WARM_SOCKET"]],
-                [str(found / "flower-supernode"), *(sys.argv[1:] if arguments is None else arguments)],
-            ):
-                processes.append(subprocess.Popen(command, env=variables, start_new_session=True))
-            return processes[-1].wait()
-        except KeyboardInterrupt:
-            return INTERRUPTED
-        finally:
-            for process in reversed(processes):
-                end(process)
+    _interrupt_once()
+    try:
+        return keep_running(sys.argv[1:] if arguments is None else arguments)
+    except KeyboardInterrupt:
+        return 0  # told to stop: not a failure to a supervisor
+
+
+def _interrupt_once() -> None:
+    """Let the first Ctrl-C or SIGTERM unwind, and no other disturb it: nothing is to stay behind."""
+
+    def interrupt(*_: object) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, interrupt)

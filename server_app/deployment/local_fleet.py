@@ -2,13 +2,11 @@
 
 Everything listens on loopback, on free ports, with a Flower home and an empty working directory of its
 own for each process, so that neither another fleet nor code lying around can mix in. Nothing stays
-behind when the `LocalFleet` is closed.
+behind when the `LocalFleet` is closed. Tests give boxes network namespaces and links of their own.
 """
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -27,9 +25,10 @@ from server_app.engines.superlink import (
     finished,
     follow,
     free_ports,
+    kill_all,
     wait_for,
 )
-from server_app.run import SUMMARY, RunFailedError
+from server_app.run import SUMMARY
 
 NodeConfig = Mapping[str, str | int | float | bool]
 
@@ -45,6 +44,7 @@ class LocalFleet:
         num_nodes: SuperNodes whose keys are made and registered.
         logs: folder of the processes' logs, ``superlink.log`` and ``node-000.log`` ...
         state_dir: folder below which the devices keep their personal parts; default: in `scratch`.
+        host: address of this machine on which the SuperLink listens.
         warm_start: whether the nodes share a process that has torch imported already (see `warm`).
     """
 
@@ -55,6 +55,7 @@ class LocalFleet:
         logs: Path,
         *,
         state_dir: Path | None = None,
+        host: str = "127.0.0.1",
         warm_start: bool = True,
     ) -> None:
         if num_nodes < 1:
@@ -62,22 +63,30 @@ class LocalFleet:
         self.num_nodes = num_nodes
         self.scratch, self.logs = scratch, logs
         self.state_dir = state_dir or scratch / "state"
-        self.credentials: Credentials = make_credentials(scratch / "keys", nodes=num_nodes)
+        self.host = host
+        self.credentials: Credentials = make_credentials(
+            scratch / "keys", nodes=num_nodes, hosts=("localhost", host)
+        )
         self.port = free_ports(1)[0]
         self.nodes: dict[int, subprocess.Popen[bytes]] = {}
+        self.run_id = ""
         self._commands = commands()
         self._all: list[subprocess.Popen[bytes]] = []
         home, folder = self._places("operator")
         (home / "config.toml").write_text(
             f'[superlink]\ndefault = "{CONNECTION}"\n[superlink.{CONNECTION}]\n'
-            f'address = "127.0.0.1:{self.port}"\n'
+            f'address = "{host}:{self.port}"\n'
             f'root-certificates = "{self.credentials.ca_certificate}"\n'
         )
         self.flwr = Flwr(self._commands / "flwr", folder, environment(self._commands, home))
-        self._node_variables = self._start_warm_server() if warm_start else {}
-        self.superlink = self.start_superlink()
-        for index in range(num_nodes):
-            self.flwr.register(self._public_key(index), f"node-{index:03d}")
+        try:
+            self._node_variables = self._start_warm_server() if warm_start else {}
+            self.superlink = self.start_superlink()
+            for index in range(num_nodes):
+                self.flwr.register(self._public_key(index), f"node-{index:03d}")
+        except BaseException:  # nobody has the fleet yet who could close it
+            self.close()
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -87,8 +96,7 @@ class LocalFleet:
 
     def close(self) -> None:
         """End every process of the fleet, and wait until they are gone."""
-        for process in reversed(self._all):
-            end(process)
+        end(*self._all)
         self._all.clear()
         self.nodes.clear()
 
@@ -107,18 +115,14 @@ class LocalFleet:
                 *("--ssl-certfile", str(keys.server_certificate)),
                 *("--ssl-keyfile", str(keys.server_key)),
                 *("--enable-supernode-auth", "--disable-runtime-dependency-installation"),
-                *("--host", "127.0.0.1", "--port", str(self.port)),
+                *("--host", self.host, "--port", str(self.port)),
                 *("--isolation", "subprocess", "--database", str(home / "state.db")),
             ],
             home,
             folder,
             self.logs / "superlink.log",
         )
-        try:
-            wait_for(self.port, self.superlink, self.logs)
-        except RunFailedError:
-            self.close()
-            raise
+        wait_for(self.port, self.superlink, self.logs, self.host)
         return self.superlink
 
     def start_node(
@@ -130,6 +134,8 @@ class LocalFleet:
         tls: bool = True,
         superlink_port: int | None = None,
         name: str | None = None,
+        kept_running: bool = False,
+        inside: Sequence[str] = (),
     ) -> subprocess.Popen[bytes]:
         """Start SuperNode `index` (again, if it has ended).
 
@@ -140,6 +146,9 @@ class LocalFleet:
             tls: whether it speaks TLS; without, it has no key either.
             superlink_port: a port of this machine that leads to the SuperLink; default: the SuperLink's.
             name: names its log and its folders; default: by its index.
+            kept_running: whether `deploy/supernode` starts it again when it ends.
+            inside: a command that runs its arguments in a box of their own, such as ``ip netns exec NAME``;
+                the box then has a warm process of its own. Implies `kept_running`.
         """
         name = name or f"node-{index:03d}"
         home, folder = self._places(name)
@@ -157,11 +166,14 @@ class LocalFleet:
             if tls
             else ("--insecure",)
         )
+        command = ["flower-supernode"]
+        if kept_running or inside:
+            command = [*inside, sys.executable, str(app_folder() / "deploy" / "supernode")]
         process = self._start(
             [
-                "flower-supernode",
+                *command,
                 *security,
-                *("--superlink", f"127.0.0.1:{superlink_port or self.port}"),
+                *("--superlink", f"{self.host}:{superlink_port or self.port}"),
                 *("--host", "127.0.0.1", "--port", str(free_ports(1)[0])),
                 *("--isolation", "subprocess"),
                 *("--node-config", " ".join(f"{key}={_toml(value)}" for key, value in values.items())),
@@ -169,17 +181,22 @@ class LocalFleet:
             home,
             folder,
             self.logs / f"{name}.log",
-            self._node_variables,
+            {} if inside else self._node_variables,
         )
         if name == f"node-{index:03d}":
             self.nodes[index] = process
         return process
 
-    def kill_node(self, index: int, sign: signal.Signals = signal.SIGKILL) -> None:
+    def kill_node(self, index: int) -> None:
         """Kill SuperNode `index` with everything that it started, as a power cut does."""
         process = self.nodes.pop(index)
-        os.killpg(process.pid, sign)
+        kill_all(process)
         process.wait(60)
+
+    def kill_superlink(self) -> None:
+        """Kill the SuperLink and the ServerApps that it runs, as a power cut does."""
+        kill_all(self.superlink)
+        self.superlink.wait(60)
 
     def submit(self, overrides: Sequence[str], folder: Path) -> str:
         """Submit the app; its records go to `folder`. Return the run's id.
@@ -190,7 +207,8 @@ class LocalFleet:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / SUMMARY).unlink(missing_ok=True)
         overrides = [f"fleet.num_devices={self.num_nodes}", *overrides]
-        return self.flwr.submit(app_folder(), overrides, folder.resolve(), self.scratch)
+        self.run_id = self.flwr.submit(app_folder(), overrides, folder.resolve(), self.scratch)
+        return self.run_id
 
     def run(
         self, overrides: Sequence[str], folder: Path, watch: Callable[[], None] = lambda: None
@@ -235,7 +253,7 @@ class LocalFleet:
         }
         with output.open("ab") as stream:
             process = subprocess.Popen(
-                [str(self._commands / command[0]), *command[1:]],
+                [self._found(command[0]), *command[1:]],
                 cwd=folder,
                 env=settings,
                 stdin=subprocess.DEVNULL,
@@ -245,6 +263,10 @@ class LocalFleet:
             )
         self._all.append(process)
         return process
+
+    def _found(self, command: str) -> str:
+        own = self._commands / command
+        return str(own) if own.is_file() else command
 
     def _places(self, name: str) -> tuple[Path, Path]:
         """Return the Flower home and the working directory of a process."""

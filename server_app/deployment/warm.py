@@ -15,6 +15,7 @@ import gc
 import importlib
 import json
 import os
+import resource
 import signal
 import socket
 import struct
@@ -76,7 +77,7 @@ def _peer(connection: socket.socket) -> int:
 
 def _work(connection: socket.socket) -> None:
     """Be the process that the shim stands for; does not return."""
-    code = 1
+    code, journal = 1, 2
     try:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         size, outputs, _, _ = socket.recv_fds(connection, 4, 2)
@@ -87,6 +88,7 @@ def _work(connection: socket.socket) -> None:
         while len(text) < left and (more := connection.recv(left - len(text))):
             text += more
         task = json.loads(text)
+        journal = os.dup(2)
         for number, output in zip((1, 2), outputs, strict=True):
             os.dup2(output, number)
         os.environ.clear()
@@ -107,10 +109,18 @@ def _work(connection: socket.socket) -> None:
     finally:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
+        os.write(journal, _used())
         try:
             connection.sendall(bytes([code & 0xFF]))
         finally:
             os._exit(code & 0xFF)
+
+
+def _used() -> bytes:
+    """Return a line on what this message took, for the warm process's own output."""
+    times = os.times()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return f"warm: message: {times.user + times.system:.2f} s of processor time, {peak:.0f} MB\n".encode()
 
 
 def _end_with(connection: socket.socket) -> None:

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -192,7 +192,7 @@ def finished(folder: Path) -> dict[str, Any] | None:
     return summary if summary.get("status") in ("completed", "failed") else None
 
 
-def wait_for(port: int, superlink: subprocess.Popen[bytes], folder: Path) -> None:
+def wait_for(port: int, superlink: subprocess.Popen[bytes], folder: Path, host: str = "127.0.0.1") -> None:
     """Wait until the SuperLink listens on a port of this machine.
 
     Raises:
@@ -204,24 +204,53 @@ def wait_for(port: int, superlink: subprocess.Popen[bytes], folder: Path) -> Non
             break
         with socket.socket() as probe:
             probe.settimeout(1)
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
+            if probe.connect_ex((host, port)) == 0:
                 return
         time.sleep(0.2)
     text = (folder / "superlink.log").read_text(errors="replace")[-2000:]
-    raise RunFailedError(f"the SuperLink did not start on 127.0.0.1:{port}:\n{text}")
+    raise RunFailedError(f"the SuperLink did not start on {host}:{port}:\n{text}")
 
 
-def end(process: subprocess.Popen[bytes]) -> None:
-    """End a process, leader of its own session, and what it started: politely, then not."""
+def end(*processes: subprocess.Popen[bytes]) -> None:
+    """End processes, leaders of their own sessions, and all that they started: politely, then not.
+
+    Flower's SuperExec has a session of its own, and the ServerApp that it started outlives it for minutes.
+    """
+    alive = [process.pid for process in processes if process.poll() is None]
+    started = descendants(*alive) if alive else []
     for sign in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(process.pid, sign)
-        except ProcessLookupError:
-            return
-        try:
-            process.wait(_GRACE_SECONDS)
-        except subprocess.TimeoutExpired:
-            continue
+        for process in processes:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, sign)
+        deadline = time.monotonic() + _GRACE_SECONDS
+        for process in processes:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(max(0.0, deadline - time.monotonic()))
+    for pid in started:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def descendants(*pids: int) -> list[int]:
+    """Return the ids of the processes that processes have started, and of those that these have."""
+    listing = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
+    children: dict[int, list[int]] = {}
+    for line in listing.splitlines():
+        child, parent = map(int, line.split())
+        children.setdefault(parent, []).append(child)
+    found, look = [], [*pids]
+    while look:
+        born = children.get(look.pop(), [])
+        found += born
+        look += born
+    return found
+
+
+def kill_all(process: subprocess.Popen[bytes]) -> None:
+    """Kill a process and what it started, in whatever sessions, at once: what a power cut leaves."""
+    for pid in [process.pid, *descendants(process.pid)]:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def absolute(settings: Settings, overrides: Sequence[str]) -> list[str]:

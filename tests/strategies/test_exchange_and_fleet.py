@@ -75,6 +75,53 @@ def test_the_round_closes_with_whoever_answered():
     assert time.monotonic() - started >= 0.3
 
 
+class HangingGrid(SlowGrid):
+    """The call that brings the reply of a node in `hang` takes for ever, with all that it brings."""
+
+    def __init__(self, device, delay, hang):
+        super().__init__(device, delay)
+        self.hang = hang
+
+    def pull_messages(self, identifiers):
+        replies = super().pull_messages(identifiers)
+        if any(reply.metadata.src_node_id in self.hang for reply in replies):
+            time.sleep(1000)
+        return replies
+
+
+def test_an_upload_that_breaks_off_holds_up_neither_the_round_nor_the_others():
+    """Flower hands a reply out that was announced, and waits for its contents for minutes."""
+    grid = HangingGrid({1: 0, 2: 1, 3: 2, 4: 3}, {3: 6}, hang={2, 4})
+    started = time.monotonic()
+    replies = exchange(grid, _messages([1, 2, 3, 4]), 1.0)
+    assert [reply.metadata.src_node_id for reply in replies] == [1, 3]
+    assert 1.0 <= time.monotonic() - started < 1.5
+
+
+def test_of_many_nodes_one_that_hangs_takes_few_along():
+    nodes = {node: node for node in range(1, 101)}
+    replies = exchange(HangingGrid(nodes, {}, hang={5}), _messages(nodes), 1.0)
+    assert len(replies) > 90
+
+
+def test_an_introduction_that_breaks_off_holds_nobody_up():
+    fleet, grid = Fleet(3), HangingGrid({11: 0, 12: 1, 13: 2}, {12: 3}, hang={13})
+    fleet.wait(grid, 0.5, at_least=2, poll=0.01)
+    started = time.monotonic()
+    fleet.refresh(grid)
+    assert time.monotonic() - started < 0.5
+    assert fleet.connected == [0, 1]
+
+
+def test_what_goes_wrong_in_a_call_is_raised():
+    class Broken(SlowGrid):
+        def pull_messages(self, identifiers):
+            raise ConnectionError("the SuperLink is gone")
+
+    with pytest.raises(ConnectionError, match="gone"):
+        exchange(Broken({1: 0}), _messages([1]), 5.0)
+
+
 def test_messages_that_were_not_taken_are_not_waited_for():
     class Refusing(SlowGrid):
         def push_messages(self, messages):

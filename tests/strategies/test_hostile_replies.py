@@ -15,7 +15,7 @@ from strategies.fleet import Fleet
 from strategies.limits import NormLimit, UploadError
 from strategies.measured import MeasuredLink, MeasuredStrategy
 
-N, DEVICES, ROUNDS = 257, 10, 1_050  # 10 500 replies, of which about a tenth are left whole
+N, DEVICES, ROUNDS = 257, 10, 1_050  # 10 500 replies of either kind; about a tenth are left whole
 HUGE = 2**62
 
 
@@ -116,6 +116,23 @@ def _content(rng, kept):
     return content
 
 
+_ODD_EVALUATIONS = (
+    {}, {"accuracy": 0.5}, {"accuracy": float("nan"), "loss": 1.0}, {"accuracy": 0.5, "loss": float("inf")},
+    {"accuracy": [0.5], "loss": 1.0}, {"accuracy": HUGE, "loss": 1.0}, {"accuracy": -0.1, "loss": 1.0},
+    {"accuracy": 0.5, "loss": [1.0, 2.0]}, {"accuracy": 1, "loss": 0}, {"accuracy": 0.25, "loss": 2.0},
+)  # fmt: skip
+
+
+def _evaluation(rng):
+    odd = _ODD_EVALUATIONS[rng.integers(len(_ODD_EVALUATIONS))]
+    kind = rng.integers(10)
+    if kind == 0:
+        return RecordDict()
+    if kind == 1:
+        return RecordDict({METRICS: ConfigRecord({"accuracy": 0.5, "loss": 1.0})})
+    return RecordDict({METRICS: MetricRecord(dict(odd))})
+
+
 def _replies(orders, contents, rng):
     replies = []
     for order, content in zip(orders, contents, strict=True):
@@ -154,6 +171,10 @@ def test_ten_thousand_mutated_replies(grid, tmp_path, weighting):
         assert weights.dtype == np.float32
         assert np.isfinite(weights).all()
         assert np.abs(weights).max() < 200
+        orders = list(strategy.configure_evaluate(number, weights_record(weights), ConfigRecord(), grid))
+        strategy.aggregate_evaluate(number, _replies(orders, [_evaluation(rng) for _ in orders], rng))
+        assert 0 <= strategy.log.columns.get("accuracy_worst", 0.0) <= 1
+        assert np.isfinite(strategy.log.columns.get("loss_mean", 0.0))
         if number % 25 == 1:
             recorder.record(strategy.log, {})
     assert used > number  # whole ones get through

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from protocol.messages import TrainReport
 from radio import payload
+from strategies.base import NOT_CONNECTED
 from strategies.fleet import Fleet
 from strategies.measured import MeasuredLink, MeasuredStrategy, RunningMedian, num_kept
 
@@ -64,7 +65,7 @@ def _round(strategy, number, rates, compute=0.1):
             continue
         metrics = {"measured-compute-seconds": compute, "stated-uplink-bps": rate}
         strategy.account(assignment, N - assignment.num_pruned, TrainReport(None, 1, metrics))
-    strategy.round_latency(plan, {})
+    strategy.close_round(plan)
     return [assignment.num_pruned / N for assignment in plan.assignments]
 
 
@@ -89,6 +90,34 @@ def test_a_device_that_misses_rounds_is_given_less_until_it_answers():
     assert ratios[-1] > ratios[0]
     _round(strategy, 6, (1e6, 1e6))
     assert _round(strategy, 7, (1e6, 1e6))[1] == ratios[0]
+
+
+def test_a_device_that_is_away_for_long_neither_counts_as_slow_nor_breaks_the_plan():
+    strategy = _strategy()
+    for number in (1, 2):
+        _round(strategy, number, (1e6, 1e6))
+    for number in range(3, 6):
+        plan = strategy.plan(number, [0, 1])
+        strategy.log.device(1, {"reason": NOT_CONNECTED})
+        strategy.close_round(plan)
+    strategy.log.devices.clear()
+    assert strategy.plan(6, [1]).assignments[0].num_pruned == 0
+    for number in range(1500):  # connected and mute: 2^1500 is no number
+        _round(strategy, number, (1e6, None))
+
+
+def test_a_round_with_too_few_replies_still_tells_who_was_slow():
+    """The global part stays as it was, and the estimates move all the same."""
+    strategy = _strategy(initial_pruning_ratio=0.0)
+    strategy.min_replies = 2
+    for number in (1, 2):
+        _round(strategy, number, (1e6, 1e6))
+    strategy._plan = strategy.plan(3, [0, 1])
+    for device in (0, 1):
+        strategy.log.device(device, {"status": "failed"})
+    strategy._weights = np.zeros(N, np.float32)
+    assert strategy.aggregate_train(3, []) == (None, None)
+    assert all(assignment.num_pruned > 0 for assignment in strategy.plan(4, [0, 1]).assignments)
 
 
 def test_a_resumed_run_remembers_the_estimates():

@@ -1,0 +1,138 @@
+"""Units, containers and image name what exists: options, paths, keys."""
+
+import fnmatch
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+from server_app.deployment.credentials import make_credentials
+from server_app.engines.superlink import commands
+
+ROOT = Path(__file__).parents[2]
+DEPLOY = ROOT / "deploy"
+UNITS = sorted((DEPLOY / "systemd").glob("*.service"))
+SERVICES = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]
+IMAGE_ROOT = "/app/"
+
+
+def _unit_command(unit: Path) -> list[str]:
+    text = unit.read_text().replace("\\\n", " ")
+    return shlex.split(re.search(r"^ExecStart=(.*)$", text, re.MULTILINE)[1])
+
+
+COMMANDS = {
+    **{unit.name: _unit_command(unit) for unit in UNITS},
+    **{f"compose {name}": shlex.split(service["command"]) for name, service in SERVICES.items()},
+}
+
+
+@pytest.fixture(scope="module")
+def options() -> dict[str, set[str]]:
+    """The options that Flower's commands have."""
+    found = {}
+    for command in ("flower-superlink", "flower-supernode"):
+        text = subprocess.run(
+            [str(commands() / command), "--help"], capture_output=True, text=True, check=True
+        ).stdout
+        found[command] = set(re.findall(r"--[a-z][a-z-]+", text))
+    return found
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_is_one_of_the_command(name, options):
+    command = COMMANDS[name]
+    which = "flower-superlink" if command[0].endswith("flower-superlink") else "flower-supernode"
+    if which == "flower-supernode":  # deploy/supernode hands its arguments on
+        assert command[0].endswith("python")
+        script = command[1].removeprefix("/opt/airflower/app/").removeprefix(IMAGE_ROOT)
+        assert os.access(ROOT / script, os.X_OK)
+    given = {word for word in command if word.startswith("--")}
+    assert given
+    assert given <= options[which]
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd-analyze")
+def test_systemd_accepts_the_units(tmp_path):
+    """In a root of its own, where the commands that the units start exist."""
+    for unit in UNITS:
+        target = tmp_path / "etc/systemd/system" / unit.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(unit, target)
+        command = tmp_path / _unit_command(unit)[0].lstrip("/")
+        command.parent.mkdir(parents=True, exist_ok=True)
+        command.write_text("#!/bin/sh\n")
+        command.chmod(0o755)
+    for target in ("sysinit", "basic", "shutdown", "network-online", "multi-user"):
+        (tmp_path / "etc/systemd/system" / f"{target}.target").write_text("[Unit]\nDescription=stub\n")
+    result = subprocess.run(
+        ["systemd-analyze", "verify", f"--root={tmp_path}", *(unit.name for unit in UNITS)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    said = [line for line in result.stderr.splitlines() if "airflower" in line]
+    assert result.returncode == 0, result.stderr
+    assert said == []
+
+
+def test_units_find_flowers_helpers_and_start_in_an_empty_folder():
+    """`flower-superlink` starts `flower-superexec` from its PATH; what lies in the folder shadows the app."""
+    for unit in UNITS:
+        text = unit.read_text()
+        assert "RuntimeDirectory=" in text
+        assert "WorkingDirectory=/run/" in text
+        assert "NoNewPrivileges=true" in text
+    assert "Environment=PATH=/opt/airflower/venv/bin:" in (UNITS[0]).read_text()
+
+
+def test_a_container_sees_no_private_key_but_its_own(tmp_path):
+    made = make_credentials(tmp_path / "keys", nodes=2)
+    private = {str(path.relative_to(tmp_path)) for path in made.folder.rglob("*")} - {
+        "keys/nodes", "keys/ca.crt", "keys/server.crt", "keys/nodes/node-000.pub", "keys/nodes/node-001.pub",
+    }  # fmt: skip
+    seen = {}
+    for name, service in SERVICES.items():
+        mounts = [mount.split(":") for mount in service["volumes"] if mount.startswith("..")]
+        for source, target, mode in mounts:
+            assert (tmp_path / source.removeprefix("../")).is_file()
+            assert mode == "ro"
+            assert target in " ".join(COMMANDS[f"compose {name}"])
+        seen[name] = {source.removeprefix("../") for source, _, _ in mounts} & private
+    assert seen == {
+        "superlink": {"keys/server.key"},
+        "node-0": {"keys/nodes/node-000"},
+        "node-1": {"keys/nodes/node-001"},
+    }
+
+
+def test_the_image_gets_the_packages_and_nothing_that_lies_around():
+    patterns = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line[:1] not in "#"]
+    assert patterns[0] == "*"
+    taken = [pattern[1:] for pattern in patterns if pattern.startswith("!")]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    packages = project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
+    for needed in (*(f"{package}/__init__.py" for package in packages), "pyproject.toml", "README.md"):
+        assert any(fnmatch.fnmatch(needed, pattern) for pattern in taken), needed
+    for stray in ("keys/ca.key", "outputs/x/checkpoint/a.npz", ".venv/bin/python", ".git/config"):
+        assert not any(fnmatch.fnmatch(stray, pattern) for pattern in taken), stray
+
+
+def test_the_images_torch_is_the_projects():
+    line = next(x for x in (DEPLOY / "Dockerfile").read_text().splitlines() if "whl/cpu" in x)
+    dependencies = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    for name in ("torch", "torchvision"):
+        wanted = next(x for x in dependencies if re.match(rf"{name}[<>=]", x))
+        assert f'"{wanted}"' in line
+
+
+@pytest.mark.skipif(shutil.which("docker-compose") is None, reason="no docker-compose")
+def test_compose_accepts_the_file():
+    subprocess.run(
+        ["docker-compose", "-f", str(DEPLOY / "compose.yaml"), "config", "--quiet"],
+        check=True, capture_output=True, text=True,
+    )  # fmt: skip

@@ -1,0 +1,106 @@
+"""`deploy/supernode` starts what ended again, unless that is no use, and leaves nothing behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from server_app.deployment import supernode
+
+SCRIPT = Path(__file__).parents[2] / "deploy" / "supernode"
+
+
+@pytest.fixture
+def box(tmp_path, monkeypatch):
+    """A `flower-supernode` that ends as the lines of a plan say, one line a start."""
+    fake = tmp_path / "flower-supernode"
+    monkeypatch.setattr(supernode, "start_command", lambda: [str(fake)])
+    monkeypatch.setattr(supernode, "_FIRST_WAIT", 0.01)
+    monkeypatch.setenv("AIRFLOWER_WARM_SOCKET", str(tmp_path / "none"))
+
+    def plan(*ends: str) -> Path:
+        starts = tmp_path / "starts"
+        cases = "".join(f"{number}) {end} ;;\n" for number, end in enumerate(ends, 1))
+        fake.write_text(
+            f'#!/bin/sh\necho "$@" >> {starts}\ncase $(wc -l < {starts}) in\n{cases}esac\nexit 99\n'
+        )
+        fake.chmod(0o755)
+        return starts
+
+    return plan
+
+
+REFUSED = "echo 'Exit Code: 305'; exit 1"
+WRONG_KEY = "echo 'Exit Code: 302'; exit 1"
+
+
+def test_refused_broken_and_killed_ones_are_started_again(box, capfd):
+    starts = box(REFUSED, "exit 0", "kill -9 $$", WRONG_KEY)
+    assert supernode.keep_running(["--superlink", "there:8000"]) == 2
+    assert starts.read_text().splitlines() == ["--superlink there:8000"] * 4
+    said = capfd.readouterr().out
+    assert "Exit Code: 305" in said  # its output is passed on
+    for ended in ("exit code 305;", "exit code 0;", "signal 9;"):
+        assert f"ended with {ended}" in said
+
+
+@pytest.mark.parametrize("end", [WRONG_KEY, "exit 2", "echo 'Exit Code: 606'; exit 1"])
+def test_what_no_new_start_mends_ends_it(box, end):
+    starts = box(end, end)
+    assert supernode.keep_running([]) == 2
+    assert len(starts.read_text().splitlines()) == 1
+
+
+def test_waits_grow_to_a_limit_and_start_over_after_a_while():
+    waits = supernode.Waits()
+    assert [waits.after(1.0) for _ in range(6)] == [1.0, 2.0, 4.0, 8.0, 15.0, 15.0]
+    assert [waits.after(100.0), waits.after(1.0)] == [1.0, 2.0]
+
+
+def test_it_ends_when_the_work_of_flowers_command_is_over(tmp_path, monkeypatch):
+    """Flower's own process is kept by a server thread that nobody stops."""
+    package = tmp_path / "stand_in.py"
+    package.write_text(
+        "import threading, time\ndef main():\n    threading.Thread(target=time.sleep, args=(1000,)).start()\n"
+    )
+    code = supernode._START.replace(
+        '(command,) = entry_points(group="console_scripts", name="flower-supernode")',
+        'from importlib.metadata import EntryPoint; command = EntryPoint("x", "stand_in:main", "y")',
+    )
+    assert "stand_in" in code
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_it_is_flowers_command():
+    result = subprocess.run(
+        [*supernode.start_command(), "--help"], capture_output=True, text=True, check=True, timeout=100
+    )
+    assert "--auth-supernode-private-key" in result.stdout
+
+
+def test_told_to_stop_it_ends_with_its_supernode(tmp_path):
+    fake = tmp_path / "bin" / "flower-supernode"
+    fake.parent.mkdir()
+    fake.write_text(f"#!/bin/sh\necho $$ > {tmp_path}/pid\nexec sleep 1000\n")
+    fake.chmod(0o755)
+    script = (
+        "import sys; from server_app.deployment import cli, supernode; "
+        f"supernode.start_command = lambda: [{str(fake)!r}]; sys.exit(cli.supernode([]))"
+    )
+    keeper = subprocess.Popen(
+        [sys.executable, "-c", script],
+        env={**os.environ, "AIRFLOWER_WARM_SOCKET": "none"}, cwd=SCRIPT.parents[1],
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "pid").is_file() or not (tmp_path / "pid").read_text().strip():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    keeper.send_signal(signal.SIGTERM)
+    assert keeper.wait(30) == 0
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
