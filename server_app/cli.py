@@ -6,10 +6,11 @@ Everything given is checked before anything is trained: all jobs of a sweep, too
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -26,6 +27,7 @@ CONFIG_ERROR, RUN_ERROR = 2, 1
 def main() -> None:
     """Run the command line; exits with 2 for a wrong configuration and 1 for a failed run."""
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+    gc.disable()  # until the imports are done: they make no garbage, and looking for it takes a third longer
     try:
         _check(sys.argv[1:])
     except ConfigError as error:
@@ -128,30 +130,35 @@ def _job(config: DictConfig) -> None:
 def run_job(settings: Settings, overrides: Sequence[str], folder: Path) -> None:
     """Run the job on the engine that it names."""
     log.info("records: %s", folder)
+    work = _work(settings, overrides, folder)
+    gc.freeze()  # nothing imported so far is garbage, nor ever looked at again by the worker processes
+    gc.enable()
+    work()
+
+
+def _work(settings: Settings, overrides: Sequence[str], folder: Path) -> Callable[[], object]:
+    """Import what the job needs, and return what runs it."""
     if settings.study.name is not None:
         from server_app.run import record_run
         from server_app.studies import run_study
 
-        record_run(settings, folder, lambda: run_study(settings, folder))
-        return
+        return lambda: record_run(settings, folder, lambda: run_study(settings, folder))
     if settings.engine.name == "flower":
         from server_app.engines.flower import run_flower
 
-        run_flower(settings, overrides, folder)
-        return
+        return lambda: run_flower(settings, overrides, folder)
     if settings.engine.name == "ray":
         from server_app.engines.ray import run_ray
 
-        run_ray(settings, folder)
-        return
-    import torch
-
-    torch.set_num_threads(1)
+        return lambda: run_ray(settings, folder)
     from server_app.engines.inprocess import open_grid
     from server_app.run import run
 
-    with open_grid(settings) as grid:
-        run(settings, grid, folder)
+    def in_process() -> None:
+        with open_grid(settings) as grid:
+            run(settings, grid, folder)
+
+    return in_process
 
 
 def _console() -> None:
