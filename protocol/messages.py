@@ -381,8 +381,9 @@ def vector_record(key: str, vector: npt.NDArray[Any]) -> ArrayRecord:
     small one takes; here it is remembered.
     """
     data = _npy_prefix(vector.dtype, vector.size) + vector.tobytes()
-    array = Array(dtype=str(vector.dtype), shape=vector.shape, stype="numpy.ndarray", data=data)
-    return ArrayRecord({key: array})
+    record = ArrayRecord()  # made from a dict it would copy the array
+    record[key] = Array(vector.dtype.name, vector.shape, "numpy.ndarray", data)
+    return record
 
 
 @lru_cache(maxsize=64)

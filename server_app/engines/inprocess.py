@@ -199,7 +199,8 @@ class InProcessGrid(Grid):
             for connection in ready:
                 worker = busy[cast(Connection, connection)]
                 try:
-                    self._keep(*worker.collect(), replies)
+                    for answer in worker.collect():
+                        self._keep(*answer, replies)
                 except WorkerDiedError as error:
                     waiting.extendleft(self._after_death(error, replies))
                 if not worker.unanswered:

@@ -1,7 +1,7 @@
 """Worker processes of the in-process engine: each serves devices one after the other, or many together.
 
 A task is a list of messages with the states of their devices. The worker answers message by message, so that
-its parent knows whom it was serving if it dies.
+its parent knows whom it was serving if it dies; devices that are trained together it answers together.
 """
 
 from __future__ import annotations
@@ -192,20 +192,20 @@ class Worker:
         with suppress(BrokenPipeError, ConnectionResetError):  # it is gone: collect() reports it
             self.connection.send((new, buffer.getvalue()))
 
-    def collect(self) -> tuple[Message, Message, bytes | None]:
-        """Return the next message, its reply, and the device's new state where it has changed.
+    def collect(self) -> list[tuple[Message, Message, bytes | None]]:
+        """Return the next messages, each with its reply and the device's new state where it has changed.
 
         Raises:
             WorkerDiedError: if the process died; it has then been replaced.
         """
         try:
-            reply, state = self.connection.recv()
+            answers = self.connection.recv()
         except (EOFError, ConnectionResetError, pickle.UnpicklingError):
             self._process.join(5)
             error = WorkerDiedError(self.unanswered, self._process.exitcode)
             self.restart()
             raise error from None
-        return self.unanswered.popleft(), reply, state
+        return [(self.unanswered.popleft(), reply, state) for reply, state in answers]
 
     def restart(self) -> None:
         """Replace the process."""
@@ -260,5 +260,9 @@ def _serve(connection: Connection, parent_end: Connection, app: App) -> None:
             _shared.clear()
             _shared.update(block.read())
         messages, states = pickle.loads(task)
-        for answer in runner.run(messages, states):
-            connection.send(answer)
+        answers = runner.run(messages, states)
+        if app.together:
+            connection.send(list(answers))
+        else:
+            for answer in answers:
+                connection.send([answer])
