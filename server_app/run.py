@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from flwr.app import ConfigRecord
 from flwr.serverapp import Grid
@@ -29,6 +29,8 @@ from strategies.base import WirelessStrategy
 from strategies.exchange import exchange
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 SUMMARY = "summary.json"
 LOG_FILE = "run.log"
@@ -166,12 +168,11 @@ def _rounds(
     silent = 0
     for server_round in range(first, settings.rounds + 1):
         clock = _Clock()
-        replies = exchange(
-            grid, strategy.configure_train(server_round, arrays, ConfigRecord(), grid), timeout
-        )
+        orders = strategy.configure_train(server_round, arrays, ConfigRecord(), grid)
         clock.lap("measured_train_seconds")
+        # Where replies come one by one, each is taken while the others still train.
+        replies = clock.waiting("measured_train_seconds", exchange(grid, orders, timeout))
         updated, _ = strategy.aggregate_train(server_round, replies)
-        del replies  # the uploads of all devices: not to be held during the evaluation
         arrays = updated or arrays
         clock.lap("measured_aggregate_seconds")
         orders = strategy.configure_evaluate(server_round, arrays, ConfigRecord(), grid)
@@ -213,6 +214,19 @@ class _Clock:
         self._last = time.perf_counter()
 
     def lap(self, name: str) -> None:
+        """Add the time since the last lap to a part."""
         now = time.perf_counter()
-        self.seconds[name] = round(now - self._last, 6)
+        self.seconds[name] = round(self.seconds.get(name, 0.0) + now - self._last, 6)
         self._last = now
+
+    def waiting(self, name: str, items: Iterable[T]) -> Iterator[T]:
+        """Yield items; the time until each is there counts to a part, what is done with them to none yet."""
+        other = 0.0
+        for item in items:
+            self.lap(name)
+            yield item
+            now = time.perf_counter()
+            other += now - self._last
+            self._last = now
+        self.lap(name)
+        self._last -= other  # is the caller's, at its next lap

@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 import time
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
@@ -228,38 +229,24 @@ class WirelessStrategy(Strategy):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Take what can be used of the replies; every fault costs its own device the round."""
-        arrived = self._attribute(replies, {assignment.device for assignment in self._plan.assignments})
+        """Take what can be used of the replies; every fault costs its own device the round.
+
+        Replies are taken in the order of the devices, each as soon as those before it are there, and then
+        dropped: while others still train, and without holding the uploads of all.
+        """
         receiver = self.receive(server_round, self._plan, self._weights)
+        waiting = deque(self._plan.assignments)
+        expected = {assignment.device for assignment in waiting}
+        arrived: dict[int, Message] = {}
         used = 0
-        for assignment in self._plan.assignments:
-            device = assignment.device
-            if device not in arrived:
-                if self.log.devices[device].get("reason") is None:
-                    self._fail(device, "no reply before the round closed")
-                continue
-            try:
-                report = TrainReport.from_records(arrived[device].content)
-                columns = receiver.add(assignment, report)
-            except (MessageError, UploadError) as error:
-                self._fail(device, str(error))
-                continue
-            used += 1
-            self.log.device(device, {"status": "ok", "num_examples": report.num_examples, **columns})
-            self.log.device(
-                device,
-                {
-                    name.replace("-", "_"): value
-                    for name, value in report.metrics.items()
-                    if name.replace("-", "_") in self.reported_columns
-                },
-            )
-            if report.metrics.get("state-set-aside"):
-                log.warning(
-                    "round %d, device %d: its stored personal part was damaged and set aside",
-                    server_round,
-                    device,
-                )
+        for device, reply in self._attribute(replies, expected):
+            if device in expected:
+                expected.discard(device)  # a second reply of a device is not looked at
+                arrived[device] = reply
+            while waiting and (waiting[0].device in arrived or self._absent(waiting[0].device)):
+                used += self._take(waiting.popleft(), arrived, receiver)
+        for assignment in waiting:
+            used += self._take(assignment, arrived, receiver)
         failed = [device for device, row in sorted(self.log.devices.items()) if row["status"] == "failed"]
         self.log.columns.update(
             {
@@ -282,6 +269,41 @@ class WirelessStrategy(Strategy):
             raise DivergedError(f"round {server_round}: the global part left the finite numbers")
         self._weights = weights
         return weights_record(weights), MetricRecord({"replies": used})
+
+    def _take(self, assignment: Assignment, arrived: dict[int, Message], receiver: Receiver) -> bool:
+        """Take a device's reply, if there is one; return whether it could be used."""
+        device = assignment.device
+        reply = arrived.pop(device, None)
+        if reply is None:
+            if self.log.devices[device].get("reason") is None:
+                self._fail(device, "no reply before the round closed")
+            return False
+        try:
+            report = TrainReport.from_records(reply.content)
+            columns = receiver.add(assignment, report)
+        except (MessageError, UploadError) as error:
+            self._fail(device, str(error))
+            return False
+        reported = {name.replace("-", "_"): value for name, value in report.metrics.items()}
+        self.log.device(
+            device,
+            {
+                "status": "ok",
+                "num_examples": report.num_examples,
+                **columns,
+                **{name: reported[name] for name in self.reported_columns if name in reported},
+            },
+        )
+        if report.metrics.get("state-set-aside"):
+            log.warning(
+                "round %d, device %d: its stored personal part was damaged and set aside",
+                self.log.round,
+                device,
+            )
+        return True
+
+    def _absent(self, device: int) -> bool:
+        return self.log.devices[device].get("reason") == NOT_CONNECTED
 
     # Evaluation --------------------------------------------------------------------------------
 
@@ -307,7 +329,9 @@ class WirelessStrategy(Strategy):
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Record each device's accuracy, their mean and the worst."""
-        arrived = self._attribute(replies, set(self._evaluated()), training=False)
+        arrived: dict[int, Message] = {}
+        for device, reply in self._attribute(replies, set(self._evaluated()), training=False):
+            arrived.setdefault(device, reply)
         results: dict[int, tuple[float, float]] = {}
         for device in sorted(arrived):
             metrics = arrived[device].content.get(METRICS)
@@ -376,10 +400,9 @@ class WirelessStrategy(Strategy):
         )
 
     def _attribute(
-        self, replies: Iterable[Message], expected: set[int], *, training: bool = True
-    ) -> dict[int, Message]:
-        """Return the first usable reply of each expected device, and note the errors."""
-        arrived: dict[int, Message] = {}
+        self, replies: Iterable[Message], expected: Set[int], *, training: bool = True
+    ) -> Iterator[tuple[int, Message]]:
+        """Yield each usable reply with its device, and note the errors."""
         for reply in replies:
             # A device is known by its node, which Flower authenticates, never by what it claims.
             device = self.fleet.device_of(reply.metadata.src_node_id)
@@ -396,8 +419,7 @@ class WirelessStrategy(Strategy):
                         "round %d, device %d: no evaluation: %s", self.log.round, device, _last_line(reason)
                     )
             else:
-                arrived.setdefault(device, reply)
-        return arrived
+                yield device, reply
 
     def _fail(self, device: int, reason: str) -> None:
         short = _last_line(reason)

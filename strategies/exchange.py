@@ -83,11 +83,12 @@ class Collector:
             self._found.put(error)
 
 
-def exchange(grid: Grid, messages: Iterable[Message], timeout: float) -> list[Message]:
+def exchange(grid: Grid, messages: Iterable[Message], timeout: float) -> Iterable[Message]:
     """Send messages and return the replies that came within `timeout` seconds, at most one per message.
 
     What arrives later is never looked at. Replies are in the order of the messages, so that nothing
-    depends on the order of arrival.
+    depends on the order of arrival. To be gone through once: of an immediate grid they are there only as they
+    are asked for.
 
     Args:
         grid: the connected nodes.
@@ -98,7 +99,7 @@ def exchange(grid: Grid, messages: Iterable[Message], timeout: float) -> list[Me
     if not outgoing:
         return []
     if getattr(grid, "immediate", False):
-        return list(grid.send_and_receive(outgoing, timeout=timeout))
+        return grid.send_and_receive(outgoing, timeout=timeout)
     deadline = time.monotonic() + timeout
     # An identifier is None where the SuperLink did not take the message: its node has just left.
     sent = [identifier for identifier in grid.push_messages(outgoing) if identifier]

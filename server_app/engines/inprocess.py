@@ -3,7 +3,7 @@
 Each worker is a persistent process with one torch thread. A device is served by whichever worker is
 free; its Flower Context (hence its personal part) is kept here, in the parent, so a worker that dies costs
 the one device that it was serving its round and nobody else anything. Arrays that several messages of a batch
-share, such as the broadcast, lie in shared memory. Replies are returned in the order of the messages.
+share, such as the broadcast, lie in shared memory. Replies come in the order of the messages.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Any, cast
 from uuid import uuid4
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 # A worker gets a sixteenth of its share at once: fewer exchanges, and no worker waits long for the last one.
 _TASKS_PER_WORKER = 16
-_TOGETHER_PER_WORKER = 2  # tasks of devices that are trained together: the more at once, the better
+_TOGETHER_PER_WORKER = 4  # tasks of devices that are trained together: the more at once, the better
 
 
 class InProcessGrid(Grid):
@@ -132,50 +132,55 @@ class InProcessGrid(Grid):
         return identifiers
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Work on pushed messages and return their replies."""
+        """Work on pushed messages and yield their replies."""
         return self._process([self._pending.pop(i) for i in list(message_ids) if i in self._pending], None)
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
-        """Work on messages and return the replies that are there within `timeout` seconds."""
+        """Work on messages and yield the replies that are there within `timeout` seconds.
+
+        A reply comes as soon as it and those to the messages before it are there; work goes on while the
+        caller looks at it. Nothing is done before the first is asked for.
+        """
         identifiers = self.push_messages(messages)
         return self._process([self._pending.pop(i) for i in identifiers], timeout)
 
     # Execution ---------------------------------------------------------------------------------
 
-    def _process(self, messages: list[Message], timeout: float | None) -> list[Message]:
+    def _process(self, messages: list[Message], timeout: float | None) -> Iterator[Message]:
         if not messages:
-            return []
+            return
         deadline = None if timeout is None else time.monotonic() + timeout
-        replies: dict[str, Message] = {}
         if self._num_workers == 1:
-            self._process_here(messages, deadline, replies)
-        else:
-            with shared_arrays(messages) as block:
-                self._process_in_workers(messages, block, deadline, replies)
-        return [replies[i] for message in messages if (i := message.metadata.message_id) in replies]
+            yield from self._process_here(messages, deadline)
+            return
+        waiting, replies = deque(messages), dict[str, Message]()
+        with shared_arrays(messages) as block:
+            for answered in self._process_in_workers(messages, block, deadline):
+                replies.update(answered)
+                while waiting and waiting[0].metadata.message_id in replies:
+                    yield replies.pop(waiting.popleft().metadata.message_id)
+        for message in waiting:
+            if message.metadata.message_id in replies:
+                yield replies.pop(message.metadata.message_id)
 
-    def _process_here(
-        self, messages: list[Message], deadline: float | None, replies: dict[str, Message]
-    ) -> None:
+    def _process_here(self, messages: list[Message], deadline: float | None) -> Iterator[Message]:
         if self._runner is None:
             keep_freed_memory()
             self._runner = Runner(self._app)
         for task in _split(messages, len(messages) if self._together(messages) else 1):
             if deadline is not None and time.monotonic() > deadline:
-                break
+                return
             answers = self._runner.run(task, self._states_of(task))
             for message, (reply, state) in zip(task, answers, strict=True):
-                self._keep(message, reply, state, replies)
+                self._keep(message, state)
+                yield reply
 
     def _process_in_workers(
-        self,
-        messages: list[Message],
-        block: Block | None,
-        deadline: float | None,
-        replies: dict[str, Message],
-    ) -> None:
+        self, messages: list[Message], block: Block | None, deadline: float | None
+    ) -> Iterator[dict[str, Message]]:
+        """Yield replies by the message that they answer, as they come."""
         if not self._workers:
             self._app.load()
             self._workers = [Worker(self._app) for _ in range(self._num_workers)]
@@ -183,44 +188,53 @@ class InProcessGrid(Grid):
         waiting = deque(_split(messages, max(1, len(messages) // (share * self._num_workers))))
         idle = list(self._workers)
         busy: dict[Connection, Worker] = {}
-        while waiting or busy:
+
+        def feed() -> None:
             while waiting and idle:
                 worker, task = idle.pop(), waiting.popleft()
                 worker.submit(task, self._states_of(task), block)
                 busy[worker.connection] = worker
-            remaining = None if deadline is None else max(deadline - time.monotonic(), 0.0)
-            ready = wait(list(busy), remaining)
-            if not ready:
-                for worker in busy.values():
-                    late = [_device(message) for message in worker.unanswered]
-                    log.warning("devices %s had not answered when the round closed", late)
-                    worker.restart()
-                break
-            for connection in ready:
-                worker = busy[cast(Connection, connection)]
-                try:
-                    for answer in worker.collect():
-                        self._keep(*answer, replies)
-                except WorkerDiedError as error:
-                    waiting.extendleft(self._after_death(error, replies))
-                if not worker.unanswered:
-                    del busy[cast(Connection, connection)]
-                    idle.append(worker)
 
-    def _after_death(self, error: WorkerDiedError, replies: dict[str, Message]) -> list[list[Message]]:
-        """Give the device that killed its process an error, and return the tasks of the others."""
+        feed()
+        try:
+            while busy:
+                remaining = None if deadline is None else max(deadline - time.monotonic(), 0.0)
+                ready = wait(list(busy), remaining)
+                if not ready:
+                    break
+                answered: dict[str, Message] = {}
+                for connection in ready:
+                    worker = busy[cast(Connection, connection)]
+                    try:
+                        for message, reply, state in worker.collect():
+                            answered[message.metadata.message_id] = reply
+                            self._keep(message, state)
+                    except WorkerDiedError as error:
+                        error_replies, again = self._after_death(error)
+                        answered |= error_replies
+                        waiting.extendleft(again)
+                    if not worker.unanswered:
+                        del busy[cast(Connection, connection)]
+                        idle.append(worker)
+                feed()  # before the caller looks at the replies
+                yield answered
+        finally:  # the round has closed, or the caller has left
+            for worker in busy.values():
+                late = [_device(message) for message in worker.unanswered]
+                log.warning("devices %s had not answered when the round closed", late)
+                worker.restart()
+
+    def _after_death(self, error: WorkerDiedError) -> tuple[dict[str, Message], list[list[Message]]]:
+        """Return an error for the device that killed its process, and the tasks of the others."""
         lost = error.unanswered
         if len(lost) > 1 and self._together(lost):
-            return [[message] for message in lost]  # which one it was shows when each is served alone
+            return {}, [[message] for message in lost]  # which one it was shows when each is served alone
         culprit, *others = lost
         reason = f"the process that ran device {_device(culprit)} died (exit code {error.exit_code})"
-        replies[culprit.metadata.message_id] = Message(Error(ErrorCode.UNKNOWN, reason), reply_to=culprit)
-        return [others] if others else []
+        reply = Message(Error(ErrorCode.UNKNOWN, reason), reply_to=culprit)
+        return {culprit.metadata.message_id: reply}, [others] if others else []
 
-    def _keep(
-        self, message: Message, reply: Message, state: bytes | None, replies: dict[str, Message]
-    ) -> None:
-        replies[message.metadata.message_id] = reply
+    def _keep(self, message: Message, state: bytes | None) -> None:
         if state is not None:
             self._states.put(message.metadata.dst_node_id, state)
 
