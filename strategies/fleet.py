@@ -52,7 +52,7 @@ class Fleet:
             self.refresh(grid)
             if self._misfit:
                 raise FleetError(self._misfit)
-            if len(self._node_of) == self.num_devices:
+            if len(self._node_of) == self.num_devices and not self._asked_twice():
                 return
             if time.monotonic() > deadline:
                 break
@@ -63,6 +63,15 @@ class Fleet:
                 f"after {timeout:g} s; start the others, or set fleet.num_devices accordingly"
             )
         log.warning("starting with %d of %d devices", len(self._node_of), self.num_devices)
+
+    def _asked_twice(self) -> bool:
+        """Return whether a known node may still be at work on another of our questions.
+
+        Flower's simulation gives a node its state when a message is begun, and takes it back when it is
+        answered: an old question that is answered after the first training would undo it.
+        """
+        since = time.monotonic() - 2 * _ASK_AGAIN_SECONDS  # older ones have expired
+        return any(node in self._index_of and self._asked[node] > since for node in self._questions.values())
 
     def refresh(self, grid: Grid) -> None:
         """Learn which nodes are connected, and which devices they are as far as they have told."""
@@ -85,8 +94,9 @@ class Fleet:
                     self._asked[node] = now
                     asked.append(identifier)
             if not getattr(grid, "immediate", False):
-                collector = Collector(grid, asked, _ASK_AGAIN_SECONDS)
-                self._collectors.append((now + _ASK_AGAIN_SECONDS, collector))
+                # Longer than the question lives: one that was begun in time is answered later.
+                collector = Collector(grid, asked, 2 * _ASK_AGAIN_SECONDS)
+                self._collectors.append((now + 2 * _ASK_AGAIN_SECONDS, collector))
         for reply in self._answers(grid):
             self._introduce(reply)
         # A device that has come back as another node takes its place once the old node is gone. While

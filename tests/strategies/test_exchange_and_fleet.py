@@ -161,6 +161,28 @@ def test_a_node_that_never_answers_holds_nobody_up():
     assert fleet.connected == [0, 1]
 
 
+class ForgetfulGrid(SlowGrid):
+    """Answers the second question at once, and the first 0.15 s later."""
+
+    second_at = float("inf")
+
+    def pull_messages(self, identifiers):
+        first, *second = list(self.pending)
+        now = time.monotonic()
+        if second:
+            self.second_at = min(self.second_at, now)
+        due = {*second, *([first] if now > self.second_at + 0.15 else [])}
+        return [self._answer(self.pending[name][0]) for name in identifiers if name in due]
+
+
+def test_nothing_starts_while_a_known_node_has_an_old_question(monkeypatch):
+    monkeypatch.setattr("strategies.fleet._ASK_AGAIN_SECONDS", 0.3)
+    grid = ForgetfulGrid({11: 0})
+    Fleet(1).wait(grid, 5.0, poll=0.01)
+    assert grid.asked == [11, 11]
+    assert time.monotonic() > grid.second_at + 0.15
+
+
 def test_a_device_that_comes_back_as_another_node_takes_its_place():
     fleet, grid = Fleet(2), SlowGrid({11: 0, 12: 1})
     fleet.wait(grid, 1.0)
