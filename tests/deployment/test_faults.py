@@ -100,15 +100,15 @@ def story(tmp_path_factory, disk):
             file.write(bytes(2 << 20 if small else 0))
         began, passed = rounds(out), way.passed["/v1/fleet/push-messages"]
         orders = _orders(fleet, BAD_WAY)
-        twice_until = after(1, "a round with replies announced twice")
+        twice_until = after(2, "a whole round with replies announced twice")
         pushed = way.passed["/v1/fleet/push-messages"] - passed, _orders(fleet, BAD_WAY) - orders
         way.twice = False
         fill.unlink()
         full = (began, rounds(out)) if small else None
 
         way.lose = 2
-        lost = after(1, "a round in which answers to the replies are lost")
-        assert way.lose == 0
+        wait(lambda: way.lose == 0, "answers to the replies are lost", out)
+        lost = rounds(out)
         wait(lambda: ok(BAD_WAY, lost), "the box whose answers were lost is used again", out)
 
         orders = _orders(fleet, STILL)
