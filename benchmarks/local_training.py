@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from flwr.app import ConfigRecord
 from benchmarks.baseline import PlainFederation, Plan, paper_cnn
 from benchmarks.measure import Figure, interleave, peak_mib, ratio_of
 from client_app.device import Workbench, workbench
+from client_app.flat_model import multiplies_bfloat16
 from client_app.local_training import local_round, mini_batches, spawn
 from protocol.messages import read_weights, weights_record
 from protocol.streams import torch_seed
@@ -72,6 +73,14 @@ def paper_job(*overrides: str) -> Job:
             ]
         )
     )
+
+
+def precisions() -> dict[str, Job]:
+    """Return the job in each precision that this processor has; elsewhere bfloat16 would run as float32."""
+    jobs = {"float32": paper_job()}
+    if multiplies_bfloat16():
+        jobs["bfloat16"] = paper_job("training.precision=bfloat16")
+    return jobs
 
 
 class EngineSide:
@@ -133,7 +142,7 @@ def device_figures(*, quick: bool) -> list[Figure]:
     """Measure one device's round on one thread of this process, in processor time."""
     repeats = 5 if quick else 15
     keep_freed_memory()
-    jobs = {"float32": paper_job(), "bfloat16": paper_job("training.precision=bfloat16")}
+    jobs = precisions()
     plain = baseline_side(jobs["float32"])
     frozen = baseline_side(jobs["float32"], freeze=True)
     images, labels = plain.data[0]
@@ -181,14 +190,11 @@ def device_figures(*, quick: bool) -> list[Figure]:
 def figures(*, quick: bool, workers: int = 2) -> list[Figure]:
     """Measure rounds of the paper's CNN with ten devices."""
     repeats = 3 if quick else 7
-    jobs = {"float32": paper_job(), "bfloat16": paper_job("training.precision=bfloat16")}
-    with (
-        InProcessGrid("client_app.app:app", DEVICES, workers) as single_grid,
-        InProcessGrid("client_app.app:app", DEVICES, workers) as half_grid,
-    ):
+    jobs = precisions()
+    with ExitStack() as stack:
         engines = {
-            "float32": EngineSide(jobs["float32"], single_grid),
-            "bfloat16": EngineSide(jobs["bfloat16"], half_grid),
+            name: EngineSide(job, stack.enter_context(InProcessGrid("client_app.app:app", DEVICES, workers)))
+            for name, job in jobs.items()
         }
         plain = {
             "plain": baseline_side(jobs["float32"]),
@@ -212,12 +218,12 @@ def figures(*, quick: bool, workers: int = 2) -> list[Figure]:
                 "plain": lambda: plain_round("plain"),
                 "float32": engines["float32"].round,
                 "frozen": lambda: plain_round("frozen"),
-                "bfloat16": engines["bfloat16"].round,
+                **{name: engine.round for name, engine in engines.items()},
             },
             repeats,
         )
     found = []
-    for name in ("float32", "bfloat16"):
+    for name in jobs:
         for against in ("plain", "frozen"):
             ratio, spread = ratio_of(times[against], times[name])
             details: dict[str, object] = {"baseline s per round": round(statistics.median(times[against]), 2)}

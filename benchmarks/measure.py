@@ -104,6 +104,8 @@ def machine_facts() -> dict[str, Any]:
     import numpy
     import torch
 
+    from client_app.flat_model import multiplies_bfloat16
+
     model = platform.processor() or platform.machine()
     try:
         with open("/proc/cpuinfo") as file:
@@ -116,6 +118,7 @@ def machine_facts() -> dict[str, Any]:
         "processor": model,
         "cores": os.cpu_count(),
         "vector_units": torch.backends.cpu.get_cpu_capability(),
+        "bfloat16": "yes" if multiplies_bfloat16() else "no",
         "load_before": round(os.getloadavg()[0], 1),
         "python": platform.python_version(),
         "torch": torch.__version__,
