@@ -71,6 +71,12 @@ def _sent(fleet: LocalFleet, index: int) -> int:
     return len(re.findall(r"Sending: train.*\n.*Sent successfully", text))
 
 
+def _signal(pids: list[int], sign: signal.Signals) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):  # the process of a message that is done
+            os.kill(pid, sign)
+
+
 @pytest.fixture(scope="module")
 def story(tmp_path_factory, disk):
     folder = tmp_path_factory.mktemp("faults")
@@ -114,14 +120,12 @@ def story(tmp_path_factory, disk):
         orders = _orders(fleet, STILL)
         wait(lambda: _orders(fleet, STILL) > orders, "an order for the box that is going to stand still", out)
         still = [fleet.nodes[STILL].pid, *descendants(fleet.nodes[STILL].pid)]
-        for pid in still:
-            os.kill(pid, signal.SIGSTOP)
+        _signal(still, signal.SIGSTOP)
         stopped = rounds(out)
         way.stuck = True
         sent = _sent(fleet, STILL)
         after(1, "the round in which a box stands still")
-        for pid in still:
-            os.kill(pid, signal.SIGCONT)
+        _signal(still, signal.SIGCONT)
         wait(lambda: _sent(fleet, STILL) > sent, "the late reply", out)
         continued = rounds(out)
         way.stuck, way.down, down = False, True, rounds(out)
