@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -30,6 +31,7 @@ _FIRST_WAIT, _LONGEST_WAIT = 1.0, 15.0
 _SETTLED_SECONDS = 60.0
 
 # Exit codes of Flower for what a new start does not mend; argparse ends with 2 for a wrong argument.
+_STOPPING = (signal.SIGTERM, signal.SIGINT)
 _HOPELESS = frozenset({2, 302, 303, 304, 600, 602, 603, 604, 605, 606})
 _START = """
 import os, sys
@@ -107,19 +109,36 @@ def _again_and_again(command: Sequence[str], variables: Mapping[str, str]) -> in
 
 def _run(command: Sequence[str], variables: Mapping[str, str]) -> int:
     """Run the SuperNode to its end, and return Flower's exit code or, without one, the process's."""
-    process = subprocess.Popen(
-        command, env=variables, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
+    # A signal that came between its start and our knowing of it would leave it behind.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
+    try:
+        process = subprocess.Popen(
+            command,
+            env=variables,
+            start_new_session=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            preexec_fn=_unblock,  # noqa: PLW1509  # no other thread runs here
+        )
+    except BaseException:
+        _unblock()
+        raise
     assert process.stdout is not None
     named: list[int] = []
     reader = threading.Thread(target=_pass_on, args=(process.stdout, named), daemon=True)
-    reader.start()
     try:
+        _unblock()
+        reader.start()
         code = process.wait()
     finally:
         end(process)  # what it started holds its pipe and its port
-        reader.join(5.0)
+        if reader.ident is not None:
+            reader.join(5.0)
     return named[-1] if named and code else code
+
+
+def _unblock() -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
 
 
 def _pass_on(stream: IO[bytes], named: list[int]) -> None:
