@@ -131,8 +131,9 @@ def run_job(settings: Settings, overrides: Sequence[str], folder: Path) -> None:
     """Run the job on the engine that it names."""
     log.info("records: %s", folder)
     work = _work(settings, overrides, folder)
-    gc.freeze()  # nothing imported so far is garbage, nor ever looked at again by the worker processes
-    gc.enable()
+    if not gc.isenabled():  # the first job of a sweep: what later ones leave behind is to be collected
+        gc.freeze()  # nothing imported so far is garbage, nor ever looked at again by the worker processes
+        gc.enable()
     work()
 
 
