@@ -3,6 +3,11 @@
 The protocol is that of `client_app.local_training`, with the same mini-batches, masks and numbers within
 float32 rounding. Devices whose steps have equal shapes share a chunk of at most `batch_devices`; what a
 device gets depends on no other device of its chunk, not even on one that diverges.
+
+Devices with fewer samples than a batch need not have equally many: their batches are filled up, to a
+multiple of eight, with samples of weight zero. Nor need the devices of a chunk do the same: those that rank
+weights come first, then the others that share some, last those that share nothing, so that each phase is one
+of the first so many devices.
 """
 
 from __future__ import annotations
@@ -11,7 +16,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -38,8 +43,11 @@ from protocol.training import TrainingSpec
 from task.datasets import ImageData
 from task.split import Split
 
-# What a device does in a round: nothing but personal steps; no pruning; a mask from outside; its own mask.
-_Kind = Literal["silent", "dense", "given", "ranked"]
+# What a device does with the shared part: its own mask, a mask from outside, no pruning, or nothing at all.
+# In the order of a chunk.
+_Kind = Literal["ranked", "given", "dense", "silent"]
+_KINDS: tuple[_Kind, ...] = get_args(_Kind)
+_FILL_TO = 8  # samples: few widths for fleets of all sizes, and little work in vain
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,9 +69,10 @@ class DeviceRound:
     generator: Callable[[], torch.Generator]
     mask: Mask | None = None
 
-    @property
-    def kind(self) -> _Kind:
-        """What kind of round this is for a device that shares its weights."""
+    def kind(self, num_weights: int) -> _Kind:
+        """Return what kind of round this is when `num_weights` can be shared."""
+        if self.num_pruned == num_weights:
+            return "silent"
         if self.num_pruned == 0:
             return "dense"
         return "ranked" if self.mask is None else "given"
@@ -124,7 +133,8 @@ class BatchedTraining:
             ValueError: if the broadcast has the wrong shape.
         """
         start = as_vector("broadcast", broadcast, self._split.shared.size).to(self._device)
-        buckets: dict[tuple[_Kind, int], list[int]] = {}
+        kinds: dict[int, _Kind] = {}
+        buckets: dict[tuple[bool, int], list[int]] = {}
         refused: dict[int, LocalResult | Exception] = {}
         for position, one in enumerate(devices):
             try:
@@ -132,12 +142,12 @@ class BatchedTraining:
             except ValueError as error:
                 refused[position] = error
             else:
-                silent = one.num_pruned == self._split.shared.size
-                key: tuple[_Kind, int] = "silent" if silent else one.kind, self._shape(len(one.samples))
-                buckets.setdefault(key, []).append(position)
+                kinds[position] = one.kind(self._split.shared.size)
+                buckets.setdefault(self._shape(one, kinds[position]), []).append(position)
         if refused:
             yield refused
-        for (kind, _), positions in buckets.items():
+        for positions in buckets.values():
+            positions.sort(key=lambda position: _KINDS.index(kinds[position]))
             for first in range(0, len(positions), self._batch_devices):
                 members = positions[first : first + self._batch_devices]
                 with _exact_products(self._device):
@@ -147,17 +157,21 @@ class BatchedTraining:
                         self._spec,
                         self._data,
                         [devices[member] for member in members],
+                        [kinds[member] for member in members],
                         start,
                         self._protected,
                     )
-                    results = chunk.run(kind)
+                    results = chunk.run()
                 yield dict(zip(members, results, strict=True))
 
-    def _shape(self, num_samples: int) -> int:
+    def _shape(self, one: DeviceRound, kind: _Kind) -> tuple[bool, int]:
         """Return what must be equal for equal shapes in every step."""
-        if self._spec.personal_epochs or self._spec.global_epochs:
-            return num_samples
-        return min(num_samples, self._spec.batch_size)
+        spec, number = self._spec, len(one.samples)
+        # Where both parts train at once, a device that shares nothing takes its personal steps alone.
+        apart = kind == "silent" and spec.algorithm == "simultaneous"
+        if number <= spec.batch_size:
+            return apart, _filled(number, spec.batch_size)
+        return apart, number if spec.personal_epochs or spec.global_epochs else spec.batch_size + 1
 
     def _check(self, one: DeviceRound) -> None:
         if one.samples.ndim != 1 or one.samples.size == 0:
@@ -180,11 +194,13 @@ class _Chunk:
         spec: TrainingSpec,
         data: ImageData,
         devices: Sequence[DeviceRound],
+        kinds: Sequence[_Kind],
         start: torch.Tensor,
         protected: Mask | None,
     ) -> None:
         self._model, self._split, self._spec = model, split, spec
         self._devices, self._start, self._protected = devices, start, protected
+        self._number = {kind: kinds.count(kind) for kind in _KINDS}
         self._samples = _Samples(model, spec, data, devices, start.device)
         # Generators are made only where something is drawn: it costs a tenth of a small device's round.
         draws = not self._samples.whole or spec.importance == "random"
@@ -194,31 +210,38 @@ class _Chunk:
         model.shared.copy_(start)
         model.personal.copy_(_stack([one.personal for one in devices]))
 
-    def run(self, kind: _Kind) -> list[LocalResult | Exception]:
+    def run(self) -> list[LocalResult | Exception]:
         """Train for one round; return each device's result or DivergedError."""
-        spec, model, samples = self._spec, self._model, self._samples
+        spec, samples, number = self._spec, self._samples, self._number
         together = spec.algorithm == "simultaneous"
+        ranked, pruned = number["ranked"], number["ranked"] + number["given"]
+        sharing = pruned + number["dense"]
         importance: torch.Tensor | None = None
         kept: torch.Tensor | None = None
         personal_losses: list[torch.Tensor] = []
         trial_losses: list[torch.Tensor] = []
         global_losses: list[torch.Tensor] = []
         shared: torch.Tensor | None = None
-        if self._split.personal.size and (kind == "silent" or not together):
+        if self._split.personal.size and (not sharing or not together):
             personal_losses = self._train_personal(together)
-        if kind != "silent":
-            trials = spec.importance_steps if kind == "ranked" and spec.importance in NEEDS_GRADIENT else 0
-            model.train_only(shared=True)
+        if sharing:
+            trials = spec.importance_steps if ranked and spec.importance in NEEDS_GRADIENT else 0
+            self._model.train_only(shared=True)
+            self._go_on_with(sharing)
             if not together:
                 samples.cache_features(trials, spec.global_steps, spec.global_epochs)
-            if kind == "ranked":
+            if pruned:
+                kept = torch.ones(sharing, self._start.numel(), dtype=torch.bool, device=self._start.device)
+                kept[ranked:pruned] = self._given(ranked, pruned)
+            if ranked and kept is not None:
+                self._go_on_with(ranked)
                 importance, trial_losses = self._rank(trials)
-                kept = self._select(importance)
-            elif kind == "given":
-                kept = self._given()
+                kept[:ranked] = self._select(importance)
+                self._go_on_with(sharing)
             global_losses, shared = self._train_shared(kept)
             if together and self._split.personal.size:
                 personal_losses = global_losses
+        self._model.use(len(self._devices))
         phases = [(self._model.personal, personal_losses)]
         if shared is not None:
             phases.append((shared, global_losses))
@@ -226,6 +249,11 @@ class _Chunk:
             phases.insert(0, (importance, trial_losses))
         errors = self._errors(phases)
         return self._results(errors, personal_losses, len(trial_losses), global_losses, shared, kept)
+
+    def _go_on_with(self, devices: int) -> None:
+        """Let the coming steps be those of the first so many devices."""
+        self._model.use(devices)
+        self._samples.use(devices)
 
     def _train_personal(self, together: bool) -> list[torch.Tensor]:
         spec, model, samples = self._spec, self._model, self._samples
@@ -235,8 +263,8 @@ class _Chunk:
         samples.cache_features(0, steps, epochs)
         personal = optimizer(model.personal, spec.personal_learning_rate, spec)
         losses = []
-        for inputs, labels in samples.batches(self._streams[0], steps, epochs):
-            losses.append(model.backward(inputs, labels, skip=samples.skip))
+        for batch in samples.batches(self._streams[0], steps, epochs):
+            losses.append(model.backward(*batch, skip=samples.skip))
             personal.step()
         samples.forget_features()
         return losses
@@ -245,14 +273,15 @@ class _Chunk:
         """Return the importance (D, N_u) of the weights from trial steps on u, eq. (20), and the losses."""
         spec, model, start = self._spec, self._model, self._start
         if spec.importance == "random":
-            draws = [torch.rand(start.shape, generator=stream) for stream in self._streams[1]]
+            streams = self._streams[1][: len(model.shared)]
+            draws = [torch.rand(start.shape, generator=stream) for stream in streams]
             return torch.stack(draws).to(start.device), []
         displacement: torch.Tensor | None = None
         losses = []
-        for inputs, labels in self._samples.batches(self._streams[1], steps, None):
+        for batch in self._samples.batches(self._streams[1], steps, None):
             if displacement is not None:
                 torch.add(start, displacement, out=model.shared)
-            losses.append(model.backward(inputs, labels, skip=self._samples.skip))
+            losses.append(model.backward(*batch, skip=self._samples.skip))
             assert model.shared.grad is not None
             if displacement is None:
                 displacement = model.shared.grad.mul(-spec.global_learning_rate)
@@ -271,7 +300,8 @@ class _Chunk:
         masks = np.zeros(importance.shape, dtype=np.bool_)
         weights = self._start.numpy()
         finite = torch.isfinite(importance.sum(1)).tolist()
-        for mask, row, one, well in zip(masks, importance.numpy(), self._devices, finite, strict=True):
+        ranked = self._devices[: len(importance)]
+        for mask, row, one, well in zip(masks, importance.numpy(), ranked, finite, strict=True):
             if well:
                 mask[:] = select_mask(row, weights, one.num_pruned, protected=self._protected)
         return torch.from_numpy(masks)
@@ -281,13 +311,14 @@ class _Chunk:
         return select_masks(
             importance,
             self._start,
-            torch.tensor([one.num_pruned for one in self._devices]).to(where),
+            torch.tensor([one.num_pruned for one in self._devices[: len(importance)]]).to(where),
             protected=None if protected is None else torch.from_numpy(protected).to(where),
         )
 
-    def _given(self) -> torch.Tensor:
-        masks = [one.mask for one in self._devices if one.mask is not None]
-        return torch.from_numpy(np.stack(masks)).to(self._start.device)
+    def _given(self, first: int, end: int) -> torch.Tensor:
+        masks = [one.mask for one in self._devices[first:end] if one.mask is not None]
+        stacked = np.stack(masks) if masks else np.zeros((0, self._start.numel()), np.bool_)
+        return torch.from_numpy(stacked).to(self._start.device)
 
     def _train_shared(self, mask: torch.Tensor | None) -> tuple[list[torch.Tensor], torch.Tensor]:
         """Take masked steps on u from the masked broadcast, eqs. (21), (22); simultaneous: on v, too.
@@ -308,10 +339,10 @@ class _Chunk:
         if both:
             optimizers.append(optimizer(model.personal, spec.personal_learning_rate, spec))
         losses: list[torch.Tensor] = []
-        for inputs, labels in samples.batches(self._streams[2], spec.global_steps, spec.global_epochs):
+        for batch in samples.batches(self._streams[2], spec.global_steps, spec.global_epochs):
             if kept is not None and losses:
                 model.shared.mul_(kept)
-            losses.append(model.backward(inputs, labels, skip=samples.skip))
+            losses.append(model.backward(*batch, skip=samples.skip))
             for one in optimizers:
                 one.step()
         # Fresh tensors: the next chunk overwrites the model's.
@@ -321,15 +352,15 @@ class _Chunk:
         self, phases: Sequence[tuple[torch.Tensor, list[torch.Tensor]]]
     ) -> list[DivergedError | None]:
         """Return, for each device, the error of the first phase that left the finite numbers."""
-        sums = torch.stack([weights.sum(1) for weights, _ in phases])
-        losses = [_by_device(found, len(self._devices)) for _, found in phases]
+        sums = iter(torch.cat([weights.sum(1) for weights, _ in phases]).tolist())
+        losses = [_by_device(found, len(weights)) for weights, found in phases]
         errors: list[DivergedError | None] = [None] * len(self._devices)
-        for phase, values in enumerate(sums.tolist()):
-            for device, value in enumerate(values):
-                if errors[device] is not None or all(map(math.isfinite, (value, *losses[phase][device]))):
+        for (weights, _), of_phase in zip(phases, losses, strict=True):
+            for device, mine in enumerate(of_phase):
+                if all(map(math.isfinite, (next(sums), *mine))) or errors[device] is not None:
                     continue
                 try:
-                    require_finite(phases[phase][0][device].cpu(), losses[phase][device])
+                    require_finite(weights[device].cpu(), mine)
                 except DivergedError as error:
                     errors[device] = error
         return errors
@@ -344,28 +375,29 @@ class _Chunk:
         kept: torch.Tensor | None,
     ) -> list[LocalResult | Exception]:
         count, size = len(self._devices), self._split.shared.size
+        sharing, ranked = 0 if shared is None else len(shared), self._number["ranked"]
         personal = self._model.personal.clone().cpu().numpy()
-        if shared is None:
-            weights = np.zeros((count, size), dtype=np.float32)
-            masks = np.zeros((count, size), dtype=np.bool_)
-        else:
-            weights = shared.cpu().numpy()
-            masks = np.ones((count, size), dtype=np.bool_) if kept is None else kept.cpu().numpy()
-        of_personal, of_global = _by_device(personal_losses, count), _by_device(global_losses, count)
-        return [
-            errors[device]
-            or LocalResult(
-                personal=personal[device],
-                shared=weights[device],
-                mask=masks[device],
-                personal_loss=mean_loss(of_personal[device]),
-                global_loss=mean_loss(of_global[device]),
-                personal_steps=len(personal_losses),
-                importance_steps=trials,
-                global_steps=len(global_losses),
+        weights = np.zeros((0, size), np.float32) if shared is None else shared.cpu().numpy()
+        masks = np.ones((sharing, size), np.bool_) if kept is None else kept.cpu().numpy()
+        no_weights, no_mask = np.zeros(size, np.float32), np.zeros(size, np.bool_)
+        of_personal, of_global = _by_device(personal_losses, count), _by_device(global_losses, sharing)
+        results: list[LocalResult | Exception] = []
+        for device, error in enumerate(errors):
+            shares = device < sharing
+            results.append(
+                error
+                or LocalResult(
+                    personal=personal[device],
+                    shared=weights[device] if shares else no_weights,
+                    mask=masks[device] if shares else no_mask,
+                    personal_loss=mean_loss(of_personal[device]),
+                    global_loss=mean_loss(of_global[device] if shares else []),
+                    personal_steps=len(personal_losses),
+                    importance_steps=trials if device < ranked else 0,
+                    global_steps=len(global_losses) if shares else 0,
+                )
             )
-            for device in range(count)
-        ]
+        return results
 
 
 class _Samples:
@@ -386,31 +418,43 @@ class _Samples:
     ) -> None:
         self._model, self._spec, self._data = model, spec, data
         self._sizes = [len(one.samples) for one in devices]
+        self._devices = len(devices)
         self.whole = max(self._sizes) <= spec.batch_size
         self.skip = 0
         self._features = torch.empty(0)
-        # A shorter row is filled up with samples of its own that no batch asks for.
+        # A shorter row is filled up with samples of its own, which have no weight or are in no batch.
         width = max(self._sizes)
-        rows = [
-            one.samples if len(one.samples) == width else np.resize(one.samples, width) for one in devices
-        ]
-        self._table = torch.from_numpy(np.stack(rows).astype(np.int64, copy=False)).to(where)
+        if self.whole:
+            width = _filled(width, spec.batch_size)
+        rows = np.empty((len(devices), width), np.int64)
+        for row, one in zip(rows, devices, strict=True):
+            row[: len(one.samples)], row[len(one.samples) :] = one.samples, one.samples[0]
+        self._table = torch.from_numpy(rows).to(where)
         self._rows = torch.arange(len(devices), device=where).unsqueeze(1)
         self._labels = data.train_labels[self._table]
-        self._all: torch.Tensor | None = self._images(self._table) if self.whole else None
+        self._all: torch.Tensor | None = None
+        if self.whole:
+            self._all = self._images(self._table)
+            sizes = torch.tensor(self._sizes, device=where).unsqueeze(1)
+            self._shares = (torch.arange(width, device=where) < sizes) / sizes
+
+    def use(self, devices: int) -> None:
+        """Let batches be of the first so many devices."""
+        self._devices = devices
 
     def cache_features(self, trial_steps: int, steps: int, epochs: int | None) -> None:
         """Run the frozen first layers once over all samples if the coming steps would do it more often."""
-        spec, width = self._spec, self._table.shape[1]
-        batch = min(spec.batch_size, *self._sizes)
+        spec, table = self._spec, self._table[: self._devices]
+        width = table.shape[1]
+        batch = width if self.whole else spec.batch_size
         visits = trial_steps * batch + (epochs * width if epochs else steps * batch)
         frozen = self._model.frozen_layers()
         if not frozen or visits <= width:
             return
         features = []
-        slices = torch.split(self._table, max(spec.batch_size, 64), dim=1)
+        slices = torch.split(table, max(spec.batch_size, 64), dim=1)
         for some in slices:
-            images = self._images(some) if self._all is None else self._all
+            images = self._images(some) if self._all is None else self._all[: self._devices]
             features.append(self._model.features(images, frozen))
             if features[0][:, 0].numel() * features[0].element_size() * width > self._cache_bytes():
                 return
@@ -422,26 +466,25 @@ class _Samples:
 
     def batches(
         self, streams: Sequence[torch.Generator], steps: int, epochs: int | None
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Yield the inputs (D, B, ...) and labels (D, B) of successive mini-batches of a phase."""
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """Yield the mini-batches of a phase: inputs (D, B, ...), labels and shares in the loss (D, B)."""
+        devices = slice(self._devices)
         if self.whole:
             inputs = self._features if self.skip else self._all
             assert inputs is not None
             for _ in range(epochs or steps):
-                yield inputs, self._labels
+                yield inputs[devices], self._labels[devices], self._shares[devices]
             return
         one_by_one = [
             mini_batches(size, self._spec.batch_size, stream, steps=steps, epochs=epochs)
-            for size, stream in zip(self._sizes, streams, strict=True)
+            for size, stream in zip(self._sizes[devices], streams[devices], strict=True)
         ]
         for batches in zip(*one_by_one, strict=True):
-            picked = [
-                torch.arange(size) if isinstance(batch, slice) else batch
-                for batch, size in zip(batches, self._sizes, strict=True)
-            ]
-            places = self._rows, torch.stack(picked).to(self._rows.device)
+            picked = torch.stack([batch for batch in batches if isinstance(batch, torch.Tensor)])
+            places = self._rows[devices], picked.to(self._rows.device)
+            labels = self._labels[places]
             inputs = self._features[places] if self.skip else self._images(self._table[places])
-            yield inputs, self._labels[places]
+            yield inputs, labels, torch.full(labels.shape, 1.0 / labels.shape[1], device=labels.device)
 
     def _images(self, indices: torch.Tensor) -> torch.Tensor:
         """Return normalised images with the operations of `ImageData.train`, hence the same numbers."""
@@ -451,6 +494,11 @@ class _Samples:
     def _cache_bytes(self) -> int:
         # On a GPU, 16 times as much: there, a chunk holds many devices, and the memory is meant for them.
         return FEATURE_CACHE_BYTES * (1 if self._rows.device.type == "cpu" else 16)
+
+
+def _filled(number: int, most: int) -> int:
+    """Return the width of the batches of a device whose `number` samples make one batch each."""
+    return min(-(-number // _FILL_TO) * _FILL_TO, most)
 
 
 def _stack(vectors: Sequence[Vector]) -> torch.Tensor:

@@ -95,7 +95,7 @@ class StackedModel:
         self.use(1)
 
     def use(self, devices: int) -> None:
-        """Make room for the copies of so many devices; their weights are undefined until they are set."""
+        """Have so many copies: of fewer than before the first ones; of more, their weights are undefined."""
         if devices == len(self.shared):
             return
         for part in ("personal", "shared"):
@@ -132,12 +132,16 @@ class StackedModel:
             inputs = layer.forward(inputs, keep=False)
         return inputs
 
-    def backward(self, inputs: torch.Tensor, labels: torch.Tensor, *, skip: int = 0) -> torch.Tensor:
-        """Write the gradients of each device's mean cross-entropy into `.grad` of the chosen parts.
+    def backward(
+        self, inputs: torch.Tensor, labels: torch.Tensor, shares: torch.Tensor, *, skip: int = 0
+    ) -> torch.Tensor:
+        """Write the gradients of each device's weighted cross-entropy into `.grad` of the chosen parts.
 
         Args:
             inputs: (D, B, 1, 28, 28) images, or the `features` after the first `skip` layers.
             labels: int64 (D, B).
+            shares: (D, B), weight of each image in its device's loss: 1/n for the mean over n, 0 for an image
+                that only fills up the batch.
             skip: layers that were computed before.
 
         Returns:
@@ -148,10 +152,10 @@ class StackedModel:
             inputs = layer.forward(inputs, keep=position >= first)
         logarithms = torch.log_softmax(_cast(inputs, torch.float32), dim=2)
         truth = labels.unsqueeze(2)
-        losses = logarithms.gather(2, truth).mean(dim=(1, 2)).neg_()
-        share = 1.0 / labels.shape[1]
+        weights = shares.unsqueeze(2)
+        losses = (logarithms.gather(2, truth) * weights).sum(dim=(1, 2)).neg_()
         gradient = logarithms.exp_()
-        gradient.scatter_add_(2, truth, gradient.new_full((), -1.0).expand(truth.shape)).mul_(share)
+        gradient.scatter_add_(2, truth, gradient.new_full((), -1.0).expand(truth.shape)).mul_(weights)
         for position in range(len(self._layers) - 1, first - 1, -1):
             passed = self._layers[position].backward(gradient, passes=position > first)
             if passed is not None:

@@ -48,7 +48,7 @@ def test_losses_and_gradients_equal_autograd(module, trained):
     images = torch.randn(DEVICES, BATCH, 1, 28, 28, generator=generator)
     labels = torch.randint(0, 5, (DEVICES, BATCH), generator=generator)
     stacked.train_only(personal=trained[0], shared=trained[1])
-    losses = stacked.backward(images, labels)
+    losses = stacked.backward(images, labels, torch.full((DEVICES, BATCH), 1 / BATCH))
     for device in range(DEVICES):
         parts = ((split.personal, stacked.personal), (split.shared, stacked.shared))
         parameters = dict(module.named_parameters())
@@ -78,11 +78,12 @@ def test_skipped_layers_give_the_same_gradients():
     stacked.train_only(personal=True)
     assert stacked.frozen_layers() == 0
     stacked.train_only(shared=True)
-    losses, whole = stacked.backward(images, labels), stacked.shared.grad.clone()
+    shares = torch.full((2, 3), 1 / 3)
+    losses, whole = stacked.backward(images, labels, shares), stacked.shared.grad.clone()
     skip = stacked.frozen_layers()
     features = stacked.features(images, skip)
     assert features.shape[:2] == (2, 3)
-    torch.testing.assert_close(stacked.backward(features, labels, skip=skip), losses)
+    torch.testing.assert_close(stacked.backward(features, labels, shares, skip=skip), losses)
     torch.testing.assert_close(stacked.shared.grad, whole)
 
 
