@@ -57,7 +57,10 @@ class MaskedReceiver:
                 raise UploadError(f"the upload keeps {upload.values.size} weights; the plan says {expected}")
             values = self._limited(upload)
             weight = float(report.num_examples) if self._strategy.weighting == "samples" else 1.0
-            self._average.add(values, upload.mask, weight, index=upload.index)
+            if expected == num_weights:
+                self._average.add_dense(values, weight)
+            else:
+                self._average.add(values, upload.mask, weight, index=upload.index)
             wire_bytes = report.payload.size
         elif expected:
             raise UploadError(f"the reply has no upload; the plan says {expected} weights")
@@ -71,7 +74,8 @@ class MaskedReceiver:
         limit = self._strategy.norm_limit
         if math.isinf(limit.norm):
             return upload.values
-        broadcast = self._weights.take(upload.index)
+        whole = upload.num_kept == self._weights.size
+        broadcast = self._weights if whole else self._weights.take(upload.index)
         with np.errstate(over="ignore", invalid="ignore"):
             update = upload.values - broadcast
         kept, norm = limit.apply(update)

@@ -45,6 +45,25 @@ def test_full_masks_give_the_plain_average():
     np.testing.assert_array_equal(result.weights, values.mean(axis=0, dtype=np.float64).astype(np.float32))
 
 
+@pytest.mark.parametrize("shares", [(1.0, 1.0, 1.0), (3.0, 3.0, 3.0), (2.0, 1.0, 5.0)])
+def test_a_device_that_kept_everything_counts_as_one_with_a_full_mask(shares):
+    rng = np.random.default_rng(1)
+    values = rng.standard_normal((3, 1000)).astype(np.float32)
+    masks = rng.random((3, 1000)) < np.array([[0.5], [1.0], [0.3]])
+    expected = _average(values[0], zip(values, masks, strict=True), shares)
+    average = MaskedAverage(1000)
+    average.add(values[0][masks[0]], masks[0], shares[0])
+    average.add_dense(values[1], shares[1])
+    average.add(values[2][masks[2]], masks[2], shares[2])
+    result = average.result(values[0])
+    np.testing.assert_array_equal(result.weights, expected.weights)
+    np.testing.assert_array_equal(result.counts, expected.counts)
+    with pytest.raises(ValueError, match="do not fit"):
+        average.add_dense(values[1, :-1])
+    with pytest.raises(ValueError, match="device_weight"):
+        average.add_dense(values[1], 0.0)
+
+
 def test_sample_weights_are_relative_to_the_keepers():
     masks = np.array([[1, 1], [1, 0]], bool)
     values = np.array([[1, 3], [5, 0]], np.float32)
