@@ -9,6 +9,7 @@ from flwr.common.constant import ErrorCode
 
 from client_app import device, many
 from protocol.messages import DEVICE, METRICS, EvaluateOrder, MessageError, SaveOrder, TrainOrder, TrainReport
+from protocol.parcels import read, reply
 
 app = ClientApp()
 
@@ -16,8 +17,7 @@ app = ClientApp()
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """Train on an order and upload what was kept."""
-    report = device.train(TrainOrder.from_records(message.content), context)
-    return Message(report.to_records(), reply_to=message)
+    return reply(message, device.train(read(message, TrainOrder), context))
 
 
 def train_many(
@@ -32,7 +32,7 @@ def train_many(
     orders: list[TrainOrder | Exception] = []
     for message in messages:
         try:
-            orders.append(TrainOrder.from_records(message.content))
+            orders.append(read(message, TrainOrder))
         except MessageError as error:
             orders.append(error)
     readable = [place for place, order in enumerate(orders) if isinstance(order, TrainOrder)]
@@ -49,7 +49,7 @@ def train_many(
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
     """Test the global part with the device's own personal part."""
-    result = device.test(EvaluateOrder.from_records(message.content), context)
+    result = device.test(read(message, EvaluateOrder), context)
     metrics = MetricRecord(
         {"accuracy": result.accuracy, "loss": result.loss, "num-examples": result.num_samples}
     )
@@ -71,7 +71,7 @@ def save(message: Message, context: Context) -> Message:
 
 def _reply(message: Message, answer: object) -> Message:
     if isinstance(answer, TrainReport):
-        return Message(answer.to_records(), reply_to=message)
+        return reply(message, answer)
     assert isinstance(answer, Exception)
     reason = "".join(traceback.format_exception(answer))
     return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)

@@ -30,7 +30,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -191,15 +191,15 @@ class TrainOrder:
             records[PROBE] = ConfigRecord(dataclasses.asdict(self.probe))
         return records
 
-    @staticmethod
-    def from_records(records: RecordDict) -> TrainOrder:
+    @classmethod
+    def from_records(cls, records: RecordDict) -> Self:
         """Read the content of a train message.
 
         Raises:
             MessageError: if a record or a key is absent or of the wrong type.
         """
         order = _record(records, ORDER, ConfigRecord)
-        return TrainOrder(
+        return cls(
             round=_value(order, "round", int),
             num_pruned=_value(order, "num-pruned", int),
             weights=_record(records, GLOBAL, ArrayRecord),
@@ -230,15 +230,15 @@ class EvaluateOrder:
             }
         )
 
-    @staticmethod
-    def from_records(records: RecordDict) -> EvaluateOrder:
+    @classmethod
+    def from_records(cls, records: RecordDict) -> Self:
         """Read the content of an evaluate message.
 
         Raises:
             MessageError: if a record or a key is absent or of the wrong type.
         """
         order = _record(records, ORDER, ConfigRecord)
-        return EvaluateOrder(
+        return cls(
             round=_value(order, "round", int),
             weights=_record(records, GLOBAL, ArrayRecord),
             **_read_run(records),
@@ -304,8 +304,8 @@ class TrainReport:
             records[UPLOAD] = vector_record("payload", self.payload)
         return records
 
-    @staticmethod
-    def from_records(records: RecordDict) -> TrainReport:
+    @classmethod
+    def from_records(cls, records: RecordDict) -> Self:
         """Read the content of a reply, trusting none of it.
 
         Raises:
@@ -323,7 +323,7 @@ class TrainReport:
         payload = None
         if UPLOAD in records:
             payload = read_array(_record(records, UPLOAD, ArrayRecord), "payload", np.uint8, copy=False)
-        return TrainReport(payload, num_examples, numbers)
+        return cls(payload, num_examples, numbers)
 
 
 @lru_cache(maxsize=8)
@@ -380,18 +380,19 @@ def vector_record(key: str, vector: npt.NDArray[Any]) -> ArrayRecord:
     Flower has NumPy write the header of the ``.npy`` format anew for each array, most of the time that a
     small one takes; here it is remembered.
     """
-    data = _npy_prefix(vector.dtype, vector.size) + vector.tobytes()
+    name, prefix = _npy_prefix(vector.dtype, vector.size)
     record = ArrayRecord()  # made from a dict it would copy the array
-    record[key] = Array(vector.dtype.name, vector.shape, "numpy.ndarray", data)
+    record[key] = Array(name, vector.shape, "numpy.ndarray", prefix + vector.tobytes())
     return record
 
 
 @lru_cache(maxsize=64)
-def _npy_prefix(dtype: np.dtype[Any], size: int) -> bytes:
+def _npy_prefix(dtype: np.dtype[Any], size: int) -> tuple[str, bytes]:
+    """Return the name of a dtype and the header of a vector's file."""
     file = io.BytesIO()
     header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (size,)}
     np.lib.format.write_array_header_1_0(file, header)
-    return file.getvalue()
+    return dtype.name, file.getvalue()
 
 
 _Scalar = TypeVar("_Scalar", bound=np.generic)

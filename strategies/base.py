@@ -31,6 +31,7 @@ from protocol.messages import (
     read_weights,
     weights_record,
 )
+from protocol.parcels import Body, Parcel, read
 from protocol.streams import generator
 from strategies.fleet import Fleet
 from strategies.limits import NormLimit, UploadError
@@ -223,7 +224,7 @@ class WirelessStrategy(Strategy):
                 resume_run=self.resume_run,
                 probe=self.probe(assignment.device),
             )
-            messages.append(self._message(order.to_records(), node, "train", server_round, assignment.device))
+            messages.append(self._message(order, node, "train", server_round, assignment.device, grid))
         return messages
 
     def aggregate_train(
@@ -279,7 +280,7 @@ class WirelessStrategy(Strategy):
                 self._fail(device, "no reply before the round closed")
             return False
         try:
-            report = TrainReport.from_records(reply.content)
+            report = read(reply, TrainReport)
             columns = receiver.add(assignment, report)
         except (MessageError, UploadError) as error:
             self._fail(device, str(error))
@@ -322,7 +323,7 @@ class WirelessStrategy(Strategy):
             self.resume_run,
         )
         return [
-            self._message(order.to_records(), node, "evaluate", server_round, device)
+            self._message(order, node, "evaluate", server_round, device, grid)
             for device in self._evaluated()
             if (node := self.fleet.node_of(device)) is not None
         ]
@@ -391,13 +392,16 @@ class WirelessStrategy(Strategy):
         rng = generator(self.seed, "participation", server_round)
         return sorted(rng.choice(self.fleet.num_devices, self.devices_per_round, replace=False).tolist())
 
-    def _message(self, records: object, node: int, kind: str, server_round: int, device: int) -> Message:
+    def _message(
+        self, order: Body, node: int, kind: str, server_round: int, device: int, grid: Grid
+    ) -> Message:
         # The group names the device too: an error made by the SuperLink for a dead node has the
         # SuperLink as its source, and only the group tells whose it is.
         group = f"{server_round}/{device}"
-        return Message(  # type: ignore[call-overload,no-any-return]
-            records, dst_node_id=node, message_type=kind, group_id=group, ttl=self.message_ttl
-        )
+        address = {"dst_node_id": node, "message_type": kind, "group_id": group, "ttl": self.message_ttl}
+        if getattr(grid, "immediate", False):
+            return Parcel(order, **address)
+        return Message(order.to_records(), **address)  # type: ignore[call-overload,no-any-return]
 
     def _attribute(
         self, replies: Iterable[Message], expected: Set[int], *, training: bool = True

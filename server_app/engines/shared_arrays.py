@@ -8,7 +8,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.shared_memory import SharedMemory
 
-from flwr.app import Array, ArrayRecord, Message
+from flwr.app import Array, Message
+
+from protocol.parcels import array_records
 
 _SHARE_FROM_BYTES = 1 << 15  # below, a copy in each message is cheaper than the block
 
@@ -78,11 +80,10 @@ def _common(messages: Iterable[Message]) -> dict[int, Array]:
     found: dict[int, Array] = {}
     uses: Counter[int] = Counter()
     for message in messages:
-        for record in message.content.values():
-            if isinstance(record, ArrayRecord):
-                for array in record.values():
-                    found[id(array)] = array
-                    uses[id(array)] += 1
+        for record in array_records(message):
+            for array in record.values():
+                found[id(array)] = array
+                uses[id(array)] += 1
     return {i: array for i, array in found.items() if uses[i] > 1 and len(array.data) >= _SHARE_FROM_BYTES}
 
 

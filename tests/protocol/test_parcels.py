@@ -1,0 +1,67 @@
+"""A parcel says what the message of the same body says."""
+
+import pickle
+
+import numpy as np
+import pytest
+from flwr.app import Message
+from flwr.supercore.task_identity import TaskIdentity
+
+from protocol.messages import MessageError, TrainOrder, TrainReport, read_weights, weights_record
+from protocol.parcels import Parcel, array_records, read, reply
+
+ADDRESS = {"dst_node_id": 7, "message_type": "train", "group_id": "1/0"}
+
+
+@pytest.fixture(autouse=True)
+def _sender():
+    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
+
+
+def _order() -> TrainOrder:
+    return TrainOrder(
+        round=3, num_pruned=2, spec="{}", weights=weights_record(np.arange(5, dtype=np.float32))
+    )
+
+
+def _report() -> TrainReport:
+    return TrainReport(np.arange(9, dtype=np.uint8), 4, {"global-loss": 0.5})
+
+
+def test_its_records_are_those_of_the_message_and_its_body_comes_back():
+    order = _order()
+    parcel, message = Parcel(order, **ADDRESS), Message(order.to_records(), **ADDRESS)
+    assert read(parcel, TrainOrder) is order
+    travelled = read(pickle.loads(pickle.dumps(parcel)), TrainOrder)
+    from_records = read(message, TrainOrder)
+    np.testing.assert_array_equal(read_weights(travelled.weights), read_weights(from_records.weights))
+    assert (travelled.round, travelled.num_pruned) == (from_records.round, from_records.num_pruned)
+    assert array_records(parcel) == array_records(message)
+    assert parcel.content == message.content
+    assert parcel.metadata.group_id == message.metadata.group_id
+    assert parcel.has_content()
+    assert not parcel.has_error()
+
+
+def test_a_changed_content_counts():
+    parcel = Parcel(_order(), **ADDRESS)
+    parcel.content["order"]["round"] = 4
+    assert read(parcel, TrainOrder).round == 4
+    parcel.content["order"]["round"] = "four"
+    with pytest.raises(MessageError, match="'round'"):
+        read(parcel, TrainOrder)
+    with pytest.raises(MessageError, match="metrics"):
+        read(Parcel(_order(), **ADDRESS), TrainReport)
+
+
+def test_parcels_answer_parcels_and_messages_answer_messages():
+    for sent, kind in (
+        (Parcel(_order(), **ADDRESS), Parcel),
+        (Message(_order().to_records(), **ADDRESS), Message),
+    ):
+        answer = reply(sent, _report())
+        assert type(answer) is kind
+        assert answer.metadata.src_node_id == 7
+        report = read(answer, TrainReport)
+        assert report.metrics == {"global-loss": 0.5}
+        np.testing.assert_array_equal(report.payload, _report().payload)
