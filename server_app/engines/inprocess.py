@@ -184,15 +184,20 @@ class InProcessGrid(Grid):
         if not self._workers:
             self._app.load()
             self._workers = [Worker(self._app) for _ in range(self._num_workers)]
-        share = _TOGETHER_PER_WORKER if self._together(messages) else _TASKS_PER_WORKER
+        together = self._together(messages)
+        share = _TOGETHER_PER_WORKER if together else _TASKS_PER_WORKER
         waiting = deque(_split(messages, max(1, len(messages) // (share * self._num_workers))))
-        idle = list(self._workers)
+        ahead = 2 if together else 1  # tasks for a worker: one alone takes so long that another may be free
         busy: dict[Connection, Worker] = {}
 
         def feed() -> None:
-            while waiting and idle:
-                worker, task = idle.pop(), waiting.popleft()
-                worker.submit(task, self._states_of(task), block)
+            while waiting:
+                worker = min(self._workers, key=lambda worker: len(worker.tasks))
+                if len(worker.tasks) == ahead:
+                    return
+                if not worker.submit(waiting[0], self._states_of(waiting[0]), block):
+                    return
+                waiting.popleft()
                 busy[worker.connection] = worker
 
         feed()
@@ -213,26 +218,26 @@ class InProcessGrid(Grid):
                         error_replies, again = self._after_death(error)
                         answered |= error_replies
                         waiting.extendleft(again)
-                    if not worker.unanswered:
+                    if not worker.tasks:
                         del busy[cast(Connection, connection)]
-                        idle.append(worker)
                 feed()  # before the caller looks at the replies
                 yield answered
         finally:  # the round has closed, or the caller has left
             for worker in busy.values():
-                late = [_device(message) for message in worker.unanswered]
+                late = [_device(message) for task in worker.tasks for message in task]
                 log.warning("devices %s had not answered when the round closed", late)
                 worker.restart()
 
     def _after_death(self, error: WorkerDiedError) -> tuple[dict[str, Message], list[list[Message]]]:
         """Return an error for the device that killed its process, and the tasks of the others."""
-        lost = error.unanswered
+        lost, again = error.unanswered, error.untouched
         if len(lost) > 1 and self._together(lost):
-            return {}, [[message] for message in lost]  # which one it was shows when each is served alone
+            # Which one it was shows when each is served alone.
+            return {}, [*([message] for message in lost), *again]
         culprit, *others = lost
         reason = f"the process that ran device {_device(culprit)} died (exit code {error.exit_code})"
         reply = Message(Error(ErrorCode.UNKNOWN, reason), reply_to=culprit)
-        return {culprit.metadata.message_id: reply}, [others] if others else []
+        return {culprit.metadata.message_id: reply}, [*again, *([others] if others else [])]
 
     def _keep(self, message: Message, state: bytes | None) -> None:
         if state is not None:

@@ -1,7 +1,8 @@
 """Worker processes of the in-process engine: each serves devices one after the other, or many together.
 
-A task is a list of messages with the states of their devices. The worker answers message by message, so that
-its parent knows whom it was serving if it dies; devices that are trained together it answers together.
+A task is a list of messages with the states of their devices. The worker answers message by message, so
+that its parent knows whom it was serving if it dies; devices that are trained together it answers together,
+and may be given the next task while it is at work, so that it never waits for its parent.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from typing import Any, cast
@@ -28,6 +30,7 @@ from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 
 from server_app.engines.allocator import keep_freed_memory
+from server_app.engines.mailbox import Mailbox
 from server_app.engines.shared_arrays import Block
 
 FIRST_NODE = 1000
@@ -145,12 +148,13 @@ class WorkerDiedError(RuntimeError):
     """A worker process ended before it had answered.
 
     Attributes:
-        unanswered: the messages that it still had, the one that it was serving first.
+        unanswered: the messages of its task that it had not answered, the one that it was serving first.
+        untouched: the tasks that it had not begun.
     """
 
-    def __init__(self, unanswered: Sequence[Message], exit_code: int | None) -> None:
+    def __init__(self, tasks: Iterable[Iterable[Message]], exit_code: int | None) -> None:
         super().__init__(f"the process died (exit code {exit_code})")
-        self.unanswered = list(unanswered)
+        self.unanswered, *self.untouched = [list(task) for task in tasks]
         self.exit_code = exit_code
 
 
@@ -159,11 +163,14 @@ class Worker:
 
     Attributes:
         connection: readable when a reply is there, or the process is gone.
-        unanswered: messages of its task that have no reply yet.
+        tasks: its tasks, the one that it is at work on first; of each, the messages that have no reply yet.
     """
 
     def __init__(self, app: App) -> None:
         self._app = app
+        self._fork = sys.platform == "linux"
+        # Two of each kind: the next task and its answers do not touch those of the last one.
+        self._boxes = [(Mailbox(shared=self._fork), Mailbox(shared=self._fork)) for _ in range(2)]
         self._start()
 
     def _start(self) -> None:
@@ -171,26 +178,50 @@ class Worker:
         # would not carry a pool over. They must have one tracker of shared memory: a worker's own
         # would remove, when the worker dies, what the others still read.
         resource_tracker.ensure_running()
-        method = "fork" if sys.platform == "linux" else "spawn"
+        method = "fork" if self._fork else "spawn"
         context = cast(multiprocessing.context.DefaultContext, multiprocessing.get_context(method))
         self.connection, child = context.Pipe()
         self._process = context.Process(
-            target=_serve, args=(child, self.connection, self._app), daemon=True, name="airflower-worker"
+            target=_serve,
+            args=(child, self.connection, self._app, self._boxes),
+            daemon=True,
+            name="airflower-worker",
         )
         self._process.start()
         child.close()
         self._block = ""
-        self.unanswered: deque[Message] = deque()
+        self._box = 0
+        self.tasks: deque[deque[Message]] = deque()
 
-    def submit(self, messages: Sequence[Message], states: Sequence[bytes], block: Block | None) -> None:
-        """Hand over a task. `states` holds the devices' pickled states, empty for none."""
-        self.unanswered.extend(messages)
-        buffer = io.BytesIO()
-        _Pickler(buffer, block).dump((messages, states))
+    def submit(self, messages: Sequence[Message], states: Sequence[bytes], block: Block | None) -> bool:
+        """Hand over a task, unless it is too large for a worker that is at work.
+
+        Args:
+            messages: at least one.
+            states: the devices' pickled states, empty for none.
+            block: the arrays that messages share.
+
+        Returns:
+            Whether the worker has taken it.
+        """
+        pickler = partial(_Pickler, block=block)
+        size = self._boxes[self._box][0].put((messages, states), pickler)
+        task: bytes | int
+        if size is not None:
+            task = size
+        elif self.tasks:  # it may be writing to the pipe itself, and both would wait for the other
+            return False
+        else:
+            buffer = io.BytesIO()
+            pickler(buffer).dump((messages, states))
+            task = buffer.getvalue()
         new = block if block is not None and block.name != self._block else None
         self._block = block.name if block is not None else self._block
         with suppress(BrokenPipeError, ConnectionResetError):  # it is gone: collect() reports it
-            self.connection.send((new, buffer.getvalue()))
+            self.connection.send((new, self._box, task))
+        self._box = 1 - self._box
+        self.tasks.append(deque(messages))
+        return True
 
     def collect(self) -> list[tuple[Message, Message, bytes | None]]:
         """Return the next messages, each with its reply and the device's new state where it has changed.
@@ -199,13 +230,18 @@ class Worker:
             WorkerDiedError: if the process died; it has then been replaced.
         """
         try:
-            answers = self.connection.recv()
+            box, answers = self.connection.recv()
         except (EOFError, ConnectionResetError, pickle.UnpicklingError):
             self._process.join(5)
-            error = WorkerDiedError(self.unanswered, self._process.exitcode)
+            error = WorkerDiedError(self.tasks, self._process.exitcode)
             self.restart()
             raise error from None
-        return [(self.unanswered.popleft(), reply, state) for reply, state in answers]
+        if box is not None:
+            answers = self._boxes[box][1].take(answers)
+        collected = [(self.tasks[0].popleft(), reply, state) for reply, state in answers]
+        if not self.tasks[0]:
+            self.tasks.popleft()
+        return collected
 
     def restart(self) -> None:
         """Replace the process."""
@@ -222,7 +258,7 @@ class Worker:
 class _Pickler(pickle.Pickler):
     """Pickles messages with a reference in place of each shared array."""
 
-    def __init__(self, file: io.BytesIO, block: Block | None) -> None:
+    def __init__(self, file: Any, *, block: Block | None) -> None:
         super().__init__(file, protocol=pickle.HIGHEST_PROTOCOL)
         self._shared = block.entries if block else {}
         # Asked for arrays only; `persistent_id` would be called for every string and number.
@@ -241,7 +277,9 @@ def _shared_array(identity: int) -> Array:
     return _shared[identity]
 
 
-def _serve(connection: Connection, parent_end: Connection, app: App) -> None:
+def _serve(
+    connection: Connection, parent_end: Connection, app: App, boxes: Sequence[tuple[Mailbox, Mailbox]]
+) -> None:
     """Run in a worker process: answer messages until the parent is gone."""
     parent_end.close()  # inherited; while it is open here, the parent's end of the pipe never closes
     import torch
@@ -253,16 +291,19 @@ def _serve(connection: Connection, parent_end: Connection, app: App) -> None:
     gc.freeze()  # what the fork inherited is not searched for garbage, and so stays shared with the parent
     while True:
         try:
-            block, task = connection.recv()
+            block, box, task = connection.recv()
         except EOFError:
             return
         if block is not None:
             _shared.clear()
             _shared.update(block.read())
-        messages, states = pickle.loads(task)
+        inbox, outbox = boxes[box]
+        messages, states = pickle.loads(task) if isinstance(task, bytes) else inbox.take(task)
         answers = runner.run(messages, states)
         if app.together:
-            connection.send(list(answers))
+            together = list(answers)
+            size = outbox.put(together)
+            connection.send((None, together) if size is None else (box, size))
         else:
             for answer in answers:
-                connection.send([answer])
+                connection.send((None, [answer]))

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from jobs import SMALL, final_weights, run_small
+from jobs import SMALL, final_weights, run_job, run_small
 
 from server_app.engines.inprocess import InProcessGrid
 from server_app.recorder import read_table
@@ -30,9 +30,11 @@ def test_it_repeats_bit_for_bit(tmp_path):
     assert np.array_equal(final_weights(tmp_path / "a"), final_weights(tmp_path / "b"))
 
 
-def test_a_device_that_kills_the_process_of_its_chunk_is_the_only_one_to_fail(tmp_path, monkeypatch):
+@pytest.mark.parametrize("devices", [10, 48])  # in tasks of one and of three, two at a time for a worker
+def test_a_device_that_kills_the_process_of_its_chunk_is_the_only_one_to_fail(tmp_path, monkeypatch, devices):
     monkeypatch.setenv("AIRFLOWER_TEST_FAULTS", "3:die")
-    run_small(tmp_path, TOGETHER, "rounds=2", app="faulty_app:app", workers=2)
+    fleet = (f"fleet.num_devices={devices}", "partition=iid", "rounds=2")
+    run_job(tmp_path, "model=mlp", TOGETHER, *fleet, app="faulty_app:app", workers=2)
     for server_round in ("1", "2"):
         rows = [row for row in read_table(tmp_path / "devices.csv") if row["round"] == server_round]
         assert [row["device"] for row in rows if row["status"] != "ok"] == ["3"]
