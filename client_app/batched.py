@@ -230,14 +230,14 @@ class _Chunk:
             self._go_on_with(sharing)
             if not together:
                 samples.cache_features(trials, spec.global_steps, spec.global_epochs)
-            if pruned:
-                kept = torch.ones(sharing, self._start.numel(), dtype=torch.bool, device=self._start.device)
-                kept[ranked:pruned] = self._given(ranked, pruned)
-            if ranked and kept is not None:
+            if ranked:
                 self._go_on_with(ranked)
                 importance, trial_losses = self._rank(trials)
-                kept[:ranked] = self._select(importance)
+                kept = self._select(importance)
                 self._go_on_with(sharing)
+            if pruned > ranked:
+                given = self._given(ranked, pruned)
+                kept = given if kept is None else torch.cat([kept, given])
             global_losses, shared = self._train_shared(kept)
             if together and self._split.personal.size:
                 personal_losses = global_losses
@@ -317,11 +317,13 @@ class _Chunk:
 
     def _given(self, first: int, end: int) -> torch.Tensor:
         masks = [one.mask for one in self._devices[first:end] if one.mask is not None]
-        stacked = np.stack(masks) if masks else np.zeros((0, self._start.numel()), np.bool_)
-        return torch.from_numpy(stacked).to(self._start.device)
+        return torch.from_numpy(np.stack(masks)).to(self._start.device)
 
     def _train_shared(self, mask: torch.Tensor | None) -> tuple[list[torch.Tensor], torch.Tensor]:
         """Take masked steps on u from the masked broadcast, eqs. (21), (22); simultaneous: on v, too.
+
+        Args:
+            mask: of the first devices; the others prune nothing. None: nobody does.
 
         Returns:
             The losses and the masked weights, (D, N_u).
@@ -331,22 +333,20 @@ class _Chunk:
         model.train_only(shared=True, personal=both)
         # From bytes, the conversion is seven times as fast as from bool.
         kept = None if mask is None else mask.view(torch.uint8).to(torch.float32)
-        if kept is None:
-            model.shared.copy_(self._start)
-        else:
-            torch.mul(self._start, kept, out=model.shared)
+        masked = model.shared[: 0 if kept is None else len(kept)]  # the others still have the broadcast
+        if kept is not None:
+            torch.mul(self._start, kept, out=masked)
         optimizers = [optimizer(model.shared, spec.global_learning_rate, spec)]
         if both:
             optimizers.append(optimizer(model.personal, spec.personal_learning_rate, spec))
         losses: list[torch.Tensor] = []
         for batch in samples.batches(self._streams[2], spec.global_steps, spec.global_epochs):
-            if kept is not None and losses:
-                model.shared.mul_(kept)
             losses.append(model.backward(*batch, skip=samples.skip))
             for one in optimizers:
                 one.step()
-        # Fresh tensors: the next chunk overwrites the model's.
-        return losses, model.shared.clone() if kept is None else model.shared * kept
+            if kept is not None:
+                masked.mul_(kept)
+        return losses, model.shared.clone()  # the next chunk overwrites the model's
 
     def _errors(
         self, phases: Sequence[tuple[torch.Tensor, list[torch.Tensor]]]
@@ -378,7 +378,8 @@ class _Chunk:
         sharing, ranked = 0 if shared is None else len(shared), self._number["ranked"]
         personal = self._model.personal.clone().cpu().numpy()
         weights = np.zeros((0, size), np.float32) if shared is None else shared.cpu().numpy()
-        masks = np.ones((sharing, size), np.bool_) if kept is None else kept.cpu().numpy()
+        masks = [] if kept is None else [*kept.cpu().numpy()]
+        masks += [np.ones(size, np.bool_)] * (sharing - len(masks))
         no_weights, no_mask = np.zeros(size, np.float32), np.zeros(size, np.bool_)
         of_personal, of_global = _by_device(personal_losses, count), _by_device(global_losses, sharing)
         results: list[LocalResult | Exception] = []

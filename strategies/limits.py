@@ -38,7 +38,7 @@ class NormLimit:
             raise ValueError(f"action = {self.action!r}; valid: reject, clip")
 
     def apply(self, update: Vector) -> tuple[Vector, float]:
-        """Return the update, scaled down if it must be, and its norm before.
+        """Return the update, scaled down if it must be, and its norm before; a rough one far below the limit.
 
         Args:
             update: float32, shape (n,).
@@ -46,6 +46,9 @@ class NormLimit:
         Raises:
             UploadError: if a value is not finite, or the norm is above a limit that rejects.
         """
+        rough = float(np.einsum("i,i->", update, update)) ** 0.5  # in float32: a fifth of the time
+        if math.isfinite(rough) and rough <= 0.5 * self.norm:
+            return update, rough
         # In float64: the squares of finite float32 values cannot overflow there. Summed by NumPy itself: BLAS
         # wakes a second thread for a dot product of this length, and waits for it where cores are busy.
         norm = math.sqrt(np.square(update, dtype=np.float64).sum())

@@ -8,6 +8,7 @@ share, such as the broadcast, lie in shared memory. Replies come in the order of
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import time
@@ -15,7 +16,6 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Any, cast
-from uuid import uuid4
 
 from flwr.app import Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 # A worker gets a sixteenth of its share at once: fewer exchanges, and no worker waits long for the last one.
 _TASKS_PER_WORKER = 16
-_TOGETHER_PER_WORKER = 4  # tasks of devices that are trained together: the more at once, the better
+_TOGETHER_PER_WORKER = 2  # tasks of devices that are trained together: the more at once, the better
 
 
 class InProcessGrid(Grid):
@@ -76,6 +76,7 @@ class InProcessGrid(Grid):
         self._num_workers = workers
         self._states = DeviceStates(int(state_memory_mib * 2**20))
         self._pending: dict[str, Message] = {}
+        self._numbers = itertools.count(1)
         self._run: Any = None
         # Both are made when the first messages are there: workers are forks, and what the caller has loaded
         # by then, such as the data set, they need not load again.
@@ -125,7 +126,7 @@ class InProcessGrid(Grid):
         """Accept messages; they are worked on when their replies are pulled."""
         identifiers = []
         for message in messages:
-            identifier = str(uuid4())
+            identifier = str(next(self._numbers))
             message.metadata.__dict__["_message_id"] = identifier
             self._pending[identifier] = message
             identifiers.append(identifier)
