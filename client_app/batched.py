@@ -207,7 +207,7 @@ class _Chunk:
         streams = [spawn(one.generator(), 3) for one in devices] if draws else [[]] * len(devices)
         self._streams = list(zip(*streams, strict=True)) if draws else [(), (), ()]
         model.use(len(devices))
-        model.shared.copy_(start)
+        model.read_shared_from(start)
         model.personal.copy_(_stack([one.personal for one in devices]))
 
     def run(self) -> list[LocalResult | Exception]:
@@ -281,6 +281,7 @@ class _Chunk:
         for batch in self._samples.batches(self._streams[1], steps, None):
             if displacement is not None:
                 torch.add(start, displacement, out=model.shared)
+                model.read_shared_from(None)
             losses.append(model.backward(*batch, skip=self._samples.skip))
             assert model.shared.grad is not None
             if displacement is None:
@@ -333,9 +334,12 @@ class _Chunk:
         model.train_only(shared=True, personal=both)
         # From bytes, the conversion is seven times as fast as from bool.
         kept = None if mask is None else mask.view(torch.uint8).to(torch.float32)
-        masked = model.shared[: 0 if kept is None else len(kept)]  # the others still have the broadcast
+        number = 0 if kept is None else len(kept)
+        masked = model.shared[:number]
         if kept is not None:
             torch.mul(self._start, kept, out=masked)
+        model.shared[number:].copy_(self._start)
+        model.read_shared_from(None)
         optimizers = [optimizer(model.shared, spec.global_learning_rate, spec)]
         if both:
             optimizers.append(optimizer(model.personal, spec.personal_learning_rate, spec))
@@ -346,7 +350,7 @@ class _Chunk:
                 one.step()
             if kept is not None:
                 masked.mul_(kept)
-        return losses, model.shared.clone()  # the next chunk overwrites the model's
+        return losses, model.shared
 
     def _errors(
         self, phases: Sequence[tuple[torch.Tensor, list[torch.Tensor]]]
@@ -376,7 +380,7 @@ class _Chunk:
     ) -> list[LocalResult | Exception]:
         count, size = len(self._devices), self._split.shared.size
         sharing, ranked = 0 if shared is None else len(shared), self._number["ranked"]
-        personal = self._model.personal.clone().cpu().numpy()
+        personal = self._model.hand_over()[0].cpu().numpy()
         weights = np.zeros((0, size), np.float32) if shared is None else shared.cpu().numpy()
         masks = [] if kept is None else [*kept.cpu().numpy()]
         masks += [np.ones(size, np.bool_)] * (sharing - len(masks))
@@ -489,7 +493,9 @@ class _Samples:
 
     def _images(self, indices: torch.Tensor) -> torch.Tensor:
         """Return normalised images with the operations of `ImageData.train`, hence the same numbers."""
-        pixels = self._data.train_images[indices].to(torch.float32)
+        # Three times as fast as indexing.
+        images = self._data.train_images.index_select(0, indices.flatten())
+        pixels = images.view(*indices.shape, *images.shape[1:]).to(torch.float32)
         return pixels.mul_(1.0 / (255.0 * self._data.std)).sub_(self._data.mean / self._data.std)
 
     def _cache_bytes(self) -> int:

@@ -50,7 +50,7 @@ class StackedModel:
 
     Attributes:
         personal, shared: weights, (D, N_v) and (D, N_u), each with its `.grad` of the same shape; they are
-            rebound by `use`, else changed in place only.
+            rebound by `use` and `hand_over`, else changed in place only.
     """
 
     def __init__(
@@ -90,28 +90,53 @@ class StackedModel:
             for name, layer in module.named_children()
             if not getattr(layer, "only_layout", False)
         ]
-        self._storage: dict[Part, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._weights: dict[Part, torch.Tensor] = {}
+        self._gradients: dict[Part, torch.Tensor] = {}
+        self._common: torch.Tensor | None = None
         self.personal = self.shared = torch.empty(0)
         self.use(1)
 
     def use(self, devices: int) -> None:
         """Have so many copies: of fewer than before the first ones; of more, their weights are undefined."""
-        if devices == len(self.shared):
-            return
-        for part in ("personal", "shared"):
-            size = (self._split.personal if part == "personal" else self._split.shared).size
-            if part not in self._storage or len(self._storage[part][0]) < devices:
-                empty = torch.zeros(devices, size, device=self._device)
-                self._storage[part] = empty, torch.zeros_like(empty)
-            weights, gradients = (matrix[:devices] for matrix in self._storage[part])
-            weights.grad = gradients
-            setattr(self, part, weights)
+        if devices != len(self.shared):
+            self.personal, self.shared = self._rows("personal", devices), self._rows("shared", devices)
+            self._bind()
+
+    def read_shared_from(self, vector: torch.Tensor | None) -> None:
+        """Let all copies have one shared part (N_u,), of which their gradients are; None: each has its own.
+
+        What is read once for all copies stays in the cache.
+        """
+        self._common = vector
+        self._bind()
+
+    def hand_over(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the personal and shared weights for good; the model takes new memory at its next `use`."""
+        weights = self.personal, self.shared
+        self.personal = self.shared = torch.empty(0)
+        self._weights.clear()
+        return weights
+
+    def _rows(self, part: Part, devices: int) -> torch.Tensor:
+        size = (self._split.personal if part == "personal" else self._split.shared).size
+        for matrices in (self._weights, self._gradients):
+            if part not in matrices or len(matrices[part]) < devices:
+                matrices[part] = torch.empty(devices, size, device=self._device)
+        weights = self._weights[part][:devices]
+        weights.grad = self._gradients[part][:devices]
+        return weights
+
+    def _bind(self) -> None:
+        devices = len(self.shared)
         for parameter in self._parameters:
             weights = self.personal if parameter.part == "personal" else self.shared
             assert weights.grad is not None
             shape = (devices, *parameter.shape)
-            parameter.value = weights[:, parameter.place].view(shape)
             parameter.gradient = weights.grad[:, parameter.place].view(shape)
+            if parameter.part == "shared" and self._common is not None:
+                parameter.value = self._common[parameter.place].view(parameter.shape).expand(shape)
+            else:
+                parameter.value = weights[:, parameter.place].view(shape)
 
     def train_only(self, *, personal: bool = False, shared: bool = False) -> None:
         """Choose the parts that `backward` differentiates; nothing is computed for the other's sake."""

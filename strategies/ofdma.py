@@ -61,6 +61,9 @@ class OfdmaCell:
     when_infeasible: WhenInfeasible = "relax"
 
 
+_STATUS_NAMES = {int(status): status.name.lower() for status in AllocationStatus}
+
+
 @dataclass(frozen=True)
 class _Slot:
     """What a device's part in the round costs; an upload that keeps other than planned is not taken."""
@@ -108,7 +111,8 @@ class OfdmaStrategy(WirelessStrategy):
         rate = self._rate(allocation.bandwidth_fraction, gain)
         num_pruned = prune_counts(allocation.pruning_ratio, self.num_weights)
         kept = self.num_weights - num_pruned
-        bits = [self._charged_bits(number) for number in kept.tolist()]
+        charged = {number: self._charged_bits(number) for number in set(kept.tolist())}
+        bits = [charged[number] for number in kept.tolist()]
         latency = device_latency(
             cell.fixed_time[chosen], cell.compute_time[chosen], kept / self.num_weights, bits, rate
         ).tolist()
@@ -120,7 +124,7 @@ class OfdmaStrategy(WirelessStrategy):
             (10 * np.log10(gain)).tolist(),
             allocation.bandwidth_fraction.tolist(),
             allocation.pruning_ratio.tolist(),
-            (AllocationStatus(status).name.lower() for status in allocation.status.tolist()),
+            map(_STATUS_NAMES.__getitem__, allocation.status.tolist()),
             latency,
             strict=True,
         )
