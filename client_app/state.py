@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 from flwr.app import ArrayRecord, Context
 
-from protocol.messages import read_array, vector_record
+from protocol.messages import read_array, replace_vector, vector_record
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +40,10 @@ class StateError(RuntimeError):
 
 def remember(context: Context, personal: Personal) -> None:
     """Keep the personal part, float32 of shape (N_v,), in the device's Context for the next round."""
-    context.state[_RECORD] = vector_record("weights", personal)
+    record = context.state.get(_RECORD)
+    array = record.get("weights") if isinstance(record, ArrayRecord) else None
+    if array is None or not replace_vector(array, personal):
+        context.state[_RECORD] = vector_record("weights", personal)
 
 
 def recall(context: Context) -> Personal | None:
