@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from scipy.sparse import _sparsetools
 
 _BLOCK = 1 << 15  # weights at once: their sums, and the positions and values of one device, fit the cache
 _FLUSH = 255  # uploads that a byte can count
@@ -30,6 +31,26 @@ class AverageResult:
         return float(np.count_nonzero(self.counts == 0) / self.counts.size)
 
 
+class Positions:
+    """Where a mask is True, block by block: found once for all that is to be done with an upload.
+
+    Args:
+        mask: bool, shape (N,).
+    """
+
+    def __init__(self, mask: npt.NDArray[np.bool_]) -> None:
+        self.mask = mask
+        self._blocks = list(_find(mask))
+
+    def __iter__(self) -> Iterator[tuple[slice, npt.NDArray[np.intp]]]:
+        """Yield slices of the weights and the positions in them."""
+        return iter(self._blocks)
+
+    def take(self, vector: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Return ``vector[mask]``."""
+        return np.concatenate([vector[block].take(positions) for block, positions in self])
+
+
 class MaskedAverage:
     """Streaming masked mean: memory O(weights), whatever the number of devices.
 
@@ -51,7 +72,7 @@ class MaskedAverage:
         mask: npt.NDArray[np.bool_],
         device_weight: float = 1.0,
         *,
-        index: npt.NDArray[np.intp] | None = None,
+        positions: Positions | None = None,
     ) -> None:
         """Add one device's retained weights.
 
@@ -59,26 +80,28 @@ class MaskedAverage:
             values: retained weights in ascending position, shape (count_nonzero(mask),).
             mask: True where the device kept the weight, shape (N,).
             device_weight: weight of the device in the mean, positive.
-            index: ``np.flatnonzero(mask)`` where the caller has it already, so that it is not found again.
+            positions: of this mask, where the caller has them already, so that they are not found again.
 
         Raises:
             ValueError: if shapes do not match or `device_weight` is not positive.
         """
-        if mask.shape != self._sum.shape or values.shape != (np.count_nonzero(mask),):
+        kept = int(np.count_nonzero(mask))
+        if mask.shape != self._sum.shape or values.shape != (kept,):
             raise ValueError(
-                f"values of shape {values.shape} and a mask of shape {mask.shape} with "
-                f"{np.count_nonzero(mask)} kept do not fit {self._sum.size} weights"
+                f"values of shape {values.shape} and a mask of shape {mask.shape} with {kept} kept "
+                f"do not fit {self._sum.size} weights"
             )
+        if positions is not None and positions.mask is not mask:
+            raise ValueError("the positions are those of another mask")
         self._weigh(device_weight)
-        for block, positions, kept in _blocks(mask, values) if index is None else _slices(index, values):
-            addend = self._addend[: kept.size]
-            addend[...] = kept
-            if device_weight != 1.0:
-                addend *= device_weight
-            # Positions are unique; add.at just reads and writes less than sum[positions] += addend.
-            np.add.at(self._sum[block], positions, addend)
+        taken = 0
+        for block, places in _find(mask) if positions is None else positions:
+            addend = self._addend[: places.size]
+            addend[...] = values[taken : taken + places.size]
+            _scatter_add(self._sum[block], places, addend, device_weight)
             if self._share is not None:
-                np.add.at(self._share[block], positions, device_weight)
+                self._share[block][places] += device_weight
+            taken += places.size
         self._count(mask.view(np.uint8))
 
     def add_dense(self, values: npt.NDArray[np.float32], device_weight: float = 1.0) -> None:
@@ -130,21 +153,23 @@ class MaskedAverage:
         self._recent_uploads = 0
 
 
-_Piece = tuple[slice, npt.NDArray[np.intp], npt.NDArray[np.float32]]
-
-
-def _blocks(mask: npt.NDArray[np.bool_], values: npt.NDArray[np.float32]) -> Iterator[_Piece]:
-    """Yield blocks of weights, the kept positions in them, and their values."""
-    taken = 0
+def _find(mask: npt.NDArray[np.bool_]) -> Iterator[tuple[slice, npt.NDArray[np.intp]]]:
+    """Yield blocks of weights and the positions in them at which the mask is True."""
     for start in range(0, mask.size, _BLOCK):
-        block = slice(start, start + _BLOCK)
-        (positions,) = mask[block].nonzero()
-        yield block, positions, values[taken : taken + positions.size]
-        taken += positions.size
+        block = slice(start, min(start + _BLOCK, mask.size))
+        yield block, mask[block].nonzero()[0]
 
 
-def _slices(index: npt.NDArray[np.intp], values: npt.NDArray[np.float32]) -> Iterator[_Piece]:
-    """Yield known positions, counted from the first weight, and their values in pieces."""
-    for start in range(0, index.size, _BLOCK):
-        piece = slice(start, start + _BLOCK)
-        yield slice(None), index[piece], values[piece]
+def _scatter_add(
+    total: npt.NDArray[np.float64],
+    positions: npt.NDArray[np.intp],
+    addend: npt.NDArray[np.float64],
+    factor: float,
+) -> None:
+    """Do ``total[positions] += factor * addend`` for distinct positions, which must be valid.
+
+    It is the product of a sparse matrix of one column with a number. SciPy's own loop for it takes two thirds
+    of the time of ``np.add.at``, which looks at every position twice more.
+    """
+    ends = np.array([0, positions.size], dtype=positions.dtype)
+    _sparsetools.csc_matvec(total.size, 1, ends, positions, addend, np.array([factor]), total)

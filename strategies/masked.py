@@ -10,7 +10,7 @@ import numpy as np
 
 from protocol.messages import TrainReport
 from radio import payload
-from strategies.averaging import MaskedAverage
+from strategies.averaging import MaskedAverage, Positions
 from strategies.base import Assignment, RoundPlan, Weights
 from strategies.limits import NormLimit, UploadError
 from strategies.records import Value
@@ -55,12 +55,13 @@ class MaskedReceiver:
                 raise UploadError(str(error)) from error
             if upload.values.size != expected:
                 raise UploadError(f"the upload keeps {upload.values.size} weights; the plan says {expected}")
-            values = self._limited(upload)
             weight = float(report.num_examples) if self._strategy.weighting == "samples" else 1.0
             if expected == num_weights:
-                self._average.add_dense(values, weight)
+                self._average.add_dense(self._limited(upload.values, self._weights), weight)
             else:
-                self._average.add(values, upload.mask, weight, index=upload.index)
+                positions = Positions(upload.mask)
+                values = self._limited(upload.values, positions.take(self._weights))
+                self._average.add(values, upload.mask, weight, positions=positions)
             wire_bytes = report.payload.size
         elif expected:
             raise UploadError(f"the reply has no upload; the plan says {expected} weights")
@@ -70,16 +71,15 @@ class MaskedReceiver:
         self._latencies[assignment.device] = float(columns.get("latency_s") or 0.0)
         return {**columns, "wire_bytes": wire_bytes}
 
-    def _limited(self, upload: payload.Payload) -> Weights:
+    def _limited(self, values: Weights, broadcast: Weights) -> Weights:
+        """Return a device's weights within the limit on its update of what it was sent."""
         limit = self._strategy.norm_limit
         if math.isinf(limit.norm):
-            return upload.values
-        whole = upload.num_kept == self._weights.size
-        broadcast = self._weights if whole else self._weights.take(upload.index)
+            return values
         with np.errstate(over="ignore", invalid="ignore"):
-            update = upload.values - broadcast
+            update = values - broadcast
         kept, norm = limit.apply(update)
-        return upload.values if norm <= limit.norm else broadcast + kept
+        return values if norm <= limit.norm else broadcast + kept
 
     def finish(self) -> tuple[Weights, Mapping[str, Value]]:
         """Average, and sum up the round."""

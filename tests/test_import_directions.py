@@ -14,7 +14,7 @@ ALLOWED = {
     "task": {"torch", "torchvision", "numpy", "sklearn", "PIL"},
     "protocol": {"numpy", "flwr"},
     "client_app": {"flwr", "torch", "numpy", "task", "protocol", "radio.payload"},
-    "strategies": {"flwr", "numpy", "radio", "protocol"},
+    "strategies": {"flwr", "numpy", "scipy", "radio", "protocol"},
 }
 
 

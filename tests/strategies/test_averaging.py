@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from strategies.averaging import MaskedAverage
+from strategies.averaging import MaskedAverage, Positions
 
 
 def _average(previous, uploads, shares=None):
@@ -95,16 +95,20 @@ def test_uploads_that_do_not_fit_are_refused():
         average.add(np.zeros(1, np.float32), mask)
     with pytest.raises(ValueError, match="device_weight = 0"):
         average.add(np.zeros(2, np.float32), mask, 0.0)
+    with pytest.raises(ValueError, match="another mask"):  # nothing checks positions where they are used
+        average.add(np.zeros(2, np.float32), mask, positions=Positions(np.ones(5, np.bool_)))
 
 
 @pytest.mark.parametrize("share", [1.0, 3.0])
 def test_known_positions_change_nothing(share):
     rng = np.random.default_rng(1)
-    previous = np.zeros(200_000, np.float32)
+    previous = rng.standard_normal(200_000).astype(np.float32)
     found, known = MaskedAverage(previous.size), MaskedAverage(previous.size)
     for device_weight in (1.0, share):
         mask = rng.random(previous.size) < 0.5
         values = rng.standard_normal(np.count_nonzero(mask)).astype(np.float32)
         found.add(values, mask, device_weight)
-        known.add(values, mask, device_weight, index=np.flatnonzero(mask))
+        positions = Positions(mask)
+        np.testing.assert_array_equal(positions.take(previous), previous[mask])
+        known.add(values, mask, device_weight, positions=positions)
     np.testing.assert_array_equal(found.result(previous).weights, known.result(previous).weights)
