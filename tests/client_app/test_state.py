@@ -38,6 +38,17 @@ def test_a_restart_finds_the_part_of_the_last_round(tmp_path):
     assert found.set_aside == 0
 
 
+def test_a_later_part_takes_the_place_of_an_earlier_one():
+    context = _context()
+    first = None
+    for part in (PART, 2 * PART, PART[:3]):
+        _places(context).keep(part)
+        found = _places(context).recover(7).personal
+        assert np.array_equal(found, part)
+        first = found if first is None else first
+    assert np.array_equal(first, PART)  # what was handed out does not change
+
+
 def test_neither_another_run_nor_another_device_finds_it(tmp_path):
     _places(_context(tmp_path)).keep(PART)
     assert _places(_context(tmp_path), run="b").recover(7).personal is None
