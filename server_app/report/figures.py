@@ -39,6 +39,7 @@ DASHES: tuple[Any, ...] = (
     (0, (2, 3)),
 )
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", "*")
+_PANEL_LETTERS = 66  # of a legend's size that fit beside each other into a panel
 HATCHES = ("", "//", "..", "xx", "\\\\", "++", "oo", "--", "**")
 
 
@@ -141,7 +142,9 @@ def _legends(figure: Any, drawn: Sequence[tuple[Any, Panel]], report: Report) ->
         return
     for axis, handles, labels, title in entries:
         below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.16)}  # inside, many entries hide the lines
-        axis.legend(handles, labels, title=title, title_fontsize=8, ncols=min(len(labels), 3), **below)
+        # A legend that is wider than its panel would squeeze the panel.
+        columns = max(1, min(len(labels), 3, _PANEL_LETTERS // (max(map(len, labels)) + 7)))
+        axis.legend(handles, labels, title=title, title_fontsize=8, ncols=columns, **below)
 
 
 def _lines(runs: Sequence[Run], keys: Sequence[str]) -> list[tuple[str, list[Run], dict[str, Any]]]:
@@ -245,8 +248,9 @@ def _bar(axis: Any, panel: Panel, runs: Sequence[Run], keys: Sequence[str]) -> N
                     f"{numbers.mean():.3g}", (place, numbers.mean()), ha="center", va="bottom", fontsize=7.5,
                     xytext=(0, 3), textcoords="offset points",
                 )  # fmt: skip
-    tilt = {"rotation": 25, "ha": "right"} if len(names) > 3 else {}
-    axis.set_xticks(range(len(names)), [show(name) for name in names], **tilt)
+    shown = [show(name) for name in names]
+    tilt = {"rotation": 25, "ha": "right"} if sum(map(len, shown)) > _PANEL_LETTERS // 2 else {}
+    axis.set_xticks(range(len(names)), shown, **tilt)
     axis.grid(visible=False, axis="x")
     axis.margins(y=0.12)
     if all(isinstance(name, int | float) for name in names):
