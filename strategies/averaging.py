@@ -126,9 +126,9 @@ class MaskedAverage:
         """Return the mean over the keepers; weights without a keeper keep their `previous` value."""
         self._flush()
         share = self._share if self._share is not None else self._counts * (self._device_weight or 1.0)
-        with np.errstate(invalid="ignore"):  # 0/0 where nobody kept the weight
-            mean = self._sum / share
-        weights = np.where(self._counts > 0, mean, previous).astype(np.float32)
+        with np.errstate(invalid="ignore", over="ignore"):  # 0/0 where nobody kept the weight
+            mean = (self._sum / share).astype(np.float32)
+        weights = np.where(self._counts > 0, mean, previous)
         return AverageResult(weights, self._counts)
 
     def _weigh(self, device_weight: float) -> None:
