@@ -39,7 +39,7 @@ DASHES: tuple[Any, ...] = (
     (0, (2, 3)),
 )
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", "*")
-_PANEL_LETTERS = 66  # of a legend's size that fit beside each other into a panel
+_PANEL_LETTERS = 58  # of a legend's size that fit beside each other into a panel
 HATCHES = ("", "//", "..", "xx", "\\\\", "++", "oo", "--", "**")
 
 
