@@ -97,7 +97,7 @@ class EngineSide:
         """Run one round."""
         self._number += 1
         orders = self._strategy.configure_train(self._number, self.arrays, ConfigRecord(), self._grid)
-        replies = self._grid.send_and_receive(list(orders), timeout=600)
+        replies = self._grid.send_and_receive(orders, timeout=600)
         updated, _ = self._strategy.aggregate_train(self._number, replies)
         assert updated is not None
         self.arrays = updated

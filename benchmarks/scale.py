@@ -48,10 +48,10 @@ def _fleet(devices: int, rounds: int) -> tuple[list[float], float, float]:
         discovery = time.perf_counter() - start
         for number in range(1, rounds + 1):
             start = time.perf_counter()
-            orders = list(strategy.configure_train(number, arrays, ConfigRecord(), grid))
+            orders = strategy.configure_train(number, arrays, ConfigRecord(), grid)
             updated, _ = strategy.aggregate_train(number, grid.send_and_receive(orders, timeout=600))
             arrays = updated or arrays
-            orders = list(strategy.configure_evaluate(number, arrays, ConfigRecord(), grid))
+            orders = strategy.configure_evaluate(number, arrays, ConfigRecord(), grid)
             strategy.aggregate_evaluate(number, grid.send_and_receive(orders, timeout=600))
             seconds.append(time.perf_counter() - start)
         memory = peak_mib() + sum(peak_mib(child.pid) for child in active_children() if child.pid)

@@ -7,8 +7,8 @@ somebody asks for them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Protocol, Self, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 from flwr.app import ArrayRecord, Message, RecordDict
 
@@ -33,6 +33,7 @@ class Body(Protocol):
 
 
 _Body = TypeVar("_Body", bound=Body)
+_Item = TypeVar("_Item")
 
 
 class Parcel(Message):
@@ -63,6 +64,26 @@ class Parcel(Message):
     @content.setter
     def content(self, content: RecordDict) -> None:
         self.__dict__.update(_content=content, _body=None)
+
+
+class LazyMessages(Generic[_Item]):
+    """Messages, an iterable with a length, that are made as they are asked for.
+
+    Args:
+        make: makes a message of an item.
+        items: one for each message.
+    """
+
+    def __init__(self, make: Callable[[_Item], Message], items: Sequence[_Item]) -> None:
+        self._make, self._items = make, items
+
+    def __iter__(self) -> Iterator[Message]:
+        """Make the messages, one after the other."""
+        return map(self._make, self._items)
+
+    def __len__(self) -> int:
+        """Return their number, for which none is made."""
+        return len(self._items)
 
 
 def array_records(message: Message) -> Sequence[ArrayRecord]:

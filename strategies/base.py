@@ -31,7 +31,7 @@ from protocol.messages import (
     read_weights,
     weights_record,
 )
-from protocol.parcels import Body, Parcel, read
+from protocol.parcels import Body, LazyMessages, Parcel, read
 from protocol.streams import generator
 from strategies.fleet import Fleet
 from strategies.limits import NormLimit, UploadError
@@ -195,7 +195,10 @@ class WirelessStrategy(Strategy):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Plan the round and return one train order per device that takes part."""
+        """Plan the round and return one train order per device that takes part.
+
+        The orders are written as they are asked for: the first devices work while the last are still to come.
+        """
         self.log = RoundLog(server_round)
         self._weights = read_weights(arrays)
         self.fleet.refresh(grid)
@@ -206,14 +209,18 @@ class WirelessStrategy(Strategy):
         self.log.columns.update(self._plan.columns)
         broadcast = weights_record(self._weights)
         mask = None if self._plan.mask is None else mask_record(self._plan.mask)
-        messages = []
+        present: list[tuple[Assignment, int]] = []
         for assignment in self._plan.assignments:
             self.log.device(assignment.device, {"status": "failed", **assignment.columns})
             node = self.fleet.node_of(assignment.device)
             if node is None:
                 self._fail(assignment.device, NOT_CONNECTED)
-                continue
-            order = TrainOrder(
+            else:
+                present.append((assignment, node))
+
+        def order(to: tuple[Assignment, int]) -> Message:
+            assignment, node = to
+            what = TrainOrder(
                 round=server_round,
                 num_pruned=assignment.num_pruned,
                 spec=self.spec,
@@ -224,8 +231,9 @@ class WirelessStrategy(Strategy):
                 resume_run=self.resume_run,
                 probe=self.probe(assignment.device),
             )
-            messages.append(self._message(order, node, "train", server_round, assignment.device, grid))
-        return messages
+            return self._message(what, node, "train", server_round, assignment.device, grid)
+
+        return LazyMessages(order, present)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]

@@ -95,11 +95,11 @@ def exchange(grid: Grid, messages: Iterable[Message], timeout: float) -> Iterabl
         messages: to send; none sends nothing.
         timeout: seconds after which the round closes with whoever has answered.
     """
+    if getattr(grid, "immediate", False):
+        return grid.send_and_receive(messages, timeout=timeout)
     outgoing = list(messages)
     if not outgoing:
         return []
-    if getattr(grid, "immediate", False):
-        return grid.send_and_receive(outgoing, timeout=timeout)
     deadline = time.monotonic() + timeout
     # An identifier is None where the SuperLink did not take the message: its node has just left.
     sent = [identifier for identifier in grid.push_messages(outgoing) if identifier]

@@ -13,7 +13,7 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from multiprocessing.connection import Connection, wait
 from typing import Any, cast
 
@@ -126,15 +126,15 @@ class InProcessGrid(Grid):
         """Accept messages; they are worked on when their replies are pulled."""
         identifiers = []
         for message in messages:
-            identifier = str(next(self._numbers))
-            message.metadata.__dict__["_message_id"] = identifier
+            identifier = self._number(message)
             self._pending[identifier] = message
             identifiers.append(identifier)
         return identifiers
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Work on pushed messages and yield their replies."""
-        return self._process([self._pending.pop(i) for i in list(message_ids) if i in self._pending], None)
+        found = [self._pending.pop(i) for i in list(message_ids) if i in self._pending]
+        return self._process(found, len(found), None)
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
@@ -142,63 +142,93 @@ class InProcessGrid(Grid):
         """Work on messages and yield the replies that are there within `timeout` seconds.
 
         A reply comes as soon as it and those to the messages before it are there; work goes on while the
-        caller looks at it. Nothing is done before the first is asked for.
+        caller looks at it. Nothing is done before the first is asked for. Work also begins before the last
+        message is there, if `messages` has a length.
         """
-        identifiers = self.push_messages(messages)
-        return self._process([self._pending.pop(i) for i in identifiers], timeout)
+        if not isinstance(messages, Sized):
+            messages = list(messages)
+        return self._process(messages, len(messages), timeout)
+
+    def _number(self, message: Message) -> str:
+        """Return the identifier of a message; the first time it gets one."""
+        if not message.metadata.message_id:
+            message.metadata.__dict__["_message_id"] = str(next(self._numbers))
+        return message.metadata.message_id
 
     # Execution ---------------------------------------------------------------------------------
 
-    def _process(self, messages: list[Message], timeout: float | None) -> Iterator[Message]:
-        if not messages:
+    def _process(self, messages: Iterable[Message], number: int, timeout: float | None) -> Iterator[Message]:
+        if not number:
             return
         deadline = None if timeout is None else time.monotonic() + timeout
+        coming = iter(messages)
+        first = next(coming)
+        together = self._app.together and first.metadata.message_type == TRAIN
+        coming = itertools.chain([first], coming)
         if self._num_workers == 1:
-            yield from self._process_here(messages, deadline)
+            yield from self._process_here(_tasks(coming, number if together else 1), deadline)
             return
-        waiting, replies = deque(messages), dict[str, Message]()
-        with shared_arrays(messages) as block:
-            for answered in self._process_in_workers(messages, block, deadline):
-                replies.update(answered)
-                while waiting and waiting[0].metadata.message_id in replies:
-                    yield replies.pop(waiting.popleft().metadata.message_id)
-        for message in waiting:
-            if message.metadata.message_id in replies:
-                yield replies.pop(message.metadata.message_id)
+        share = _TOGETHER_PER_WORKER if together else _TASKS_PER_WORKER
+        size = max(1, number // (share * self._num_workers))
+        head = [*itertools.islice(coming, max(size, 2))]  # what these share, all do
+        waiting, replies = deque[str](), dict[str, Message]()
 
-    def _process_here(self, messages: list[Message], deadline: float | None) -> Iterator[Message]:
+        def tasks() -> Iterator[list[Message]]:
+            for task in _tasks(itertools.chain(head, coming), size):
+                waiting.extend(map(self._number, task))
+                yield task
+
+        with shared_arrays(head) as block:
+            for answered in self._process_in_workers(tasks(), block, deadline, ahead=2 if together else 1):
+                replies.update(answered)
+                while waiting and waiting[0] in replies:
+                    yield replies.pop(waiting.popleft())
+        for identifier in waiting:
+            if identifier in replies:
+                yield replies.pop(identifier)
+
+    def _process_here(self, tasks: Iterable[list[Message]], deadline: float | None) -> Iterator[Message]:
         if self._runner is None:
             keep_freed_memory()
             self._runner = Runner(self._app)
-        for task in _split(messages, len(messages) if self._together(messages) else 1):
+        for task in tasks:
             if deadline is not None and time.monotonic() > deadline:
                 return
+            for message in task:
+                self._number(message)
             answers = self._runner.run(task, self._states_of(task))
             for message, (reply, state) in zip(task, answers, strict=True):
                 self._keep(message, state)
                 yield reply
 
     def _process_in_workers(
-        self, messages: list[Message], block: Block | None, deadline: float | None
+        self, tasks: Iterator[list[Message]], block: Block | None, deadline: float | None, *, ahead: int
     ) -> Iterator[dict[str, Message]]:
-        """Yield replies by the message that they answer, as they come."""
+        """Yield replies by the message that they answer, as they come.
+
+        Args:
+            tasks: each for one worker, begun as soon as it is there.
+            block: the arrays that messages share.
+            deadline: after which no reply is waited for.
+            ahead: tasks for a worker at once; more than one if they are so short that waiting would show.
+        """
         if not self._workers:
             self._app.load()
             self._workers = [Worker(self._app) for _ in range(self._num_workers)]
-        together = self._together(messages)
-        share = _TOGETHER_PER_WORKER if together else _TASKS_PER_WORKER
-        waiting = deque(_split(messages, max(1, len(messages) // (share * self._num_workers))))
-        ahead = 2 if together else 1  # tasks for a worker: one alone takes so long that another may be free
+        again = deque[list[Message]]()  # to be done before the next of the tasks
         busy: dict[Connection, Worker] = {}
 
         def feed() -> None:
-            while waiting:
+            while True:
                 worker = min(self._workers, key=lambda worker: len(worker.tasks))
                 if len(worker.tasks) == ahead:
                     return
-                if not worker.submit(waiting[0], self._states_of(waiting[0]), block):
+                task = again.popleft() if again else next(tasks, None)
+                if task is None:
                     return
-                waiting.popleft()
+                if not worker.submit(task, self._states_of(task), block):
+                    again.appendleft(task)
+                    return
                 busy[worker.connection] = worker
 
         feed()
@@ -216,9 +246,9 @@ class InProcessGrid(Grid):
                             answered[message.metadata.message_id] = reply
                             self._keep(message, state)
                     except WorkerDiedError as error:
-                        error_replies, again = self._after_death(error)
+                        error_replies, unfinished = self._after_death(error)
                         answered |= error_replies
-                        waiting.extendleft(again)
+                        again.extendleft(unfinished)
                     if not worker.tasks:
                         del busy[cast(Connection, connection)]
                 feed()  # before the caller looks at the replies
@@ -277,5 +307,6 @@ def _device(message: Message) -> int:
     return message.metadata.dst_node_id - FIRST_NODE
 
 
-def _split(messages: list[Message], size: int) -> list[list[Message]]:
-    return [messages[start : start + size] for start in range(0, len(messages), size)]
+def _tasks(messages: Iterator[Message], size: int) -> Iterator[list[Message]]:
+    while task := [*itertools.islice(messages, size)]:
+        yield task
