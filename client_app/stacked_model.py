@@ -93,6 +93,7 @@ class StackedModel:
         self._weights: dict[Part, torch.Tensor] = {}
         self._gradients: dict[Part, torch.Tensor] = {}
         self._common: torch.Tensor | None = None
+        self._bound = False
         self.personal = self.shared = torch.empty(0)
         self.use(1)
 
@@ -100,7 +101,7 @@ class StackedModel:
         """Have so many copies: of fewer than before the first ones; of more, their weights are undefined."""
         if devices != len(self.shared):
             self.personal, self.shared = self._rows("personal", devices), self._rows("shared", devices)
-            self._bind()
+            self._bound = False
 
     def read_shared_from(self, vector: torch.Tensor | None) -> None:
         """Let all copies have one shared part (N_u,), of which their gradients are; None: each has its own.
@@ -108,7 +109,7 @@ class StackedModel:
         What is read once for all copies stays in the cache.
         """
         self._common = vector
-        self._bind()
+        self._bound = False
 
     def hand_over(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the personal and shared weights for good; the model takes new memory at its next `use`."""
@@ -127,6 +128,10 @@ class StackedModel:
         return weights
 
     def _bind(self) -> None:
+        """Make the parameters the views that they are to be, if that has changed."""
+        if self._bound:
+            return
+        self._bound = True
         devices = len(self.shared)
         for parameter in self._parameters:
             weights = self.personal if parameter.part == "personal" else self.shared
@@ -153,6 +158,7 @@ class StackedModel:
 
     def features(self, inputs: torch.Tensor, layers: int) -> torch.Tensor:
         """Return what the first `layers` layers make of `inputs` (D, n, 1, 28, 28): (D, n, ...)."""
+        self._bind()
         for layer in self._layers[:layers]:
             inputs = layer.forward(inputs, keep=False)
         return inputs
@@ -172,6 +178,7 @@ class StackedModel:
         Returns:
             The losses, (D,).
         """
+        self._bind()
         first = max(self._first_trained(), skip)
         for position, layer in enumerate(self._layers[skip:], skip):
             inputs = layer.forward(inputs, keep=position >= first)

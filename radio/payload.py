@@ -28,7 +28,7 @@ import struct
 import zlib
 from dataclasses import dataclass
 from enum import IntEnum
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Literal
 
 import numpy as np
@@ -316,6 +316,7 @@ def _value_bytes(kept: int, bits: int) -> int:
     return kept * bits // 8 + (8 * _blocks(kept, _BLOCK) if bits == 8 else 0)
 
 
+@lru_cache(maxsize=256)
 def _position_bytes(n: int, kept: int) -> tuple[PositionCoding, int]:
     """Return the cheapest coding and its size; ties go to the first."""
     if kept in (0, n):
