@@ -213,6 +213,7 @@ class InProcessGrid(Grid):
             ahead: tasks for a worker at once; more than one if they are so short that waiting would show.
         """
         if not self._workers:
+            keep_freed_memory()  # here, too: uploads come and go
             self._app.load()
             self._workers = [Worker(self._app) for _ in range(self._num_workers)]
         again = deque[list[Message]]()  # to be done before the next of the tasks
