@@ -61,7 +61,7 @@ class MaskedReceiver:
             else:
                 positions = Positions(upload.mask)
                 values = self._limited(upload.values, positions.take(self._weights))
-                self._average.add(values, upload.mask, weight, positions=positions)
+                self._average.add(values, positions, weight)
             wire_bytes = report.payload.size
         elif expected:
             raise UploadError(f"the reply has no upload; the plan says {expected} weights")

@@ -95,8 +95,8 @@ def test_uploads_that_do_not_fit_are_refused():
         average.add(np.zeros(1, np.float32), mask)
     with pytest.raises(ValueError, match="device_weight = 0"):
         average.add(np.zeros(2, np.float32), mask, 0.0)
-    with pytest.raises(ValueError, match="another mask"):  # nothing checks positions where they are used
-        average.add(np.zeros(2, np.float32), mask, positions=Positions(np.ones(5, np.bool_)))
+    with pytest.raises(ValueError, match="do not fit 3 weights"):
+        average.add(np.zeros(5, np.float32), Positions(np.ones(5, np.bool_)))
 
 
 @pytest.mark.parametrize("share", [1.0, 3.0])
@@ -110,5 +110,5 @@ def test_known_positions_change_nothing(share):
         found.add(values, mask, device_weight)
         positions = Positions(mask)
         np.testing.assert_array_equal(positions.take(previous), previous[mask])
-        known.add(values, mask, device_weight, positions=positions)
+        known.add(values, positions, device_weight)
     np.testing.assert_array_equal(found.result(previous).weights, known.result(previous).weights)
