@@ -91,8 +91,9 @@ def test_the_order_of_devices_is_irrelevant_and_the_mean_lies_between_its_values
 def test_uploads_that_do_not_fit_are_refused():
     average = MaskedAverage(3)
     mask = np.array([True, False, True])
-    with pytest.raises(ValueError, match="do not fit 3 weights"):
-        average.add(np.zeros(1, np.float32), mask)
+    for number in (0, 1, 3):
+        with pytest.raises(ValueError, match=f"{number} values do not fit a mask with 2 kept"):
+            average.add(np.zeros(number, np.float32), mask)
     with pytest.raises(ValueError, match="device_weight = 0"):
         average.add(np.zeros(2, np.float32), mask, 0.0)
     with pytest.raises(ValueError, match="do not fit 3 weights"):
