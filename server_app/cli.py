@@ -1,128 +1,106 @@
-"""The `airflower` command: Hydra on the command line, one run per job.
+"""The `airflower` command: one run per job, or with ``--multirun`` a sweep.
 
-``airflower scheme=proposed radio.latency_threshold_ms=20`` runs one job, ``--multirun`` a sweep.
-Everything given is checked before anything is trained: all jobs of a sweep, too.
+``airflower scheme=proposed radio.latency_threshold_ms=20`` runs one job. Everything given is checked before
+anything is trained: all jobs of a sweep, too (`server_app.command_line`).
 """
 
 from __future__ import annotations
 
 import gc
 import logging
+import logging.config
 import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from omegaconf import DictConfig
+from server_app.beside import beside
 
-from server_app.schema import ConfigError
-from server_app.settings import Settings, compose_config, compose_settings, settings_from_config
-from server_app.sweep import is_finished, note_failure, refresh, start_afresh, sweep_name
+if TYPE_CHECKING:  # at run time the two processes of a start import them at once
+    from server_app.command_line import ComposedJob
+    from server_app.settings import Settings
 
 log = logging.getLogger(__name__)
 
-CONFIG_ERROR, RUN_ERROR = 2, 1
+CONFIG_ERROR, RUN_ERROR, INTERRUPTED = 2, 1, 130
 
 
 def main() -> None:
     """Run the command line; exits with 2 for a wrong configuration and 1 for a failed run."""
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     gc.disable()  # until the imports are done: they make no garbage, and looking for it takes a third longer
+    arguments = sys.argv[1:]
     try:
-        _check(sys.argv[1:])
+        if _is_one_job_in_process(arguments):
+            job = beside(lambda hand_over: _compose(arguments, hand_over), meanwhile=_import_engine)
+            logging.config.dictConfig(dict(job.logging))
+            execute(job)
+        else:
+            _compose(arguments, execute)
+    except KeyboardInterrupt:
+        print("airflower: interrupted", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+
+
+def _compose(arguments: Sequence[str], run: Callable[[ComposedJob], None]) -> None:
+    from server_app.command_line import compose
+    from server_app.schema import ConfigError
+
+    try:
+        compose(arguments, run)
     except ConfigError as error:
         print(f"airflower: {error}", file=sys.stderr)
         sys.exit(CONFIG_ERROR)
-    import hydra
-
-    hydra.main(version_base="1.3", config_path="pkg://conf", config_name="config")(_job)()
 
 
-def _check(arguments: Sequence[str]) -> None:
-    """Compose and check every job that the command line asks for, as far as Hydra's own flags allow."""
-    if any(
-        flag in arguments for flag in ("--help", "-h", "--hydra-help", "--info", "--version", "--cfg", "-c")
-    ):
-        return
-    overrides = [argument for argument in arguments if not argument.startswith("-") and "=" in argument]
-    mode, params = sweep_plan(overrides)
-    if "--multirun" not in arguments and "-m" not in arguments and mode != "MULTIRUN":
-        compose_settings(overrides)
-        return
-    os.environ.setdefault("AIRFLOWER_SWEEP", sweep_name(overrides))
-    for job in expand_sweep([*params, *overrides]):
-        try:
-            compose_settings(job)
-        except ConfigError as error:
-            raise ConfigError(f"{error} (in the job {' '.join(job)})") from error
+def _is_one_job_in_process(arguments: Sequence[str]) -> bool:
+    """Return whether these are plain overrides of one job, and a second core can compose it."""
+    others = ("-", "hydra", "experiment=", "study", "engine=flower", "engine=ray")
+    return (
+        hasattr(os, "fork")
+        and (os.cpu_count() or 1) > 1
+        and not any(
+            argument.lstrip("+~").startswith(others) and not argument.startswith("hydra.run.dir=")
+            for argument in arguments
+        )
+    )
 
 
-def sweep_plan(overrides: Sequence[str]) -> tuple[str | None, list[str]]:
-    """Return what the configuration itself says of a sweep: Hydra's mode, and overrides to sweep over.
-
-    Raises:
-        ConfigError: for an unknown experiment or size.
-    """
-    relevant = ("experiment=", "size=", "budget.", "hydra")
-    chosen = [override for override in overrides if override.startswith(relevant)]
-    if not any(override.startswith("experiment=") for override in chosen):
-        return None, []
-    hydra = compose_config(chosen, with_hydra=True).hydra
-    return str(hydra.mode or "").removeprefix("RunMode.") or None, [
-        f"{name}={value}" for name, value in (hydra.sweeper.params or {}).items()
-    ]
+def _import_engine() -> None:
+    """Import what takes a second: torch, Flower, and what drives them."""
+    import server_app.engines.inprocess
+    import server_app.run  # noqa: F401
 
 
-def expand_sweep(overrides: Sequence[str]) -> list[list[str]]:
-    """Return the overrides of every job of a sweep.
+def execute(job: ComposedJob) -> None:
+    """Run one job; its records go to its folder. Exits if it fails, unless others of a sweep follow."""
+    from server_app.schema import ConfigError
+    from server_app.sweep import is_finished, note_failure, refresh, start_afresh
 
-    Raises:
-        ConfigError: if an override cannot be parsed.
-    """
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
-    try:
-        parsed = OverridesParser.create().parse_overrides(overrides=list(overrides))
-        batches = BasicSweeper.split_arguments(parsed, max_batch_size=None)
-    except HydraException as error:
-        raise ConfigError(str(error)) from error
-    return [list(job) for batch in batches for job in batch]
-
-
-def _job(config: DictConfig) -> None:
-    """Run one job; its records go to Hydra's output folder of the job."""
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
-
-    folder = Path(HydraConfig.get().runtime.output_dir)
-    in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
-    overrides = list(HydraConfig.get().overrides.task)
-    settings = settings_from_config(config)
     _console()
-    if in_sweep:
-        if is_finished(folder, settings):
-            log.info("finished before, skipped: %s", folder)
-            refresh(folder, settings)
+    if job.in_sweep:
+        if is_finished(job.folder, job.settings):
+            log.info("finished before, skipped: %s", job.folder)
+            refresh(job.folder, job.settings)
             return
-        start_afresh(folder)
+        start_afresh(job.folder)
     try:
-        run_job(settings, overrides, folder)
+        run_job(job.settings, job.overrides, job.folder)
     except ConfigError as error:
         log.error("airflower: %s", error)
-        if in_sweep:  # the other jobs go on; SweepEnd sets the exit status
-            note_failure(folder, error)
+        if job.in_sweep:  # the other jobs go on; SweepEnd sets the exit status
+            note_failure(job.folder, error)
             return
         sys.exit(CONFIG_ERROR)
     except KeyboardInterrupt:
         log.error("airflower: interrupted")
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
     except Exception as error:
         log.debug("the run failed", exc_info=True)
         log.error("airflower: the run failed: %s: %s", type(error).__name__, error)
-        if in_sweep:
-            note_failure(folder, error)
+        if job.in_sweep:
+            note_failure(job.folder, error)
             return
         sys.exit(RUN_ERROR)
 

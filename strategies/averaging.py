@@ -79,8 +79,8 @@ class MaskedAverage:
             device_weight: weight of the device in the mean, positive.
 
         Raises:
-            ValueError: if shapes do not match or `device_weight` is not positive. If it is the number of values
-                that does not fit, they are in the sum by then: throw the average away.
+            ValueError: if shapes do not match or `device_weight` is not positive. If it is the number of
+                values that does not fit, they are in the sum by then: throw the average away.
         """
         mask, blocks = (kept.mask, iter(kept)) if isinstance(kept, Positions) else (kept, _find(kept))
         if mask.shape != self._sum.shape or values.ndim != 1:

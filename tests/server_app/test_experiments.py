@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 import conf
-from server_app.cli import expand_sweep, sweep_plan
+from server_app.command_line import expand_sweep, sweep_plan
 from server_app.report.folders import Run
 from server_app.report.metrics import matches
 from server_app.report.spec import read_report

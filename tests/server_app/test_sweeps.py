@@ -7,7 +7,7 @@ import time
 import pytest
 from small_sweeps import TINY, airflower, start
 
-from server_app.cli import expand_sweep, sweep_plan
+from server_app.command_line import expand_sweep, sweep_plan
 from server_app.settings import compose_settings
 from server_app.sweep import is_finished, sweep_name
 
