@@ -109,7 +109,7 @@ def _assert_equal(mine: LocalResult, theirs: LocalResult, spec: TrainingSpec) ->
         if a.size:
             off = np.abs(a - b)
             steps = max(mine.personal_steps, mine.global_steps)
-            assert np.mean(off > 2e-6) < (0.01 if spec.optimizer == "adam" else 0.002)
+            assert np.mean(off > 2e-6) < (0.015 if spec.optimizer == "adam" else 0.002)
             assert off.max() <= (2 * steps * 1e-3 if spec.optimizer == "adam" else 1e-5)
     for name in ("personal_loss", "global_loss"):
         np.testing.assert_allclose(getattr(mine, name), getattr(theirs, name), rtol=2e-5)
