@@ -2,7 +2,7 @@
 
     AIRFLOWER_DATA_ROOT=... python -m benchmarks.bfloat16_accuracy --dataset mnist --rounds 20
 
-On a processor without bfloat16 the products are emulated: the same rounding, but slow.
+On a processor without bfloat16 instructions the products are emulated: the same rounding, but slow.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
 
     results: dict[str, list[float]] = {precision: [] for precision in PRECISIONS}
-    # Without the patch a processor that lacks bfloat16 would compute in float32.
+    # Without the patch a processor that is not faster with bfloat16 would compute in float32.
     with (
         tempfile.TemporaryDirectory() as scratch,
-        patch("client_app.flat_model.multiplies_bfloat16", return_value=True),
+        patch("client_app.precision.multiplies_bfloat16", return_value=True),
     ):
         for seed in options.seeds:
             for precision, accuracies in results.items():

@@ -15,8 +15,8 @@ from flwr.app import ConfigRecord
 from benchmarks.baseline import PlainFederation, Plan, paper_cnn
 from benchmarks.measure import Figure, interleave, peak_mib, ratio_of
 from client_app.device import Workbench, workbench
-from client_app.flat_model import multiplies_bfloat16
 from client_app.local_training import local_round, mini_batches, spawn
+from client_app.precision import multiplies_bfloat16
 from protocol.messages import read_weights, weights_record
 from protocol.streams import torch_seed
 from server_app.engines.allocator import keep_freed_memory

@@ -110,7 +110,7 @@ def machine_facts() -> dict[str, Any]:
     import numpy
     import torch
 
-    from client_app.flat_model import multiplies_bfloat16
+    from client_app.precision import multiplies_bfloat16
 
     model = platform.processor() or platform.machine()
     try:

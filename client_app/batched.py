@@ -23,7 +23,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from client_app.flat_model import Vector, as_vector, multiplies_bfloat16
+from client_app.flat_model import Vector, as_vector
 from client_app.importance import NEEDS_GRADIENT, RANKINGS
 from client_app.local_training import (
     FEATURE_CACHE_BYTES,
@@ -38,6 +38,7 @@ from client_app.local_training import (
 )
 from client_app.masks import Mask, select_mask, select_masks
 from client_app.optimizers import optimizer
+from client_app.precision import product_type
 from client_app.stacked_model import StackedModel
 from protocol.training import TrainingSpec
 from task.datasets import ImageData
@@ -108,10 +109,8 @@ class BatchedTraining:
         if batch_devices < 1:
             raise ValueError(f"batch_devices = {batch_devices}; it must be at least 1")
         self._device = torch.device(device)
-        half = spec.precision == "bfloat16" and (self._device.type != "cpu" or multiplies_bfloat16())
-        self._model = StackedModel(
-            module, split, device=self._device, dtype=torch.bfloat16 if half else torch.float32
-        )
+        dtype = product_type(spec.precision, self._device)
+        self._model = StackedModel(module, split, device=self._device, dtype=dtype)
         self._split, self._spec, self._batch_devices = split, spec, batch_devices
         self._data = _on_device(data, self._device)
         self._protected = None if spec.prune_bias else bias_mask(split.shared)

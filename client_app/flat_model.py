@@ -7,6 +7,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from client_app.precision import product_type
 from task.fast_convolutions import accelerate
 from task.split import Layout, Split
 
@@ -18,7 +19,7 @@ class FlatModel:
 
     Loading a broadcast is one copy, an optimiser step or a masking one pass over one vector, whatever the
     number of layers. The module that is passed in is taken over: its parameters become views.
-    With `precision` "bfloat16" the products of the layers are of that type, on processors that have them.
+    With `precision` "bfloat16" the products of the layers are of that type, where that is faster.
 
     Attributes:
         module: the network, (n, 1, 28, 28) images to (n, classes) logits.
@@ -44,9 +45,8 @@ class FlatModel:
             "personal": [parameters[name] for name in split.personal.names],
             "shared": [parameters[name] for name in split.shared.names],
         }
-        half = precision == "bfloat16" and multiplies_bfloat16()
         self._trained = True, True
-        self._dtype = torch.bfloat16 if half else torch.float32
+        self._dtype = product_type(precision)
         self.forward = module
         self._layers: list[nn.Module] = []
         if isinstance(module, nn.Sequential):
@@ -107,15 +107,6 @@ class FlatModel:
                     return None
                 return nn.Sequential(*frozen), nn.Sequential(*self._layers[position:])
         return None
-
-
-def multiplies_bfloat16() -> bool:
-    """Return whether the processor has instructions for bfloat16 products; else they are slower."""
-    cpu = torch.cpu
-    return any(
-        getattr(cpu, name, lambda: False)()
-        for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    )
 
 
 def as_vector(name: str, values: Vector, size: int) -> torch.Tensor:

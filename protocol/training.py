@@ -28,8 +28,8 @@ class TrainingSpec:
         weight_decay: L2 penalty (not applied in importance steps).
         importance: "update" (eq. (20)), "first_order" ((g u)^2), "magnitude" or "random".
         prune_bias: whether biases compete with the weights; else they go last.
-        precision: "float32", or "bfloat16" for the products inside the layers where the processor has
-            instructions for it (weights, gradients, sums and optimisers stay float32).
+        precision: "float32", or "bfloat16" for the products inside the layers where the processor is faster
+            with it (weights, gradients, sums and optimisers stay float32).
 
     Raises:
         ValueError: if a value is not valid.

@@ -42,7 +42,8 @@ def beside(work: Callable[[Callable[[Any], None]], None], meanwhile: Callable[[]
 
 def _status_of(work: Callable[[Callable[[Any], None]], None], write_end: int) -> int:
     """Do `work` in the fork and return its exit status; what called this function must not go on there."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # the other process says that it was interrupted
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # the other process says that it was interrupted
     status = 1
     try:
         with open(write_end, "wb") as pipe:

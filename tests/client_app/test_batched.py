@@ -198,7 +198,7 @@ def test_masks_chosen_as_on_a_gpu_are_the_same(monkeypatch, prune_bias):
 
 @pytest.mark.parametrize("name", ["mlp", "lenet5"])
 def test_bfloat16_products_change_losses_by_their_rounding(monkeypatch, name):
-    monkeypatch.setattr("client_app.batched.multiplies_bfloat16", lambda: True)
+    monkeypatch.setattr("client_app.precision.multiplies_bfloat16", lambda: True)
     model = _model(name)
     spec = TrainingSpec(batch_size=8, **SGD)
     half = _batched(model, replace(spec, precision="bfloat16"), _mixed(model))
