@@ -34,7 +34,7 @@ def main() -> None:
     try:
         if _is_one_job_in_process(arguments):
             job = beside(lambda hand_over: _compose(arguments, hand_over), meanwhile=_import_engine)
-            logging.config.dictConfig(dict(job.logging))
+            logging.config.dictConfig(job.logging)
             execute(job)
         else:
             _compose(arguments, execute)
@@ -76,10 +76,11 @@ def _import_engine() -> None:
 def execute(job: ComposedJob) -> None:
     """Run one job; its records go to its folder. Exits if it fails, unless others of a sweep follow."""
     from server_app.schema import ConfigError
-    from server_app.sweep import is_finished, note_failure, refresh, start_afresh
 
     _console()
     if job.in_sweep:
+        from server_app.sweep import is_finished, refresh, start_afresh
+
         if is_finished(job.folder, job.settings):
             log.info("finished before, skipped: %s", job.folder)
             refresh(job.folder, job.settings)
@@ -89,20 +90,23 @@ def execute(job: ComposedJob) -> None:
         run_job(job.settings, job.overrides, job.folder)
     except ConfigError as error:
         log.error("airflower: %s", error)
-        if job.in_sweep:  # the other jobs go on; SweepEnd sets the exit status
-            note_failure(job.folder, error)
-            return
-        sys.exit(CONFIG_ERROR)
+        _fail(job, error, CONFIG_ERROR)
     except KeyboardInterrupt:
         log.error("airflower: interrupted")
         sys.exit(INTERRUPTED)
     except Exception as error:
         log.debug("the run failed", exc_info=True)
         log.error("airflower: the run failed: %s: %s", type(error).__name__, error)
-        if job.in_sweep:
-            note_failure(job.folder, error)
-            return
-        sys.exit(RUN_ERROR)
+        _fail(job, error, RUN_ERROR)
+
+
+def _fail(job: ComposedJob, error: Exception, status: int) -> None:
+    """Exit; in a sweep the other jobs go on, and SweepEnd sets the exit status."""
+    if not job.in_sweep:
+        sys.exit(status)
+    from server_app.sweep import note_failure
+
+    note_failure(job.folder, error)
 
 
 def run_job(settings: Settings, overrides: Sequence[str], folder: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ class ComposedJob:
     overrides: list[str]
     folder: Path
     in_sweep: bool
-    logging: Mapping[str, Any]
+    logging: dict[str, Any]
 
 
 def compose(arguments: Sequence[str], run: Callable[[ComposedJob], None]) -> None:
