@@ -12,7 +12,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from server_app.schema import ConfigError
 from server_app.settings import Settings, compose_config, compose_settings, settings_from_config
-from server_app.sweep import sweep_name
 
 
 @dataclass(frozen=True)
@@ -73,6 +72,8 @@ def _check(arguments: Sequence[str]) -> None:
     if "--multirun" not in arguments and "-m" not in arguments and mode != "MULTIRUN":
         compose_settings(overrides)
         return
+    from server_app.sweep import sweep_name  # here: the process of a single job unpickles from this module
+
     os.environ.setdefault("AIRFLOWER_SWEEP", sweep_name(overrides))
     for job in expand_sweep([*params, *overrides]):
         try:
