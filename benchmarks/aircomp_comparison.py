@@ -71,7 +71,7 @@ ENTRIES = (
     Entry("subgradient", "subgradient", draws=20),
     Entry("policy_greedy, dc beam", "policy_greedy", beamformer="dc", draws=5, max_antennas=8),
     Entry("policy_greedy, sdr beam", "policy_greedy", beamformer="sdr", draws=5),
-    Entry("actor_critic", "actor_critic", draws=2, options=(("updates", 300),)),
+    Entry("actor_critic", "strategies.actor_critic:actor_critic", draws=2, options=(("updates", 300),)),
 )
 
 

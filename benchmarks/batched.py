@@ -18,9 +18,9 @@ from benchmarks.measure import Figure, interleave, peak_mib, ratio_of
 from client_app.batched import BatchedTraining, DeviceRound
 from client_app.device import Workbench, train, workbench
 from client_app.many import train_many
+from engines.allocator import keep_freed_memory
 from protocol.messages import TrainOrder, weights_record
 from protocol.streams import torch_seed
-from server_app.engines.allocator import keep_freed_memory
 from server_app.job import prepare
 from server_app.settings import compose_settings
 

@@ -18,7 +18,7 @@ _JOB = ("model=mlp", "partition=iid", "evaluate_every=1000000", "dataset=digits"
 
 def _run(folder: Path, *overrides: str) -> float:
     """Run a job as a user would, and return the seconds until its first round is done."""
-    command = [sys.executable, "-m", "server_app.cli", *_JOB, *overrides, f"hydra.run.dir={folder}"]
+    command = [sys.executable, "-m", "experiments.cli", *_JOB, *overrides, f"hydra.run.dir={folder}"]
     start, first = time.perf_counter(), None
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         assert process.stdout is not None

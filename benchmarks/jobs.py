@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from server_app.engines.inprocess import open_grid
+from engines.inprocess import open_grid
 from server_app.run import run
 from server_app.settings import compose_settings
 

@@ -17,10 +17,10 @@ from benchmarks.measure import Figure, interleave, peak_mib, ratio_of
 from client_app.device import Workbench, workbench
 from client_app.local_training import local_round, mini_batches, spawn
 from client_app.precision import multiplies_bfloat16
+from engines.allocator import keep_freed_memory
+from engines.inprocess import InProcessGrid
 from protocol.messages import read_weights, weights_record
 from protocol.streams import torch_seed
-from server_app.engines.allocator import keep_freed_memory
-from server_app.engines.inprocess import InProcessGrid
 from server_app.job import Job, build_strategy, prepare
 from server_app.settings import compose_settings
 from task import datasets

@@ -12,8 +12,8 @@ import numpy as np
 from flwr.app import ConfigRecord
 
 from benchmarks.measure import Figure, peak_mib, quartiles
+from engines.inprocess import InProcessGrid
 from protocol.messages import weights_record
-from server_app.engines.inprocess import InProcessGrid
 from server_app.job import build_strategy, prepare
 from server_app.settings import compose_settings
 from task import datasets

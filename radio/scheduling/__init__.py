@@ -6,7 +6,7 @@
 | `enhanced` | greedy growth by products, scored by a short ascent, one alternation; about 10 ms |
 | `policy_greedy`, `policy` | arXiv 2508.00341, Algorithm 3 (L = 10 and L = 1) |
 | `iterative` | arXiv 2508.00341, Algorithm 2 |
-| `subgradient`, `iterative_reweighted`, `actor_critic` | baselines |
+| `subgradient`, `iterative_reweighted` | baselines |
 | `random_beamforming`, `random_selection` | lower baselines |
 | `brute_force` | every set, small K |
 """

@@ -16,10 +16,7 @@ from radio.scheduling.problem import Policy
 
 _Function = TypeVar("_Function", bound=Policy)
 
-_POLICIES: dict[str, Policy | str] = {
-    # Needs torch, which radio does not import: loaded when asked for.
-    "actor_critic": "server_app.actor_critic:actor_critic",
-}
+_POLICIES: dict[str, Policy | str] = {}
 
 
 def policy(name: str) -> Callable[[_Function], _Function]:

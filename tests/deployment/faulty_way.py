@@ -10,7 +10,7 @@ import threading
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from server_app.deployment.credentials import Credentials
+from deploy.credentials import Credentials
 
 
 class _Server(ThreadingHTTPServer):

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from server_app.engines.superlink import finished
+from engines.superlink import finished
 from server_app.recorder import read_table
 
 SMALL = ("model=mlp", "partition.samples_per_device=40", "partition.test_samples_per_device=20")

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from server_app.deployment.local_fleet import LocalFleet
+from deploy.local_fleet import LocalFleet
 
 
 class ProxyLink:

@@ -18,8 +18,8 @@ import pytest
 from faulty_way import FaultyWay
 from fleets import SMALL, rounds, rows, wait
 
-from server_app.deployment.local_fleet import LocalFleet
-from server_app.engines.superlink import descendants
+from deploy.local_fleet import LocalFleet
+from engines.superlink import descendants
 from server_app.recorder import read_table
 
 pytestmark = [pytest.mark.slow, pytest.mark.fleet]

@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from server_app.deployment.credentials import make_credentials
+from deploy.credentials import make_credentials
 
 
 def test_private_keys_are_the_owners_only(tmp_path):

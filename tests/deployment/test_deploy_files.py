@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from server_app.deployment.credentials import make_credentials
-from server_app.engines.superlink import commands
+from deploy.credentials import make_credentials
+from engines.superlink import commands
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"

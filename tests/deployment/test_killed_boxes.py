@@ -14,7 +14,7 @@ import pytest
 from fleets import SMALL, rows, wait
 
 from client_app.state import load_file
-from server_app.deployment.local_fleet import LocalFleet
+from deploy.local_fleet import LocalFleet
 
 pytestmark = [pytest.mark.slow, pytest.mark.fleet]
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from fleets import SMALL, processes_of
 
-from server_app.deployment.credentials import make_node_key
-from server_app.engines.inprocess import InProcessGrid
-from server_app.engines.superlink import commands, end, free_ports
+from deploy.credentials import make_node_key
+from engines.inprocess import InProcessGrid
+from engines.superlink import commands, end, free_ports
 from server_app.run import run
 from server_app.settings import compose_settings
 

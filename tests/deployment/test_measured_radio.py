@@ -13,8 +13,8 @@ from fleets import SMALL, rounds, rows, wait
 from links import NamespaceLink, ProxyLink
 from processors import processor_group
 
-from server_app.deployment.local_fleet import LocalFleet
-from server_app.engines.superlink import free_ports
+from deploy.local_fleet import LocalFleet
+from engines.superlink import free_ports
 
 pytestmark = [pytest.mark.slow, pytest.mark.fleet]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from server_app.deployment import supernode
+from deploy import supernode
 
 SCRIPT = Path(__file__).parents[2] / "deploy" / "supernode"
 
@@ -89,7 +89,7 @@ def test_told_to_stop_it_ends_with_its_supernode(tmp_path):
     fake.write_text(f"#!/bin/sh\necho $$ > {tmp_path}/pid\nexec sleep 1000\n")
     fake.chmod(0o755)
     script = (
-        "import sys; from server_app.deployment import cli, supernode; "
+        "import sys; from deploy import cli, supernode; "
         f"supernode.start_command = lambda: [{str(fake)!r}]; sys.exit(cli.supernode([]))"
     )
     keeper = subprocess.Popen(

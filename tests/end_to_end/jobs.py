@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from server_app.engines.inprocess import open_grid
+from engines.inprocess import open_grid
 from server_app.run import run
 from server_app.settings import compose_settings
 

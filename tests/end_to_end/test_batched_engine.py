@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from jobs import SMALL, final_weights, run_job, run_small
 
-from server_app.engines.inprocess import InProcessGrid
+from engines.inprocess import InProcessGrid
 from server_app.recorder import read_table
 from server_app.schema import ConfigError
 from server_app.settings import compose_settings

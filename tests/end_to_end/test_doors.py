@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 from jobs import SMALL, records, run_small
 
-from server_app.engines.flower import run_flower
+from engines.flower import run_flower
 from server_app.run import RunFailedError
 from server_app.settings import compose_settings
 
 
 def _airflower(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "server_app.cli", *arguments],
+        [sys.executable, "-m", "experiments.cli", *arguments],
         cwd=folder,
         capture_output=True,
         text=True,
@@ -79,7 +79,7 @@ def test_a_sweep_runs_every_job(tmp_path):
 
 def test_killing_the_command_leaves_no_worker_behind(tmp_path):
     mark = f"hydra.run.dir={tmp_path / 'out'}"
-    command = [sys.executable, "-m", "server_app.cli", *SMALL, "rounds=100000", "engine.workers=2", mark]
+    command = [sys.executable, "-m", "experiments.cli", *SMALL, "rounds=100000", "engine.workers=2", mark]
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:

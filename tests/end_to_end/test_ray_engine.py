@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from jobs import SMALL, final_weights, records, run_small
 
-from server_app.engines.ray import run_ray
+from engines.ray import run_ray
 from server_app.run import RunFailedError
 from server_app.settings import compose_settings
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from server_app.command_line import expand_sweep
+from experiments.command_line import expand_sweep
 from server_app.job import build_strategy, prepare
 from server_app.schema import ConfigError
 from server_app.settings import compose_settings

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
+from engines.inprocess import InProcessGrid
 from protocol.messages import METRICS, UPLOAD, weights_record
 from radio import payload
-from server_app.engines.inprocess import InProcessGrid
 from server_app.recorder import Recorder
 from strategies.fleet import Fleet
 from strategies.limits import NormLimit, UploadError

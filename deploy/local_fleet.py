@@ -1,0 +1,286 @@
+"""A whole fleet on this machine: a SuperLink with TLS, SuperNodes with keys, real processes, real sockets.
+
+Everything listens on loopback, on free ports, with a Flower home and an empty working directory of its
+own for each process, so that neither another fleet nor code lying around can mix in. Nothing stays
+behind when the `LocalFleet` is closed. Tests give boxes network namespaces and links of their own.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from deploy import warm
+from deploy.credentials import Credentials, make_credentials
+from engines.superlink import (
+    CONNECTION,
+    Flwr,
+    app_folder,
+    commands,
+    end,
+    environment,
+    finished,
+    follow,
+    free_ports,
+    kill_all,
+    wait_for,
+)
+from server_app.run import SUMMARY
+
+NodeConfig = Mapping[str, str | int | float | bool]
+
+# SuperExec looks for work this often, in s (Flower's default is 1).
+_TASK_POLL_SECONDS = "0.1"
+
+
+class LocalFleet:
+    """A SuperLink and its SuperNodes.
+
+    Args:
+        scratch: an empty folder for keys, homes and working directories.
+        num_nodes: SuperNodes whose keys are made and registered.
+        logs: folder of the processes' logs, ``superlink.log`` and ``node-000.log`` ...
+        state_dir: folder below which the devices keep their personal parts; default: in `scratch`.
+        host: address of this machine on which the SuperLink listens.
+        warm_start: whether the nodes share a process that has torch imported already (see `warm`).
+    """
+
+    def __init__(
+        self,
+        scratch: Path,
+        num_nodes: int,
+        logs: Path,
+        *,
+        state_dir: Path | None = None,
+        host: str = "127.0.0.1",
+        warm_start: bool = True,
+    ) -> None:
+        if num_nodes < 1:
+            raise ValueError(f"num_nodes = {num_nodes}; a fleet has at least 1 node")
+        self.num_nodes = num_nodes
+        self.scratch, self.logs = scratch, logs
+        self.state_dir = state_dir or scratch / "state"
+        self.host = host
+        self.credentials: Credentials = make_credentials(
+            scratch / "keys", nodes=num_nodes, hosts=("localhost", host)
+        )
+        self.port = free_ports(1)[0]
+        self.nodes: dict[int, subprocess.Popen[bytes]] = {}
+        self.run_id = ""
+        self._commands = commands()
+        self._all: list[subprocess.Popen[bytes]] = []
+        home, folder = self._places("operator")
+        (home / "config.toml").write_text(
+            f'[superlink]\ndefault = "{CONNECTION}"\n[superlink.{CONNECTION}]\n'
+            f'address = "{host}:{self.port}"\n'
+            f'root-certificates = "{self.credentials.ca_certificate}"\n'
+        )
+        self.flwr = Flwr(self._commands / "flwr", folder, environment(self._commands, home))
+        try:
+            self._node_variables = self._start_warm_server() if warm_start else {}
+            self.superlink = self.start_superlink()
+            for index in range(num_nodes):
+                self.flwr.register(self._public_key(index), f"node-{index:03d}")
+        except BaseException:  # nobody has the fleet yet who could close it
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End every process of the fleet, and wait until they are gone."""
+        end(*self._all)
+        self._all.clear()
+        self.nodes.clear()
+
+    def start_superlink(self) -> subprocess.Popen[bytes]:
+        """Start the SuperLink, again after it was ended: runs, keys and node ids are in its database.
+
+        Raises:
+            RunFailedError: if it does not listen in time.
+        """
+        home, folder = self._places("superlink")
+        keys = self.credentials
+        self.superlink = self._start(
+            [
+                "flower-superlink",
+                *("--ssl-ca-certfile", str(keys.ca_certificate)),
+                *("--ssl-certfile", str(keys.server_certificate)),
+                *("--ssl-keyfile", str(keys.server_key)),
+                *("--enable-supernode-auth", "--disable-runtime-dependency-installation"),
+                *("--host", self.host, "--port", str(self.port)),
+                *("--isolation", "subprocess", "--database", str(home / "state.db")),
+            ],
+            home,
+            folder,
+            self.logs / "superlink.log",
+        )
+        wait_for(self.port, self.superlink, self.logs, self.host)
+        return self.superlink
+
+    def start_node(
+        self,
+        index: int,
+        config: NodeConfig | None = None,
+        *,
+        key: Path | None = None,
+        tls: bool = True,
+        superlink_port: int | None = None,
+        name: str | None = None,
+        kept_running: bool = False,
+        inside: Sequence[str] = (),
+    ) -> subprocess.Popen[bytes]:
+        """Start SuperNode `index` (again, if it has ended).
+
+        Args:
+            index: its device index, unless `config` says otherwise.
+            config: more of its node-config.
+            key: its private key; default: the registered one.
+            tls: whether it speaks TLS; without, it has no key either.
+            superlink_port: a port of this machine that leads to the SuperLink; default: the SuperLink's.
+            name: names its log and its folders; default: by its index.
+            kept_running: whether `deploy/supernode` starts it again when it ends.
+            inside: a command that runs its arguments in a box of their own, such as ``ip netns exec NAME``;
+                the box then has a warm process of its own. Implies `kept_running`.
+        """
+        name = name or f"node-{index:03d}"
+        home, folder = self._places(name)
+        values: dict[str, str | int | float | bool] = {
+            "partition-id": index,
+            "num-partitions": self.num_nodes,
+            "state-dir": str(self.state_dir / name),
+            **(config or {}),
+        }
+        security = (
+            (
+                *("--root-certificates", str(self.credentials.ca_certificate)),
+                *("--auth-supernode-private-key", str(key or self.credentials.node_key(index))),
+            )
+            if tls
+            else ("--insecure",)
+        )
+        command = ["flower-supernode"]
+        if kept_running or inside:
+            command = [*inside, sys.executable, str(app_folder() / "deploy" / "supernode")]
+        process = self._start(
+            [
+                *command,
+                *security,
+                *("--superlink", f"{self.host}:{superlink_port or self.port}"),
+                *("--host", "127.0.0.1", "--port", str(free_ports(1)[0])),
+                *("--isolation", "subprocess"),
+                *("--node-config", " ".join(f"{key}={_toml(value)}" for key, value in values.items())),
+            ],
+            home,
+            folder,
+            self.logs / f"{name}.log",
+            {} if inside else self._node_variables,
+        )
+        if name == f"node-{index:03d}":
+            self.nodes[index] = process
+        return process
+
+    def kill_node(self, index: int) -> None:
+        """Kill SuperNode `index` with everything that it started, as a power cut does."""
+        process = self.nodes.pop(index)
+        kill_all(process)
+        process.wait(60)
+
+    def kill_superlink(self) -> None:
+        """Kill the SuperLink and the ServerApps that it runs, as a power cut does."""
+        kill_all(self.superlink)
+        self.superlink.wait(60)
+
+    def submit(self, overrides: Sequence[str], folder: Path) -> str:
+        """Submit the app; its records go to `folder`. Return the run's id.
+
+        Raises:
+            RunFailedError: if the SuperLink does not accept it.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / SUMMARY).unlink(missing_ok=True)
+        overrides = [f"fleet.num_devices={self.num_nodes}", *overrides]
+        self.run_id = self.flwr.submit(app_folder(), overrides, folder.resolve(), self.scratch)
+        return self.run_id
+
+    def run(
+        self, overrides: Sequence[str], folder: Path, watch: Callable[[], None] = lambda: None
+    ) -> dict[str, Any]:
+        """Submit the app, log its progress, and return its summary.
+
+        Raises:
+            RunFailedError: if the run does not complete.
+        """
+        run_id = self.submit(overrides, folder)
+        try:
+            return follow(self.flwr, run_id, self.superlink, folder, watch)
+        finally:
+            if not finished(folder):
+                self.flwr.stop(run_id)
+
+    def _start_warm_server(self) -> dict[str, str]:
+        folder = self.scratch / "warm"
+        variables = warm.environment(folder, self._commands)
+        home, neutral = self._places("warm-server")
+        self._start(
+            [sys.executable, "-I", str(Path(warm.__file__)), variables["AIRFLOWER_WARM_SOCKET"]],
+            home,
+            neutral,
+            self.logs / "warm.log",
+        )
+        return variables
+
+    def _start(
+        self,
+        command: Sequence[str],
+        home: Path,
+        folder: Path,
+        output: Path,
+        variables: Mapping[str, str] | None = None,
+    ) -> subprocess.Popen[bytes]:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        settings = {
+            "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": _TASK_POLL_SECONDS,
+            **environment(self._commands, home),
+            **(variables or {}),
+        }
+        with output.open("ab") as stream:
+            process = subprocess.Popen(
+                [self._found(command[0]), *command[1:]],
+                cwd=folder,
+                env=settings,
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self._all.append(process)
+        return process
+
+    def _found(self, command: str) -> str:
+        own = self._commands / command
+        return str(own) if own.is_file() else command
+
+    def _places(self, name: str) -> tuple[Path, Path]:
+        """Return the Flower home and the working directory of a process."""
+        home, folder = self.scratch / name / "home", self.scratch / name / "cwd"
+        for path in (home, folder):
+            path.mkdir(parents=True, exist_ok=True)
+        return home, folder
+
+    def _public_key(self, index: int) -> Path:
+        private = self.credentials.node_key(index)
+        return private.with_name(f"{private.name}.pub")
+
+
+def _toml(value: str | int | float | bool) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f'"{value}"' if isinstance(value, str) else str(value)

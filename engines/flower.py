@@ -1,0 +1,96 @@
+"""Flower's own simulation as an engine: a private SuperLink, `flwr run`, and an honest exit code.
+
+What a bare ``flwr run .`` leaves to chance is settled here:
+
+- The SuperLink is ours: its own state folder, port and lifetime, so no leftover of another run (its
+  environment, working directory or code) is reused, and nothing stays behind.
+- It starts in an empty folder: Ray's workers put that folder ahead of the app on ``sys.path``, and a
+  folder with packages of the same names would shadow the app's.
+- Runtime installation of dependencies is off: it would fetch other packages than those installed.
+- The run's own summary decides success (see `engines.superlink`).
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from engines.superlink import (
+    CONNECTION,
+    Flwr,
+    absolute,
+    app_folder,
+    commands,
+    end,
+    environment,
+    finished,
+    follow,
+    free_ports,
+    wait_for,
+)
+from server_app.run import SUMMARY
+from server_app.settings import Settings
+
+
+def run_flower(settings: Settings, overrides: Sequence[str], folder: Path) -> dict[str, Any]:
+    """Run a job through `flwr run` on a private SuperLink and return its summary.
+
+    Args:
+        settings: the checked settings.
+        overrides: the Hydra overrides that gave them; the ServerApp composes them again.
+        folder: where the records go.
+
+    Raises:
+        ConfigError: if the app's source tree or Flower's commands cannot be found.
+        RunFailedError: if the SuperLink does not start or the run does not complete.
+    """
+    app, command_folder = app_folder(), commands()
+    folder = folder.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / SUMMARY).unlink(missing_ok=True)
+    with tempfile.TemporaryDirectory(prefix="airflower-") as scratch:
+        home, neutral = Path(scratch, "home"), Path(scratch, "cwd")
+        home.mkdir()
+        neutral.mkdir()
+        port = free_ports(1)[0]
+        (home / "config.toml").write_text(
+            f'[superlink]\ndefault = "{CONNECTION}"\n'
+            f'[superlink.{CONNECTION}]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
+        )
+        variables = {**environment(command_folder, home), "RAY_DEDUP_LOGS": "0"}
+        with (folder / "superlink.log").open("wb") as output:
+            superlink = subprocess.Popen(
+                [
+                    str(command_folder / "flower-superlink"),
+                    *("--insecure", "--simulation", "--disable-runtime-dependency-installation"),
+                    *("--host", "127.0.0.1", "--port", str(port)),
+                ],
+                cwd=neutral,
+                env=variables,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        flwr = Flwr(command_folder / "flwr", neutral, variables)
+        run_id = ""
+        try:
+            wait_for(port, superlink, folder)
+            workers = settings.engine.workers or os.cpu_count() or 1
+            run_id = flwr.submit(
+                app,
+                absolute(settings, overrides),
+                folder,
+                Path(scratch),
+                federation=f"num-supernodes={settings.fleet.num_devices} client-resources-num-cpus=1 "
+                f"init-args-num-cpus={workers}",
+            )
+            return follow(flwr, run_id, superlink, folder)
+        finally:
+            if run_id and not finished(folder):
+                flwr.stop(run_id)
+            end(superlink)

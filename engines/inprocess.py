@@ -1,0 +1,313 @@
+"""A Flower Grid that calls the ClientApp in worker processes of this machine: no Ray, no sockets.
+
+Each worker is a persistent process with one torch thread. A device is served by whichever worker is
+free; its Flower Context (hence its personal part) is kept here, in the parent, so a worker that dies costs
+the one device that it was serving its round and nobody else anything. Arrays that several messages of a batch
+share, such as the broadcast, lie in shared memory. Replies come in the order of the messages.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence, Sized
+from multiprocessing.connection import Connection, wait
+from typing import Any, cast
+
+from flwr.app import Error, Message, RecordDict
+from flwr.common.constant import ErrorCode
+from flwr.serverapp import Grid
+
+from engines.allocator import keep_freed_memory
+from engines.device_states import DeviceStates
+from engines.shared_arrays import Block, shared_arrays
+from engines.workers import FIRST_NODE, TRAIN, App, Runner, Worker, WorkerDiedError
+from server_app.settings import Settings
+
+log = logging.getLogger(__name__)
+
+# A worker gets a sixteenth of its share at once: fewer exchanges, and no worker waits long for the last one.
+_TASKS_PER_WORKER = 16
+_TOGETHER_PER_WORKER = 2  # tasks of devices that are trained together: the more at once, the better
+
+
+class InProcessGrid(Grid):
+    """Devices 0..K-1 as nodes of a Grid.
+
+    Args:
+        client_app: where the ClientApp is, as ``package.module:name``.
+        num_devices: K.
+        workers: number of processes; 1 runs the devices inside the calling process (a device that
+            kills its process then kills the run, and no deadline can interrupt it).
+        state_memory_mib: personal parts kept in memory; those beyond it go to a temporary folder.
+        batch_devices: devices that are trained as one set of tensors; 1: one after the other.
+        device: where, "cpu" or "cuda".
+
+    Raises:
+        ValueError: if a number is not positive.
+    """
+
+    immediate = True  # asked for replies, it makes them: see strategies.exchange
+
+    def __init__(
+        self,
+        client_app: str,
+        num_devices: int,
+        workers: int = 1,
+        *,
+        state_memory_mib: float = 1024.0,
+        batch_devices: int = 1,
+        device: str = "cpu",
+    ) -> None:
+        if min(num_devices, workers, batch_devices) < 1:
+            raise ValueError(
+                f"num_devices = {num_devices}, workers = {workers} and batch_devices = {batch_devices}; "
+                "all must be at least 1"
+            )
+        # Flower's Message constructor asks this class who is sending.
+        from flwr.supercore.task_identity import TaskIdentity
+
+        TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
+        self._app = App(client_app, num_devices, batch_devices, device)
+        self._app.load_many()  # a module without the function is found here
+        self._num_workers = workers
+        self._states = DeviceStates(int(state_memory_mib * 2**20))
+        self._pending: dict[str, Message] = {}
+        self._numbers = itertools.count(1)
+        self._run: Any = None
+        # Both are made when the first messages are there: workers are forks, and what the caller has loaded
+        # by then, such as the data set, they need not load again.
+        self._runner: Runner | None = None
+        self._workers: list[Worker] = []
+
+    def __enter__(self) -> InProcessGrid:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop the worker processes."""
+        for worker in self._workers:
+            worker.stop()
+        self._workers = []
+        self._states.close()
+
+    # Flower's Grid interface -------------------------------------------------------------------
+
+    def set_run(self, run: Any) -> None:
+        """Keep the run that Flower describes."""
+        self._run = run
+
+    @property
+    def run(self) -> Any:
+        """The run, if one was set."""
+        return self._run
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        """Return a message to a node."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Return the ids of all devices."""
+        return range(FIRST_NODE, FIRST_NODE + self._app.num_devices)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Accept messages; they are worked on when their replies are pulled."""
+        identifiers = []
+        for message in messages:
+            identifier = self._number(message)
+            self._pending[identifier] = message
+            identifiers.append(identifier)
+        return identifiers
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Work on pushed messages and yield their replies."""
+        found = [self._pending.pop(i) for i in list(message_ids) if i in self._pending]
+        return self._process(found, len(found), None)
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        """Work on messages and yield the replies that are there within `timeout` seconds.
+
+        A reply comes as soon as it and those to the messages before it are there; work goes on while the
+        caller looks at it. Nothing is done before the first is asked for. Work also begins before the last
+        message is there, if `messages` has a length.
+        """
+        if not isinstance(messages, Sized):
+            messages = list(messages)
+        return self._process(messages, len(messages), timeout)
+
+    def _number(self, message: Message) -> str:
+        """Return the identifier of a message; the first time it gets one."""
+        if not message.metadata.message_id:
+            message.metadata.__dict__["_message_id"] = str(next(self._numbers))
+        return message.metadata.message_id
+
+    # Execution ---------------------------------------------------------------------------------
+
+    def _process(self, messages: Iterable[Message], number: int, timeout: float | None) -> Iterator[Message]:
+        if not number:
+            return
+        deadline = None if timeout is None else time.monotonic() + timeout
+        coming = iter(messages)
+        first = next(coming)
+        together = self._app.together and first.metadata.message_type == TRAIN
+        coming = itertools.chain([first], coming)
+        if self._num_workers == 1:
+            yield from self._process_here(_tasks(coming, number if together else 1), deadline)
+            return
+        share = _TOGETHER_PER_WORKER if together else _TASKS_PER_WORKER
+        size = max(1, number // (share * self._num_workers))
+        head = [*itertools.islice(coming, max(size, 2))]  # what these share, all do
+        waiting, replies = deque[str](), dict[str, Message]()
+
+        def tasks() -> Iterator[list[Message]]:
+            for task in _tasks(itertools.chain(head, coming), size):
+                waiting.extend(map(self._number, task))
+                yield task
+
+        with shared_arrays(head) as block:
+            for answered in self._process_in_workers(tasks(), block, deadline, ahead=2 if together else 1):
+                replies.update(answered)
+                while waiting and waiting[0] in replies:
+                    yield replies.pop(waiting.popleft())
+        for identifier in waiting:
+            if identifier in replies:
+                yield replies.pop(identifier)
+
+    def _process_here(self, tasks: Iterable[list[Message]], deadline: float | None) -> Iterator[Message]:
+        if self._runner is None:
+            keep_freed_memory()
+            self._runner = Runner(self._app)
+        for task in tasks:
+            if deadline is not None and time.monotonic() > deadline:
+                return
+            for message in task:
+                self._number(message)
+            answers = self._runner.run(task, self._states_of(task))
+            for message, (reply, state) in zip(task, answers, strict=True):
+                self._keep(message, state)
+                yield reply
+
+    def _process_in_workers(
+        self, tasks: Iterator[list[Message]], block: Block | None, deadline: float | None, *, ahead: int
+    ) -> Iterator[dict[str, Message]]:
+        """Yield replies by the message that they answer, as they come.
+
+        Args:
+            tasks: each for one worker, begun as soon as it is there.
+            block: the arrays that messages share.
+            deadline: after which no reply is waited for.
+            ahead: tasks for a worker at once; more than one if they are so short that waiting would show.
+        """
+        if not self._workers:
+            keep_freed_memory()  # here, too: uploads come and go
+            self._app.load()
+            self._workers = [Worker(self._app) for _ in range(self._num_workers)]
+        again = deque[list[Message]]()  # to be done before the next of the tasks
+        busy: dict[Connection, Worker] = {}
+
+        def feed() -> None:
+            while True:
+                worker = min(self._workers, key=lambda worker: len(worker.tasks))
+                if len(worker.tasks) == ahead:
+                    return
+                task = again.popleft() if again else next(tasks, None)
+                if task is None:
+                    return
+                if not worker.submit(task, self._states_of(task), block):
+                    again.appendleft(task)
+                    return
+                busy[worker.connection] = worker
+
+        feed()
+        try:
+            while busy:
+                remaining = None if deadline is None else max(deadline - time.monotonic(), 0.0)
+                ready = wait(list(busy), remaining)
+                if not ready:
+                    break
+                answered: dict[str, Message] = {}
+                for connection in ready:
+                    worker = busy[cast(Connection, connection)]
+                    try:
+                        for message, reply, state in worker.collect():
+                            answered[message.metadata.message_id] = reply
+                            self._keep(message, state)
+                    except WorkerDiedError as error:
+                        error_replies, unfinished = self._after_death(error)
+                        answered |= error_replies
+                        again.extendleft(unfinished)
+                    if not worker.tasks:
+                        del busy[cast(Connection, connection)]
+                feed()  # before the caller looks at the replies
+                yield answered
+        finally:  # the round has closed, or the caller has left
+            for worker in busy.values():
+                late = [_device(message) for task in worker.tasks for message in task]
+                log.warning("devices %s had not answered when the round closed", late)
+                worker.restart()
+
+    def _after_death(self, error: WorkerDiedError) -> tuple[dict[str, Message], list[list[Message]]]:
+        """Return an error for the device that killed its process, and the tasks of the others."""
+        lost, again = error.unanswered, error.untouched
+        if len(lost) > 1 and self._together(lost):
+            # Which one it was shows when each is served alone.
+            return {}, [*([message] for message in lost), *again]
+        culprit, *others = lost
+        reason = f"the process that ran device {_device(culprit)} died (exit code {error.exit_code})"
+        reply = Message(Error(ErrorCode.UNKNOWN, reason), reply_to=culprit)
+        return {culprit.metadata.message_id: reply}, [*again, *([others] if others else [])]
+
+    def _keep(self, message: Message, state: bytes | None) -> None:
+        if state is not None:
+            self._states.put(message.metadata.dst_node_id, state)
+
+    def _states_of(self, messages: Sequence[Message]) -> list[bytes]:
+        return [self._states.get(message.metadata.dst_node_id) for message in messages]
+
+    def _together(self, messages: Sequence[Message]) -> bool:
+        return self._app.together and all(message.metadata.message_type == TRAIN for message in messages)
+
+
+def open_grid(
+    settings: Settings, client_app: str = "client_app.app:app", workers: int | None = None
+) -> InProcessGrid:
+    """Return the grid that the settings describe.
+
+    Args:
+        settings: the checked settings.
+        client_app: where the ClientApp is, as ``package.module:name``.
+        workers: processes; default: `engine.workers`, else one per core, and one process for a GPU.
+    """
+    engine, devices = settings.engine, settings.fleet.num_devices
+    cores = 1 if engine.device == "cuda" else os.cpu_count() or 1
+    return InProcessGrid(
+        client_app,
+        devices,
+        workers or engine.workers or min(cores, devices),
+        state_memory_mib=engine.state_memory_mib,
+        batch_devices=engine.batch_devices,
+        device=engine.device,
+    )
+
+
+def _device(message: Message) -> int:
+    return message.metadata.dst_node_id - FIRST_NODE
+
+
+def _tasks(messages: Iterator[Message], size: int) -> Iterator[list[Message]]:
+    while task := [*itertools.islice(messages, size)]:
+        yield task

@@ -1,0 +1,296 @@
+"""What engines with a SuperLink of their own share: the `flwr` command, following a run, ending processes.
+
+The run's own summary decides success. ``flwr run`` exits with 0 even when the ServerApp crashed, and an
+overloaded machine can mark a finished run as failed.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any
+
+from server_app.run import LOG_FILE, SUMMARY, RunFailedError
+from server_app.schema import ConfigError
+from server_app.settings import Settings
+
+log = logging.getLogger(__name__)
+
+CONNECTION = "airflower"
+START_SECONDS = 90.0
+_STATUS_SECONDS = 5.0
+_GRACE_SECONDS = 20.0
+
+
+def app_folder() -> Path:
+    """Return the source tree that `flwr run` packs.
+
+    Raises:
+        ConfigError: if only the installed packages are there.
+    """
+    root = Path(__file__).resolve().parents[1]
+    if not (root / "pyproject.toml").is_file():
+        raise ConfigError(
+            "engine = flower needs airflower's source tree (with its pyproject.toml) for `flwr run`; "
+            "install it with `pip install -e .` from a clone, or use engine=inprocess"
+        )
+    return root
+
+
+class Flwr:
+    """The `flwr` command against our own SuperLink."""
+
+    def __init__(self, command: Path, folder: Path, environment: dict[str, str]) -> None:
+        self._command = command
+        self._folder = folder
+        self._environment = environment
+
+    def submit(
+        self,
+        app: Path,
+        overrides: Sequence[str],
+        folder: Path,
+        scratch: Path,
+        *,
+        federation: str = "",
+    ) -> str:
+        """Submit the app with these Hydra overrides and return the run's id.
+
+        Args:
+            app: the source tree.
+            overrides: given to the ServerApp, which composes them.
+            folder: where the ServerApp leaves its records.
+            scratch: a folder for the run-config file.
+            federation: settings of Flower's simulation, or "".
+
+        Raises:
+            RunFailedError: if the SuperLink does not accept it.
+        """
+        run_config = scratch / "run-config.toml"
+        text = " ".join(_quoted(override) for override in overrides)
+        values = {"overrides": text, "out-dir": str(folder)}
+        run_config.write_text("".join(f"{name} = {json.dumps(value)}\n" for name, value in values.items()))
+        simulation = ("--federation-config", federation) if federation else ()
+        answer = self._json("run", str(app), CONNECTION, "--run-config", str(run_config), *simulation)
+        if not answer.get("success"):
+            raise RunFailedError(f"`flwr run` could not submit the run: {answer}")
+        return str(answer["run-id"])
+
+    def register(self, public_key: Path, name: str) -> str:
+        """Register a SuperNode's public key and return the id that its node will have.
+
+        Raises:
+            RunFailedError: if the SuperLink does not accept it.
+        """
+        answer = self._json("supernode", "register", str(public_key), CONNECTION, "--name", name)
+        if not answer.get("success"):
+            raise RunFailedError(f"`flwr supernode register` did not take {public_key.name}: {answer}")
+        return str(answer["node-id"])
+
+    def run_facts(self, run_id: str) -> dict[str, Any]:
+        """Return what the SuperLink knows of a run, its network traffic among it."""
+        return dict((self._json("list", CONNECTION, "--run-id", run_id).get("runs") or [{}])[0])
+
+    def status(self, run_id: str) -> tuple[str, str]:
+        """Return the run's status and its details."""
+        facts = self.run_facts(run_id)
+        return str(facts.get("status", "")), str(facts.get("status-details", ""))
+
+    def log(self, run_id: str) -> str:
+        """Return the last lines of what the app printed."""
+        result = self._call("log", run_id, CONNECTION, "--show")
+        lines = [line for line in result.stdout.splitlines() if line.strip() and "HTTP Request" not in line]
+        return "\n".join(lines[-30:])
+
+    def stop(self, run_id: str) -> None:
+        """Ask the SuperLink to stop the run."""
+        self._call("stop", run_id, CONNECTION)
+
+    def _json(self, *arguments: str) -> dict[str, Any]:
+        result = self._call(*arguments, "--format", "json")
+        try:
+            answer = json.loads(result.stdout)
+        except json.JSONDecodeError:
+            return {"success": False, "error": (result.stdout + result.stderr).strip()[-2000:]}
+        return answer if isinstance(answer, dict) else {}
+
+    def _call(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [str(self._command), *arguments],
+            cwd=self._folder,
+            env=self._environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=START_SECONDS,
+            check=False,
+        )
+
+
+def follow(
+    flwr: Flwr,
+    run_id: str,
+    superlink: subprocess.Popen[bytes],
+    folder: Path,
+    watch: Callable[[], None] = lambda: None,
+) -> dict[str, Any]:
+    """Log the run's own lines as they come and return its summary; `watch` is called now and then.
+
+    Raises:
+        RunFailedError: if the run does not complete.
+    """
+    shown, next_status, over = 0, time.monotonic() + _STATUS_SECONDS, ""
+    while True:
+        shown = _show(folder / LOG_FILE, shown)
+        if (summary := finished(folder)) is not None:
+            _show(folder / LOG_FILE, shown)
+            if summary["status"] == "completed":
+                return summary
+            raise RunFailedError(str(summary.get("reason", "no reason given")))
+        if over:
+            raise RunFailedError(f"the ServerApp ended without a result ({over})\n{flwr.log(run_id)}")
+        if superlink.poll() is not None:
+            raise RunFailedError(f"the SuperLink died (exit code {superlink.returncode}); see superlink.log")
+        if time.monotonic() > next_status:
+            status, details = flwr.status(run_id)
+            if status.startswith("finished"):
+                over = f"{status}: {details}"  # one more look at the summary before giving up
+            next_status = time.monotonic() + _STATUS_SECONDS
+        watch()
+        time.sleep(0.2)
+
+
+def _show(path: Path, shown: int) -> int:
+    """Log the complete lines of a growing file from position `shown` on; return the new position."""
+    if not path.is_file():
+        return shown
+    with path.open("rb") as file:
+        file.seek(shown)
+        text = file.read()
+    end = text.rfind(b"\n") + 1
+    for line in text[:end].decode(errors="replace").splitlines():
+        log.info("%s", line)
+    return shown + end
+
+
+def finished(folder: Path) -> dict[str, Any] | None:
+    """Return the run's summary once it is final."""
+    path = folder / SUMMARY
+    if not path.is_file():
+        return None
+    summary = json.loads(path.read_text())
+    return summary if summary.get("status") in ("completed", "failed") else None
+
+
+def wait_for(port: int, superlink: subprocess.Popen[bytes], folder: Path, host: str = "127.0.0.1") -> None:
+    """Wait until the SuperLink listens on a port of this machine.
+
+    Raises:
+        RunFailedError: with the end of its log, if it does not.
+    """
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        if superlink.poll() is not None:
+            break
+        with socket.socket() as probe:
+            probe.settimeout(1)
+            if probe.connect_ex((host, port)) == 0:
+                return
+        time.sleep(0.2)
+    text = (folder / "superlink.log").read_text(errors="replace")[-2000:]
+    raise RunFailedError(f"the SuperLink did not start on {host}:{port}:\n{text}")
+
+
+def end(*processes: subprocess.Popen[bytes]) -> None:
+    """End processes, leaders of their own sessions, and all that they started: politely, then not.
+
+    Flower's SuperExec has a session of its own, and the ServerApp that it started outlives it for minutes.
+    """
+    alive = [process.pid for process in processes if process.poll() is None]
+    started = descendants(*alive) if alive else []
+    for sign in (signal.SIGTERM, signal.SIGKILL):
+        for process in processes:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, sign)
+        deadline = time.monotonic() + _GRACE_SECONDS
+        for process in processes:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(max(0.0, deadline - time.monotonic()))
+    for pid in started:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def descendants(*pids: int) -> list[int]:
+    """Return the ids of the processes that processes have started, and of those that these have."""
+    listing = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
+    children: dict[int, list[int]] = {}
+    for line in listing.splitlines():
+        child, parent = map(int, line.split())
+        children.setdefault(parent, []).append(child)
+    found, look = [], [*pids]
+    while look:
+        born = children.get(look.pop(), [])
+        found += born
+        look += born
+    return found
+
+
+def kill_all(process: subprocess.Popen[bytes]) -> None:
+    """Kill a process and what it started, in whatever sessions, at once: what a power cut leaves."""
+    for pid in [process.pid, *descendants(process.pid)]:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def absolute(settings: Settings, overrides: Sequence[str]) -> list[str]:
+    """Return the overrides with paths that hold in any working directory."""
+    paths = {"resume": settings.resume, "dataset.root": settings.dataset.root}
+    extra = [f"{name}={Path(path).expanduser().resolve()}" for name, path in paths.items() if path]
+    return [*overrides, *extra]
+
+
+def _quoted(override: str) -> str:
+    return "'" + override.replace("'", "'\"'\"'") + "'"
+
+
+def commands() -> Path:
+    """Return the folder of Flower's commands."""
+    beside = Path(sys.executable).parent
+    if (beside / "flower-superlink").is_file():
+        return beside
+    found = shutil.which("flower-superlink")
+    if found is None:
+        raise ConfigError("engine = flower needs Flower's command flower-superlink on the PATH")
+    return Path(found).parent
+
+
+def free_ports(number: int) -> list[int]:
+    """Return that many distinct TCP ports that nobody listens on."""
+    with ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(number)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
+
+
+def environment(commands_folder: Path, home: Path) -> dict[str, str]:
+    """Return the environment of Flower's processes: their own home; nothing fetched, nothing reported."""
+    return {
+        **os.environ,
+        "FLWR_HOME": str(home),
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "PATH": os.pathsep.join([str(commands_folder), os.environ.get("PATH", "")]),
+    }

@@ -1,0 +1,309 @@
+"""Worker processes of the in-process engine: each serves devices one after the other, or many together.
+
+A task is a list of messages with the states of their devices. The worker answers message by message, so
+that its parent knows whom it was serving if it dies; devices that are trained together it answers together,
+and may be given the next task while it is at work, so that it never waits for its parent.
+"""
+
+from __future__ import annotations
+
+import copyreg
+import gc
+import importlib
+import io
+import multiprocessing
+import pickle
+import signal
+import sys
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection
+from typing import Any, cast
+
+from flwr.app import Array, Context, Error, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.common.constant import ErrorCode
+
+from engines.allocator import keep_freed_memory
+from engines.mailbox import Mailbox
+from engines.shared_arrays import Block
+
+FIRST_NODE = 1000
+TRAIN = "train"
+
+TrainMany = Callable[..., list[Message]]
+
+
+@dataclass(frozen=True)
+class App:
+    """What runs the devices.
+
+    Attributes:
+        reference: the ClientApp, as ``package.module:name``.
+        num_devices: K.
+        batch_devices: train so many devices at once, by the function `train_many` beside the ClientApp; 1:
+            one after the other, by the ClientApp itself.
+        device: where they are then trained, "cpu" or "cuda".
+    """
+
+    reference: str
+    num_devices: int
+    batch_devices: int = 1
+    device: str = "cpu"
+
+    @property
+    def together(self) -> bool:
+        """Whether devices are trained many at once."""
+        return self.batch_devices > 1 or self.device != "cpu"
+
+    def load(self) -> ClientApp:
+        """Import the ClientApp."""
+        app = self._attribute(self.reference.partition(":")[2])
+        if not isinstance(app, ClientApp):
+            raise TypeError(f"{self.reference} is not a ClientApp")
+        return app
+
+    def load_many(self) -> TrainMany | None:
+        """Import `train_many`; None if devices are trained one after the other.
+
+        Raises:
+            ValueError: if the ClientApp's module has no such function.
+        """
+        if not self.together:
+            return None
+        try:
+            return cast(TrainMany, self._attribute("train_many"))
+        except AttributeError as error:
+            raise ValueError(
+                f"engine.batch_devices = {self.batch_devices}, engine.device = {self.device}: the module of "
+                f"{self.reference} has no function train_many"
+            ) from error
+
+    def _attribute(self, name: str) -> Any:
+        return getattr(importlib.import_module(self.reference.partition(":")[0]), name)
+
+
+class Runner:
+    """Answers messages in this process."""
+
+    def __init__(self, app: App) -> None:
+        self._settings = app
+        self._app = app.load()
+        self._many = app.load_many()
+
+    def run(
+        self, messages: Sequence[Message], states: Sequence[bytes]
+    ) -> Iterator[tuple[Message, bytes | None]]:
+        """Answer messages; an exception of a device becomes an error reply of its own.
+
+        Args:
+            messages: at most one for each device.
+            states: the devices' pickled states, empty for a device without one.
+
+        Yields:
+            The reply to each message, in order, and the device's new state, None where it has not changed.
+        """
+        contexts = [
+            self._context(message.metadata.dst_node_id, state)
+            for message, state in zip(messages, states, strict=True)
+        ]
+        replies: Iterable[Message]
+        if self._many is not None and all(message.metadata.message_type == TRAIN for message in messages):
+            settings = self._settings
+            replies = self._many(
+                messages, contexts, batch_devices=settings.batch_devices, device=settings.device
+            )
+        else:
+            replies = map(self._call, messages, contexts)
+        for reply, context, before in zip(replies, contexts, states, strict=True):
+            after = pickle.dumps(context.state, pickle.HIGHEST_PROTOCOL) if context.state else b""
+            yield reply, None if after == before else after
+
+    def _call(self, message: Message, context: Context) -> Message:
+        before = dict(context.state)
+        try:
+            return self._app(message, context)
+        except Exception:  # becomes an error reply, as in Flower's engines
+            context.state.clear()
+            context.state.update(before)
+            reason = traceback.format_exc()
+            return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
+
+    def _context(self, node: int, state: bytes) -> Context:
+        return Context(
+            run_id=1,
+            node_id=node,
+            node_config={"partition-id": node - FIRST_NODE, "num-partitions": self._settings.num_devices},
+            state=pickle.loads(state) if state else RecordDict(),
+            run_config={},
+        )
+
+
+class WorkerDiedError(RuntimeError):
+    """A worker process ended before it had answered.
+
+    Attributes:
+        unanswered: the messages of its task that it had not answered, the one that it was serving first.
+        untouched: the tasks that it had not begun.
+    """
+
+    def __init__(self, tasks: Iterable[Iterable[Message]], exit_code: int | None) -> None:
+        super().__init__(f"the process died (exit code {exit_code})")
+        self.unanswered, *self.untouched = [list(task) for task in tasks]
+        self.exit_code = exit_code
+
+
+class Worker:
+    """One worker process as its parent sees it.
+
+    Attributes:
+        connection: readable when a reply is there, or the process is gone.
+        tasks: its tasks, the one that it is at work on first; of each, the messages that have no reply yet.
+    """
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+        self._fork = sys.platform == "linux"
+        # Two of each kind: the next task and its answers do not touch those of the last one.
+        self._boxes = [(Mailbox(shared=self._fork), Mailbox(shared=self._fork)) for _ in range(2)]
+        self._start()
+
+    def _start(self) -> None:
+        # A fork has all that its parent has imported and loaded; the parent has one torch thread, and a fork
+        # would not carry a pool over. They must have one tracker of shared memory: a worker's own
+        # would remove, when the worker dies, what the others still read.
+        resource_tracker.ensure_running()
+        method = "fork" if self._fork else "spawn"
+        context = cast(multiprocessing.context.DefaultContext, multiprocessing.get_context(method))
+        self.connection, child = context.Pipe()
+        self._process = context.Process(
+            target=_serve,
+            args=(child, self.connection, self._app, self._boxes),
+            daemon=True,
+            name="airflower-worker",
+        )
+        self._process.start()
+        child.close()
+        self._block = ""
+        self._box = 0
+        self.tasks: deque[deque[Message]] = deque()
+
+    def submit(self, messages: Sequence[Message], states: Sequence[bytes], block: Block | None) -> bool:
+        """Hand over a task, unless it is too large for a worker that is at work.
+
+        Args:
+            messages: at least one.
+            states: the devices' pickled states, empty for none.
+            block: the arrays that messages share.
+
+        Returns:
+            Whether the worker has taken it.
+        """
+        pickler = partial(_Pickler, block=block)
+        size = self._boxes[self._box][0].put((messages, states), pickler)
+        task: bytes | int
+        if size is not None:
+            task = size
+        elif self.tasks:  # it may be writing to the pipe itself, and both would wait for the other
+            return False
+        else:
+            buffer = io.BytesIO()
+            pickler(buffer).dump((messages, states))
+            task = buffer.getvalue()
+        new = block if block is not None and block.name != self._block else None
+        self._block = block.name if block is not None else self._block
+        with suppress(BrokenPipeError, ConnectionResetError):  # it is gone: collect() reports it
+            self.connection.send((new, self._box, task))
+        self._box = 1 - self._box
+        self.tasks.append(deque(messages))
+        return True
+
+    def collect(self) -> list[tuple[Message, Message, bytes | None]]:
+        """Return the next messages, each with its reply and the device's new state where it has changed.
+
+        Raises:
+            WorkerDiedError: if the process died; it has then been replaced.
+        """
+        try:
+            box, answers = self.connection.recv()
+        except (EOFError, ConnectionResetError, pickle.UnpicklingError):
+            self._process.join(5)
+            error = WorkerDiedError(self.tasks, self._process.exitcode)
+            self.restart()
+            raise error from None
+        if box is not None:
+            answers = self._boxes[box][1].take(answers)
+        collected = [(self.tasks[0].popleft(), reply, state) for reply, state in answers]
+        if not self.tasks[0]:
+            self.tasks.popleft()
+        return collected
+
+    def restart(self) -> None:
+        """Replace the process."""
+        self.stop()
+        self._start()
+
+    def stop(self) -> None:
+        """End the process."""
+        self.connection.close()
+        self._process.kill()
+        self._process.join()
+
+
+class _Pickler(pickle.Pickler):
+    """Pickles messages with a reference in place of each shared array."""
+
+    def __init__(self, file: Any, *, block: Block | None) -> None:
+        super().__init__(file, protocol=pickle.HIGHEST_PROTOCOL)
+        self._shared = block.entries if block else {}
+        # Asked for arrays only; `persistent_id` would be called for every string and number.
+        self.dispatch_table = {**copyreg.dispatch_table, Array: self._reduce}
+
+    def _reduce(self, array: Array) -> Any:
+        if id(array) in self._shared:
+            return _shared_array, (id(array),)
+        return array.__reduce_ex__(pickle.HIGHEST_PROTOCOL)
+
+
+_shared: dict[int, Array] = {}  # in a worker: the arrays of the last block, by their identity in the parent
+
+
+def _shared_array(identity: int) -> Array:
+    return _shared[identity]
+
+
+def _serve(
+    connection: Connection, parent_end: Connection, app: App, boxes: Sequence[tuple[Mailbox, Mailbox]]
+) -> None:
+    """Run in a worker process: answer messages until the parent is gone."""
+    parent_end.close()  # inherited; while it is open here, the parent's end of the pipe never closes
+    import torch
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is the parent's to handle
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    runner = Runner(app)
+    gc.freeze()  # what the fork inherited is not searched for garbage, and so stays shared with the parent
+    while True:
+        try:
+            block, box, task = connection.recv()
+        except EOFError:
+            return
+        if block is not None:
+            _shared.clear()
+            _shared.update(block.read())
+        inbox, outbox = boxes[box]
+        messages, states = pickle.loads(task) if isinstance(task, bytes) else inbox.take(task)
+        answers = runner.run(messages, states)
+        if app.together:
+            together = list(answers)
+            size = outbox.put(together)
+            connection.send((None, together) if size is None else (box, size))
+        else:
+            for answer in answers:
+                connection.send((None, [answer]))

@@ -1,0 +1,1 @@
+"""What is studied: the command line, sweeps, studies, the report, the reproduction of both papers."""

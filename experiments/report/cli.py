@@ -1,0 +1,86 @@
+"""The `airflower-report` command."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from experiments.report.claims import check_claims
+from experiments.report.figures import draw
+from experiments.report.folders import ReportError, Run, find_runs
+from experiments.report.page import Section, markdown, render
+from experiments.report.spec import default_report, read_report
+from experiments.report.tidy import write_tidy
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; exits with 2 if there is nothing to report."""
+    parser = argparse.ArgumentParser(
+        prog="airflower-report",
+        description="Draw runs and sweeps: figures, one HTML page with tables and claim checks, tidy CSV.",
+    )
+    parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="run or sweep folders")
+    parser.add_argument("--out", type=Path, default=Path("report"), help="folder to write (default: report)")
+    options = parser.parse_args(arguments)
+    try:
+        page = build_report(options.paths, options.out)
+    except ReportError as error:
+        print(f"airflower-report: {error}", file=sys.stderr)
+        sys.exit(2)
+    print(page)
+
+
+def build_report(paths: Sequence[Path], out: Path) -> Path:
+    """Write figures, tables, page and CSV files into `out` and return the page.
+
+    Raises:
+        ReportError: if there is no run, or an experiment's report node cannot be read.
+    """
+    runs = find_runs(paths)
+    out.mkdir(parents=True, exist_ok=True)
+    sections, used = [], set[str]()
+    for name, members in _groups(runs):
+        try:
+            report = read_report(members[0].report) if name else default_report(members)
+        except ReportError as error:
+            raise ReportError(f"{members[0].folder}: {error}") from error
+        stem = re.sub(r"[^\w-]", "_", report.name)
+        while stem in used:
+            stem += "_"
+        used.add(stem)
+        figure = draw(report, members, out, stem)
+        sections.append(Section(stem, report, members, figure, check_claims(report, members)))
+    tidy = write_tidy(runs, out)
+    versions = sorted({str(run.summary.get("versions", {}).get("airflower")) for run in runs})
+    page = out / "index.html"
+    page.write_text(render(sections, tidy, facts=[f"airflower {', '.join(versions)}"]))
+    claims = [
+        {
+            "experiment": section.report.name,
+            "claim": finding.claim.text,
+            "verdict": finding.verdict,
+            "evidence": finding.evidence,
+        }
+        for section in sections
+        for finding in section.findings
+    ]
+    (out / "claims.json").write_text(json.dumps(claims, indent=2, ensure_ascii=False) + "\n")
+    (out / "claims.md").write_text(markdown(sections))
+    return page
+
+
+def _groups(runs: Sequence[Run]) -> list[tuple[str, list[Run]]]:
+    """Group runs by experiment and sweep folder: two sizes of one experiment are not mixed."""
+    groups: dict[tuple[str, Path | None], list[Run]] = {}
+    for run in runs:
+        name = str(run.report.get("name", ""))
+        groups.setdefault((name, run.folder.parent if name else None), []).append(run)
+    return [(name, members) for (name, _), members in groups.items()]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,233 @@
+"""The HTML page: one file, pictures inside, nothing fetched from anywhere."""
+
+from __future__ import annotations
+
+import base64
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.report.claims import Finding
+from experiments.report.figures import Figure
+from experiments.report.folders import Run, differing
+from experiments.report.metrics import key_label, matches, quantity, samples, show, values_of
+from experiments.report.spec import Report
+
+
+@dataclass(frozen=True)
+class Section:
+    """One experiment of the page.
+
+    Attributes:
+        anchor: unique id.
+        report: what it shows.
+        runs: its runs, finished or not.
+        figure: None if nothing could be drawn.
+        findings: checked claims.
+    """
+
+    anchor: str
+    report: Report
+    runs: Sequence[Run]
+    figure: Figure | None
+    findings: Sequence[Finding]
+
+
+MARKS = {"confirmed": "✓", "contradicted": "✗", "not decidable": "?"}
+
+_STYLE = """
+:root{--ink:#1a1a1a;--soft:#5a5a5a;--line:#d9d9d9;--paper:#fff;--shade:#f5f6f8}
+*{box-sizing:border-box}
+body{font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif;
+color:var(--ink);background:var(--paper);margin:0 auto;max-width:1180px;padding:1.5rem}
+h1{font-size:1.6rem;margin:.2rem 0}
+h2{font-size:1.25rem;margin:2.4rem 0 .4rem;border-top:2px solid var(--ink);padding-top:.7rem}
+h3{font-size:1rem;margin:1.2rem 0 .3rem}
+p.note{color:var(--soft);margin:.2rem 0 .8rem}
+img{max-width:100%;height:auto;display:block}
+figure{margin:.6rem 0}
+figcaption{color:var(--soft);font-size:.87rem}
+.scroll{overflow-x:auto}
+table{border-collapse:collapse;font-size:.87rem;margin:.3rem 0}
+th,td{text-align:left;padding:.25rem .6rem;border-bottom:1px solid var(--line);vertical-align:top}
+th{background:var(--shade)}
+td.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
+.v{white-space:nowrap;font-weight:600}
+.confirmed{color:#00624a}.contradicted{color:#a84300}.not{color:#555}
+details{margin:.5rem 0}summary{cursor:pointer;color:#005a8c}code{font-size:.87em}
+@media print{details{display:block}h2{break-before:page}}
+"""
+
+
+def render(sections: Sequence[Section], tidy: Sequence[Path], *, facts: Sequence[str]) -> str:
+    """Return the page."""
+    verdicts: Counter[str] = Counter(finding.verdict for section in sections for finding in section.findings)
+    failed = [run for section in sections for run in section.runs if not run.completed]
+    total = sum(len(section.runs) for section in sections)
+    parts = [
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">',
+        '<meta name="viewport" content="width=device-width,initial-scale=1">',
+        '<link rel="icon" href="data:,">',
+        f"<title>airflower report</title><style>{_STYLE}</style></head><body>",
+        "<h1>airflower report</h1>",
+        f'<p class="note">{total} runs in {len(sections)} group(s)'
+        + (f", {len(failed)} of them not completed" if failed else "")
+        + "".join(f" · {escape(fact)}" for fact in facts)
+        + "</p>",
+        _overview(sections, verdicts),
+    ]
+    parts += [_section(section) for section in sections]
+    names = ", ".join(f"<code>{escape(path.name)}</code>" for path in tidy)
+    parts.append(f"<h2>Data</h2><p>Beside this page, all rows of all runs as tidy CSV: {names}.</p>")
+    parts.append("</body></html>\n")
+    return "\n".join(parts)
+
+
+def markdown(sections: Sequence[Section]) -> str:
+    """Return the claims as Markdown tables, for a document beside the figures."""
+    parts = []
+    for section in sections:
+        rows = "".join(
+            f"| {finding.claim.text} | {MARKS[finding.verdict]} {finding.verdict} | {finding.evidence} |\n"
+            for finding in section.findings
+        )
+        if rows:
+            head = "| claim | verdict | numbers (± standard error) |\n| --- | --- | --- |\n"
+            figure = f"![{section.report.name}]({section.anchor}.png)"
+            parts.append(f"## {section.report.title}\n\n{figure}\n\n{head}{rows}")
+    return "\n".join(parts)
+
+
+def _overview(sections: Sequence[Section], verdicts: Counter[str]) -> str:
+    rows = []
+    for section in sections:
+        count: Counter[str] = Counter(finding.verdict for finding in section.findings)
+        rows.append(
+            f'<tr><td><a href="#{section.anchor}">{escape(section.report.title)}</a></td>'
+            f'<td class="n">{len(section.runs)}</td>'
+            + "".join(f'<td class="n">{count.get(verdict, 0) or ""}</td>' for verdict in MARKS)
+            + "</tr>"
+        )
+    head = "".join(f"<th>{mark} {verdict}</th>" for verdict, mark in MARKS.items())
+    foot = "".join(f'<td class="n"><b>{verdicts.get(verdict, 0)}</b></td>' for verdict in MARKS)
+    return (
+        f'<div class="scroll"><table><thead><tr><th>experiment</th><th>runs</th>{head}</tr></thead><tbody>'
+        f"{''.join(rows)}<tr><td><b>all claims</b></td><td></td>{foot}</tr></tbody></table></div>"
+        '<p class="note">A claim counts as confirmed or contradicted when the 95 % confidence interval of '
+        "the paired difference (Student's t over seeds or draws) lies on one side of its limit; otherwise "
+        "the numbers do not decide it.</p>"
+    )
+
+
+def _section(section: Section) -> str:
+    parts = [f'<h2 id="{section.anchor}">{escape(section.report.title)}</h2>']
+    failed = [run for run in section.runs if not run.completed]
+    if failed:
+        items = "".join(
+            f"<li><code>{escape(run.name)}</code>: {escape(str(run.summary.get('status')))}"
+            f" {escape(str(run.summary.get('reason', '')))}</li>"
+            for run in failed
+        )
+        parts.append(f"<p><b>Not completed, left out:</b></p><ul>{items}</ul>")
+    if section.figure:
+        data = base64.b64encode(section.figure.png.read_bytes()).decode()
+        parts.append(
+            f'<figure><img alt="{escape(section.report.title)}" src="data:image/png;base64,{data}">'
+            f"<figcaption>{escape(section.figure.caption)} "
+            f"Also as <code>{escape(section.figure.pdf.name)}</code>.</figcaption></figure>"
+        )
+    if section.findings:
+        rows = "".join(
+            f"<tr><td>{escape(finding.claim.text)}</td>"
+            f'<td class="v {finding.verdict.split()[0]}">{MARKS[finding.verdict]} {finding.verdict}</td>'
+            f"<td>{escape(finding.evidence)}</td></tr>"
+            for finding in section.findings
+        )
+        parts.append(
+            '<h3>Claims</h3><div class="scroll"><table><thead><tr><th>claim</th><th>verdict</th><th>numbers '
+            f"(mean ± standard error)</th></tr></thead><tbody>{rows}</tbody></table></div>"
+        )
+    parts.append(_results(section))
+    parts.append(_configuration(section.runs))
+    return "\n".join(parts)
+
+
+_COLUMNS = (
+    "accuracy_mean",
+    "accuracy_worst",
+    "loss_mean",
+    "pruning_ratio_mean",
+    "latency_s",
+    "uplink_bits",
+    "normalised_mse",
+    "starved_share",
+    "negative_bandwidth",
+    "negative_ratio",
+    "measured_schedule_seconds",
+)
+
+
+def _results(section: Section) -> str:
+    completed = [run for run in section.runs if run.completed]
+    keys = [key for key in section.report.dimensions if len(values_of(completed, [key])) > 1]
+    found = {run: {column: _mean(samples(run, column)) for column in _COLUMNS} for run in completed}
+    columns = [column for column in _COLUMNS if any(values[column] is not None for values in found.values())]
+    if not columns:
+        return ""
+    rows = []
+    for group in values_of(completed, keys):
+        members = [run for run in completed if matches(run, dict(zip(keys, group, strict=True)))]
+        cells = []
+        for column in columns:
+            numbers = np.array([v for run in members if (v := found[run][column]) is not None])
+            cells.append(f'<td class="n">{_spread(numbers * quantity(column).scale)}</td>')
+        front = "".join(f"<td>{escape(show(value))}</td>" for value in group)
+        rows.append(f'<tr>{front}<td class="n">{len(members)}</td>{"".join(cells)}</tr>')
+    head = "".join(f"<th>{escape(key_label(key))}</th>" for key in keys) + "<th>runs</th>"
+    head += "".join(f"<th>{escape(quantity(column).label)}</th>" for column in columns)
+    return (
+        f'<h3>Results</h3><div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}'
+        "</tbody></table></div>"
+        '<p class="note">Mean ± standard deviation over runs. Accuracy and loss: mean of the last quarter '
+        "of the evaluations; other columns: mean of all rounds or draws.</p>"
+    )
+
+
+def _mean(numbers: dict[int, float]) -> float | None:
+    return float(np.mean(list(numbers.values()))) if numbers else None
+
+
+def _spread(numbers: Any) -> str:
+    if not numbers.size:
+        return ""
+    spread = f" ± {numbers.std(ddof=1):.2g}" if numbers.size > 1 else ""
+    return f"{numbers.mean():.4g}{spread}"
+
+
+def _configuration(runs: Sequence[Run]) -> str:
+    keys = ["seed", *differing(runs)]
+    common = {key: value for key, value in runs[0].config.items() if key not in keys}
+    rows = "".join(
+        f"<tr><td><code>{escape(run.name)}</code></td><td>{escape(str(run.summary.get('status')))}</td>"
+        + "".join(f"<td>{escape(show(run.config.get(key)))}</td>" for key in keys)
+        + "</tr>"
+        for run in runs
+    )
+    head = "".join(f"<th>{escape(key)}</th>" for key in keys)
+    shared = "".join(
+        f"<tr><td>{escape(key)}</td><td>{escape(show(value))}</td></tr>" for key, value in common.items()
+    )
+    commits = ", ".join(sorted({str(run.summary.get("git_commit")) for run in runs}))
+    return (
+        f"<details><summary>Configurations: what differs between the {len(runs)} runs</summary>"
+        f'<div class="scroll"><table><thead><tr><th>run</th><th>status</th>{head}</tr></thead>'
+        f"<tbody>{rows}</tbody></table></div></details>"
+        "<details><summary>What all of them share</summary>"
+        f"<table><tbody>{shared}<tr><td>git commit</td><td>{escape(commits)}</td></tr></tbody></table>"
+        "</details>"
+    )

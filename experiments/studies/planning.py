@@ -1,0 +1,81 @@
+"""Rounds that are planned and never trained: latencies, shares and pruning ratios (Liu et al. 2024)."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+
+from experiments.studies import StudyResult
+from protocol.streams import generator
+from radio.channel import draw_gain, mean_gain, place_devices
+from radio.latency import slack
+from radio.ofdma import full_band_rate
+from radio.policies import printed_values
+from server_app.job import build_strategy, ofdma_cell, prepare
+from server_app.settings import Settings
+from strategies.ofdma import OfdmaStrategy
+
+
+def planning(settings: Settings) -> StudyResult:
+    """Plan `study.draws` rounds of the scheme with all devices, exactly as a run with this seed would.
+
+    Raises:
+        ValueError: if the scheme does not use the OFDMA uplink.
+    """
+    strategy = build_strategy(prepare(settings))
+    if not isinstance(strategy, OfdmaStrategy):
+        raise ValueError(
+            f"scheme.uplink = {settings.scheme.uplink}: this study plans OFDMA rounds; "
+            "study.name=scheduling looks at the other uplinks"
+        )
+    devices = range(settings.fleet.num_devices)
+    draws, timing = [], []
+    for draw in range(1, settings.study.draws + 1):
+        started = time.perf_counter()
+        plan = strategy.plan(draw, devices)
+        seconds = time.perf_counter() - started
+        ratios = np.array([float(a.columns["pruning_ratio"] or 0) for a in plan.assignments])
+        draws.append(
+            {
+                "draw": draw,
+                "latency_s": strategy.round_latency(plan, {}),
+                "pruning_ratio_mean": float(ratios.mean()),
+                "pruning_ratio_max": float(ratios.max()),
+                "starved_share": float(np.mean(ratios >= 1)),
+                "kept_share": float(np.mean(1 - ratios)),
+            }
+        )
+        timing.append({"draw": draw, "measured_plan_seconds": seconds})
+    return StudyResult(draws, timing)
+
+
+def printed_formula(settings: Settings) -> StudyResult:
+    """Look at eqs. (54) and (58) as printed: how often does the "optimum" leave its own constraints?
+
+    Rows hold 1 where some device gets a negative bandwidth fraction or a negative pruning ratio.
+    """
+    job = prepare(settings)
+    cell = ofdma_cell(job)
+    placement = generator(settings.seed, "placement")
+    mean = mean_gain(place_devices(cell.channel, placement), cell.channel, placement)
+    draws = []
+    for draw in range(1, settings.study.draws + 1):
+        gain = draw_gain(cell.channel, mean, generator(settings.seed, "channel", draw))
+        rate = full_band_rate(gain, cell.bandwidth, cell.transmit_power, cell.noise_power)
+        share, ratio, _ = printed_values(
+            rate,
+            slack(cell.latency_threshold, cell.fixed_time),
+            cell.compute_time,
+            float(cell.bits_per_weight * job.split.shared.size),
+        )
+        draws.append(
+            {
+                "draw": draw,
+                "negative_bandwidth": int((share < 0).any()),
+                "negative_ratio": int((ratio < 0).any()),
+                "least_bandwidth_fraction": float(share.min()),
+                "least_pruning_ratio": float(ratio.min()),
+            }
+        )
+    return StudyResult(draws)

@@ -1,0 +1,150 @@
+"""Sweeps go on where they stopped, and a job that fails costs only itself."""
+
+import json
+import shutil
+import time
+
+import pytest
+from small_sweeps import TINY, airflower, start
+
+from experiments.command_line import expand_sweep, sweep_plan
+from experiments.sweep import is_finished, sweep_name
+from server_app.settings import compose_settings
+
+SWEEP = ("--multirun", *TINY, "engine.workers=1", "radio.latency_threshold_ms=1,2,3")
+
+
+def contents(folder):
+    """Return all files that a seed decides, with their bytes."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+        and path.suffix != ".png"
+        and "timing" not in path.name
+        and path.name != "run.json"  # a name that no other run has
+        and path.name not in ("run.log", "multirun.yaml", "hydra.yaml", "server.npz")
+    }
+
+
+def test_an_interrupted_sweep_ends_with_the_files_of_an_uninterrupted_one(tmp_path):
+    """One job is as a kill leaves it half way, one has not begun; the finished one is not done again."""
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+    assert airflower(tmp_path / "whole", *SWEEP).returncode == 0
+    shutil.copytree(tmp_path / "whole", tmp_path / "killed", dirs_exist_ok=True)
+    (sweep,) = (tmp_path / "killed" / "multirun").iterdir()
+    done, half, missing = sorted(path for path in sweep.iterdir() if path.is_dir())
+    shutil.rmtree(missing)
+    summary = json.loads((half / "summary.json").read_text())
+    (half / "summary.json").write_text(json.dumps({**summary, "status": "running"}))
+    (half / "rounds.csv").write_text("round,accuracy_mean\n1,0.3")
+    (half / "checkpoint.partial").mkdir()
+    before = (done / "timing.csv").read_bytes()
+    result = airflower(tmp_path / "killed", *SWEEP)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("finished before, skipped") == 1
+    assert (done / "timing.csv").read_bytes() == before
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+
+
+def test_a_sweep_that_is_killed_and_started_again_ends_with_the_files_of_an_uninterrupted_one(tmp_path):
+    """SIGKILL in the middle of the second job's rounds: nothing can be tidied up."""
+    sweep = ("--multirun", *TINY[:-1], "rounds=12", "engine.workers=1", "radio.latency_threshold_ms=1,2,3")
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+    assert airflower(tmp_path / "whole", *sweep).returncode == 0
+    process = start(tmp_path / "killed", *sweep)
+    try:
+        kill_in_job(process, tmp_path / "killed" / "multirun", completed=1, rows=3)
+    finally:
+        process.kill()
+        process.wait()
+    found = [status(path) for path in (tmp_path / "killed" / "multirun").glob("*/*/summary.json")]
+    assert sorted(found) == ["completed", "running"]
+    result = airflower(tmp_path / "killed", *sweep)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("finished before, skipped") == 1
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+
+
+def kill_in_job(process, folder, *, completed, rows):
+    """SIGKILL the process once that many jobs are completed and the next has recorded that many rounds."""
+    deadline = time.monotonic() + 300
+    while process.poll() is None and time.monotonic() < deadline:
+        summaries = list(folder.glob("*/*/summary.json"))
+        running = [path.parent / "rounds.csv" for path in summaries if status(path) == "running"]
+        if len(summaries) == completed + 1 and running and running[0].is_file():
+            lines = running[0].read_text().count("\n")
+            if lines > rows:
+                process.kill()
+                return
+        time.sleep(0.002)
+    pytest.fail("the sweep ended, or did not begin its second job, before it could be killed")
+
+
+def status(path):
+    return json.loads(path.read_text())["status"]
+
+
+def test_a_failed_job_does_not_lose_the_others(tmp_path):
+    """The step size of the first job makes its weights overflow at once."""
+    result = airflower(
+        tmp_path,
+        "--multirun",
+        *TINY,
+        "engine.workers=1",
+        "training.optimizer=sgd",
+        "training.global_learning_rate=1e38,0.02",
+        "hydra.sweep.dir=sweep",
+    )
+    assert result.returncode == 1
+    assert "1 job(s) of sweep failed" in result.stderr
+    status = {
+        float(path.parent.name.split("global_learning_rate=")[1].split(",")[0]): json.loads(path.read_text())[
+            "status"
+        ]
+        for path in (tmp_path / "sweep").glob("*/summary.json")
+    }
+    assert status == {1e38: "failed", 0.02: "completed"}
+
+
+@pytest.mark.slow
+def test_jobs_in_parallel_give_the_same_records(tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    for name, extra in (("one", ()), ("two", ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2"))):
+        (tmp_path / name).mkdir()
+        result = airflower(tmp_path / name, *SWEEP, *extra)
+        assert result.returncode == 0, result.stderr
+    assert contents(tmp_path / "two") == contents(tmp_path / "one")
+
+
+def test_a_finished_job_of_another_configuration_is_done_again(tmp_path):
+    settings = compose_settings(TINY)
+    (tmp_path / "summary.json").write_text('{"status": "completed"}')
+    from omegaconf import OmegaConf
+
+    OmegaConf.save(settings.to_dict(), tmp_path / "config.yaml")
+    assert is_finished(tmp_path, settings)
+    assert is_finished(tmp_path, compose_settings([*TINY, "engine.workers=1", "tracker=tensorboard"]))
+    assert not is_finished(tmp_path, compose_settings([*TINY, "rounds=3"]))
+    (tmp_path / "summary.json").write_text('{"status": "comp')
+    assert not is_finished(tmp_path, settings)
+
+
+def test_the_same_command_names_the_same_folder():
+    assert sweep_name(["seed=1,2", "scheme=fedavg"]) == sweep_name(
+        ["scheme=fedavg", "seed=1,2", "engine.workers=1"]
+    )
+    assert sweep_name(["seed=1,2"]) != sweep_name(["seed=1,2,3"])
+    assert sweep_name(["experiment=p1_fig6", "size=quick", "engine=flower"]) == "p1_fig6-quick"
+    assert sweep_name(["experiment=p1_fig6", "size=quick", "rounds=3"]).startswith("p1_fig6-quick-")
+
+
+def test_the_command_line_replaces_what_an_experiment_sweeps_over():
+    overrides = ["experiment=p1_fig6", "size=quick", "seed=7"]
+    mode, params = sweep_plan(overrides)
+    jobs = expand_sweep([*params, *overrides])
+    assert mode == "MULTIRUN"
+    assert len(jobs) == 4
+    assert all("seed=7" in job for job in jobs)
