@@ -49,6 +49,7 @@ class ImageData:
         train_labels, test_labels: int64 (n,).
         num_classes: number of labels.
         mean, std: of the grey levels scaled to 0..1, over all training images; used to normalise.
+        notes: what a user is to know of them: files left out, detail that is lost.
     """
 
     train_images: torch.Tensor
@@ -58,6 +59,7 @@ class ImageData:
     num_classes: int
     mean: float
     std: float
+    notes: tuple[str, ...] = ()
 
     def train(self, indices: npt.NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return normalised float32 images (n, 1, 28, 28) and labels (n,) of the training set."""

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from task.datasets import DatasetUnavailableError
-from task.local_images import load_images
+from task.local_images import describe_images, load_images
 
 NORMAL = {"num_classes": 10, "mean": 0.5, "std": 0.25}
 
@@ -78,4 +78,55 @@ def test_what_is_wrong_with_a_folder_is_said(tmp_path):
         load_images(tmp_path / "nothing", **NORMAL)
     (tmp_path / "cats").mkdir()
     with pytest.raises(DatasetUnavailableError, match="number of its class"):
+        load_images(tmp_path, **NORMAL)
+
+
+def test_what_others_left_in_the_folders_is_passed_over(tmp_path, caplog):
+    _folder(tmp_path, [0, 1], 5, size=(28, 28))
+    for name in (".ipynb_checkpoints", "__MACOSX", ".git", "@eaDir", "$RECYCLE.BIN"):
+        (tmp_path / name).mkdir()
+        (tmp_path / "0" / name).mkdir()
+    for name in (".DS_Store", "Thumbs.db", "desktop.ini", "._00.png"):
+        (tmp_path / name).write_bytes(b"x")
+        (tmp_path / "1" / name).write_bytes(b"x")
+    data = load_images(tmp_path, **NORMAL)
+    assert (len(data.train_labels), len(data.test_labels)) == (8, 2)
+    assert not any("left out" in note for note in data.notes)
+
+
+def test_one_damaged_file_costs_itself(tmp_path, caplog):
+    _folder(tmp_path, [0, 1], 10)
+    good = (tmp_path / "0" / "03.png").read_bytes()
+    (tmp_path / "0" / "03.png").write_bytes(good[: len(good) // 2])
+    (tmp_path / "1" / "notes.txt").write_text("taken in May")
+    (tmp_path / "1" / "more").mkdir()
+    (tmp_path / "overview.png").write_bytes(good)
+    data = load_images(tmp_path, **NORMAL)
+    assert len(data.train_labels) + len(data.test_labels) == 19
+    for name in ("03.png", "notes.txt", "more", "overview.png"):
+        assert name in caplog.text
+    assert "4 file(s) left out" in caplog.text
+
+
+def test_many_damaged_files_are_counted_and_some_named(tmp_path):
+    _folder(tmp_path, [0], 10, size=(28, 28))
+    for number in range(50):
+        (tmp_path / "0" / f"x{number:02d}.png").write_bytes(b"")
+    (note, _) = load_images(tmp_path, **NORMAL).notes
+    assert "50 file(s) left out" in note
+    assert note.endswith("and 45 more")
+
+
+def test_a_node_can_say_what_it_has_before_any_run(tmp_path):
+    _folder(tmp_path / "good", [2, 7], size=(28, 28))
+    text = describe_images(tmp_path / "good")
+    assert "16 training and 4 test images with the labels 2, 7" in text
+    (tmp_path / "good" / "cat").mkdir()
+    with pytest.raises(DatasetUnavailableError, match=r"cat: a folder of images is named by the number"):
+        describe_images(tmp_path / "good")
+
+
+def test_a_label_that_the_run_does_not_have_is_refused(tmp_path):
+    _folder(tmp_path, [2, 12])
+    with pytest.raises(DatasetUnavailableError, match="labels 2 to 12; the run has the classes 0 to 9"):
         load_images(tmp_path, **NORMAL)
