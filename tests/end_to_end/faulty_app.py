@@ -32,6 +32,8 @@ def train(message: Message, context: Context) -> Message:
     if fault == "raise":
         raise RuntimeError("the battery is empty")
     reply = real.train(message, context)
+    if not fault or "upload" not in reply.content:  # a device that prunes everything has nothing to spoil
+        return reply
     upload = reply.content["upload"]["payload"].numpy()
     num_weights = read_weights(TrainOrder.from_records(message.content).weights).size
     if fault == "truncate":
