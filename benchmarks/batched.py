@@ -15,9 +15,11 @@ from flwr.app import Context, RecordDict
 
 from benchmarks.local_training import paper_job, threads
 from benchmarks.measure import Figure, interleave, peak_mib, ratio_of
-from client_app.batched import BatchedTraining, DeviceRound
 from client_app.device import Workbench, train, workbench
+from client_app.fast.stacked import StackedNetwork
+from client_app.local_round import DeviceRound, LocalTraining
 from client_app.many import train_many
+from client_app.samples import ImagePool
 from engines.allocator import keep_freed_memory
 from protocol.messages import TrainOrder, weights_record
 from protocol.streams import torch_seed
@@ -85,13 +87,12 @@ def gpu_figure(num_devices: int, *, quick: bool) -> Figure:
     bench: Workbench = workbench(job.spec.to_json())
     devices = [_device(bench, number) for number in range(num_devices)]
     sides = {
-        name: BatchedTraining(
-            bench.model.module,
-            bench.model.split,
-            bench.data,
+        name: LocalTraining(
+            StackedNetwork(bench.network.module, bench.network.split, device="cuda"),
+            ImagePool(bench.data, torch.device("cuda")),
+            bench.algorithm,
             bench.training,
-            batch_devices=chunk,
-            device="cuda",
+            devices_at_once=chunk,
         )
         for name, chunk in (("one", 1), ("many", GPU_CHUNK))
     }
@@ -135,6 +136,6 @@ def _device(bench: Workbench, number: int) -> DeviceRound:
     return DeviceRound(
         samples=np.asarray(bench.parts[number % len(bench.parts)].train),
         personal=bench.initial_personal,
-        num_pruned=int(RATIO * bench.model.split.shared.size),
+        num_pruned=int(RATIO * bench.network.split.shared.size),
         generator=lambda: torch.Generator().manual_seed(seed),
     )

@@ -22,9 +22,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from client_app.algorithms import make_algorithm
 from client_app.evaluation import evaluate
-from client_app.flat_model import FlatModel
-from client_app.local_training import DivergedError, local_round
+from client_app.local_round import DivergedError, local_round
+from client_app.network import ModuleNetwork
 from protocol.streams import generator, torch_seed
 from protocol.training import TrainingSpec
 from task.datasets import load_dataset
@@ -104,9 +105,9 @@ def train(case: Case, rounds: int, seed: int, evaluate_every: int) -> Curve:
     test_sets = [data.test(part.test) for part in parts]
     module = build_model(case.model, generator=torch.Generator().manual_seed(torch_seed(seed, "init")))
     split = split_parameters(module, case.personal)
-    model = FlatModel(module, split)
-    shared = model.shared.numpy().copy()
-    personal = [model.personal.numpy().copy() for _ in parts]
+    model = ModuleNetwork(module, split)
+    shared = model.shared[0].numpy().copy()
+    personal = [model.personal[0].numpy().copy() for _ in parts]
     num_pruned = [math.ceil(ratio * split.shared.size - 1e-9) for ratio in case.ratios]
 
     curve = Curve([], [], [], [], 0.0)
@@ -122,7 +123,8 @@ def train(case: Case, rounds: int, seed: int, evaluate_every: int) -> Curve:
                 broadcast=shared,
                 personal=personal[device],
                 num_pruned=num_pruned[device],
-                spec=case.spec,
+                algorithm=make_algorithm(case.spec.algorithm, case.spec.options),
+                training=case.spec,
                 generator=batches,
             )
             personal[device] = result.personal

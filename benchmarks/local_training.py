@@ -15,8 +15,9 @@ from flwr.app import ConfigRecord
 from benchmarks.baseline import PlainFederation, Plan, paper_cnn
 from benchmarks.measure import Figure, interleave, peak_mib, ratio_of
 from client_app.device import Workbench, workbench
-from client_app.local_training import local_round, mini_batches, spawn
+from client_app.local_round import local_round
 from client_app.precision import multiplies_bfloat16
+from client_app.samples import mini_batches, spawn
 from engines.allocator import keep_freed_memory
 from engines.inprocess import InProcessGrid
 from protocol.messages import read_weights, weights_record
@@ -108,7 +109,7 @@ def baseline_side(job: Job, *, freeze: bool = False) -> PlainFederation:
     bench: Workbench = workbench(job.spec.to_json())
     model = paper_cnn()
     with torch.no_grad():
-        for parameter, source in zip(model.parameters(), bench.model.module.parameters(), strict=True):
+        for parameter, source in zip(model.parameters(), bench.network.module.parameters(), strict=True):
             parameter.copy_(source)
         own = torch.from_numpy(bench.initial_personal)
         shared = torch.from_numpy(job.initial_weights)
@@ -155,13 +156,14 @@ def device_figures(*, quick: bool) -> list[Figure]:
 
         def device_round(bench: Workbench = bench, job: Job = job) -> object:
             return local_round(
-                bench.model,
+                bench.network,
                 images,
                 labels,
                 broadcast=job.initial_weights,
                 personal=bench.initial_personal,
                 num_pruned=int(RATIO * job.initial_weights.size),
-                spec=bench.training,
+                algorithm=bench.algorithm,
+                training=bench.training,
                 generator=torch.Generator().manual_seed(1),
             )
 

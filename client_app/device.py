@@ -14,10 +14,11 @@ import torch
 from flwr.app import ArrayRecord, Context
 
 from client_app import state
+from client_app.algorithms import make_algorithm, steps_per_round
 from client_app.evaluation import Evaluation, evaluate
-from client_app.flat_model import FlatModel
-from client_app.local_training import LocalResult, local_round
+from client_app.local_round import Algorithm, LocalResult, local_round
 from client_app.masks import Mask
+from client_app.network import ModuleNetwork
 from client_app.probe import send_probe
 from protocol.messages import (
     DeviceSpec,
@@ -42,12 +43,13 @@ from task.split import split_parameters
 
 @dataclass(frozen=True)
 class Workbench:
-    """What every device of a run shares inside one process; the model is overwritten at each use.
+    """What every device of a run shares inside one process; the weights are overwritten at each use.
 
     Attributes:
         spec: the run's device specification.
         training: steps and step sizes.
-        model: the network.
+        algorithm: what a round consists of.
+        network: the network of one device.
         initial_personal: personal part of a device that has none yet, float32, shape (N_v,).
         data: the data set.
         parts: each device's samples.
@@ -55,7 +57,8 @@ class Workbench:
 
     spec: DeviceSpec
     training: TrainingSpec
-    model: FlatModel
+    algorithm: Algorithm
+    network: ModuleNetwork
     initial_personal: npt.NDArray[np.float32]
     data: ImageData
     parts: list[DevicePart]
@@ -93,12 +96,18 @@ def workbench(spec_json: str, data_dir: str = "") -> Workbench:
     rng = torch.Generator().manual_seed(torch_seed(spec.seed, "init"))
     module = build_model(**spec.model, num_classes=data.num_classes, generator=rng)
     training = TrainingSpec(**spec.training)
-    model = FlatModel(module, split_parameters(module, spec.personal), precision=training.precision)
+    network = ModuleNetwork(
+        module,
+        split_parameters(module, spec.personal),
+        precision=training.precision,
+        kernels=training.kernels,
+    )
     return Workbench(
         spec=spec,
         training=training,
-        model=model,
-        initial_personal=model.personal.numpy().copy(),
+        algorithm=make_algorithm(training.algorithm, training.options),
+        network=network,
+        initial_personal=network.personal[0].numpy().copy(),
         data=data,
         parts=parts,
     )
@@ -178,7 +187,7 @@ def accept(
     bench, index = _bench(order.spec, context)
     places = _places(bench.spec, order, index, context)
     recovered = places.recover(bench.initial_personal.size)
-    size = bench.model.split.shared.size
+    size = bench.network.split.shared.size
     weights = read(order.weights)
     if weights.size != size:
         raise MessageError(f"the global part has {weights.size} weights; the model has {size}")
@@ -234,13 +243,14 @@ def train(order: TrainOrder, context: Context) -> TrainReport:
     images, labels = bench.data.train(bench.parts[work.index].train)
     started = time.perf_counter()
     result = local_round(
-        bench.model,
+        bench.network,
         images,
         labels,
         broadcast=work.broadcast,
         personal=work.personal,
         num_pruned=order.num_pruned,
-        spec=bench.training,
+        algorithm=bench.algorithm,
+        training=bench.training,
         generator=work.batch_generator(),
         mask=work.mask,
     )
@@ -253,7 +263,7 @@ def test(order: EvaluateOrder, context: Context) -> Evaluation:
     images, labels = bench.data.test(bench.parts[index].test)
     own = _places(bench.spec, order, index, context).recover(bench.initial_personal.size).personal
     return evaluate(
-        bench.model,
+        bench.network,
         shared=read_weights(order.weights),
         personal=bench.initial_personal if own is None else own,
         images=images,
@@ -277,15 +287,12 @@ def save(order: SaveOrder, context: Context) -> None:
 
 def weight_steps(bench: Workbench, num_samples: int) -> float:
     """Return the steps of a round times the weights that each moves: what a dense round computes."""
-    training, split = bench.training, bench.model.split
-    batches = -(-num_samples // training.batch_size)
-    personal = (
-        training.personal_steps if training.personal_epochs is None else training.personal_epochs * batches
+    split = bench.network.split
+    personal, shared = steps_per_round(
+        bench.training, np.array([num_samples]), has_personal=split.personal.size > 0
     )
-    shared = training.global_steps if training.global_epochs is None else training.global_epochs * batches
-    if training.algorithm == "simultaneous":
-        personal = shared
-    return personal * split.personal.size + (training.importance_steps + shared) * split.shared.size
+    ranked = bench.training.importance_steps
+    return float(personal[0] * split.personal.size + (ranked + shared[0]) * split.shared.size)
 
 
 def _bench(spec: str, context: Context) -> tuple[Workbench, int]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from client_app.flat_model import FlatModel, Vector
+from client_app.network import ModuleNetwork, Vector
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Evaluation:
 
 @torch.inference_mode()
 def evaluate(
-    model: FlatModel,
+    model: ModuleNetwork,
     *,
     shared: Vector,
     personal: Vector,

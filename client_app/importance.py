@@ -8,11 +8,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from client_app.flat_model import FlatModel
-from protocol.training import IMPORTANCES, Importance
+from client_app.network import ModuleNetwork
 
 NEEDS_GRADIENT: frozenset[str] = frozenset({"update", "first_order"})
-_Floats = npt.NDArray[np.float32]
 
 
 def update_importance(displacement: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
@@ -48,23 +46,10 @@ RANKINGS: dict[str, _Ranking] = {
 }
 
 
-def rank_weights(
-    kind: Importance, displacement: torch.Tensor, weights: torch.Tensor, generator: torch.Generator
-) -> _Floats:
-    """Return the importance (N,) of each weight under the ranking called `kind`; see the functions above.
-
-    Raises:
-        ValueError: if the kind is unknown.
-    """
-    if kind == "random":
-        return np.asarray(torch.rand(weights.shape, generator=generator).numpy(), dtype=np.float32)
-    if kind not in RANKINGS:
-        raise ValueError(f"importance = {kind!r}; valid: {', '.join(IMPORTANCES)}")
-    return np.asarray(RANKINGS[kind](displacement, weights).numpy(), dtype=np.float32)
-
-
 @torch.no_grad()
-def exact_importance(model: FlatModel, images: torch.Tensor, labels: torch.Tensor) -> npt.NDArray[np.float64]:
+def exact_importance(
+    model: ModuleNetwork, images: torch.Tensor, labels: torch.Tensor
+) -> npt.NDArray[np.float64]:
     """(F(u) - F(u without u_j))^2 for each shared weight j (Liu et al. 2024, eq. (19)).
 
     One forward pass per weight: a check of the cheap rankings on small models, nothing to train with.
@@ -84,8 +69,8 @@ def exact_importance(model: FlatModel, images: torch.Tensor, labels: torch.Tenso
 
     whole = loss()
     changes = np.empty(model.shared.numel())
-    for j, weight in enumerate(model.shared.tolist()):
-        model.shared[j] = 0.0
+    for j, weight in enumerate(model.shared[0].tolist()):
+        model.shared[0, j] = 0.0
         changes[j] = loss() - whole
-        model.shared[j] = weight
+        model.shared[0, j] = weight
     return changes**2

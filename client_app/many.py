@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from functools import lru_cache
@@ -11,8 +12,15 @@ import numpy.typing as npt
 from flwr.app import ArrayRecord, Context
 
 from client_app import device as devices
-from client_app.batched import BatchedTraining, DeviceRound
+from client_app.fast.layers import UnknownLayerError
+from client_app.fast.stacked import StackedNetwork
+from client_app.local_round import DeviceRound, LocalTraining
+from client_app.network import Network
+from client_app.precision import product_type
+from client_app.samples import ImagePool
 from protocol.messages import TrainOrder, TrainReport, read_weights
+
+log = logging.getLogger(__name__)
 
 
 def train_many(
@@ -67,7 +75,7 @@ def train_many(
 
 
 def _train_group(
-    training: BatchedTraining, group: dict[int, devices.Assignment]
+    training: LocalTraining, group: dict[int, devices.Assignment]
 ) -> dict[int, TrainReport | Exception]:
     """Train devices that hold the same broadcast."""
     positions, works = list(group), list(group.values())
@@ -99,16 +107,28 @@ def _train_group(
 
 
 @lru_cache(maxsize=1)
-def _training(spec: str, data_dir: str, batch_devices: int, device: str) -> BatchedTraining:
+def _training(spec: str, data_dir: str, batch_devices: int, device: str) -> LocalTraining:
     bench = devices.workbench(spec, data_dir)
-    return BatchedTraining(
-        bench.model.module,
-        bench.model.split,
-        bench.data,
+    network = _network(bench, device)
+    return LocalTraining(
+        network,
+        ImagePool(bench.data, network.device),
+        bench.algorithm,
         bench.training,
-        batch_devices=batch_devices,
-        device=device,
+        devices_at_once=batch_devices,
     )
+
+
+def _network(bench: devices.Workbench, device: str) -> Network:
+    """Return the devices' copies as one set of tensors; one at a time where a layer is not known there."""
+    dtype = product_type(bench.training.precision, device)
+    try:
+        return StackedNetwork(bench.network.module, bench.network.split, device=device, dtype=dtype)
+    except UnknownLayerError as error:
+        if device != "cpu":
+            raise
+        log.warning("engine.batch_devices: %s", error)
+        return bench.network
 
 
 class _Reader:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal, get_args
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
 
 Importance = Literal["update", "first_order", "magnitude", "random"]
 IMPORTANCES: tuple[str, ...] = get_args(Importance)
@@ -15,8 +16,9 @@ class TrainingSpec:
     """How a device trains in a round.
 
     Attributes:
-        algorithm: "alternating" (personal steps, then shared steps) or "simultaneous" (`global_steps` steps
-            on both parts).
+        algorithm: what a round consists of; a name of `client_app.algorithms`, such as "alternating"
+            (personal steps, then global steps) or "simultaneous" (`global_steps` steps on both parts).
+        options: parameters of the algorithm.
         personal_steps, global_steps: mini-batch steps on each part in a round.
         importance_steps: trial steps that rank the weights, always of plain SGD: one step of Adam moves
             every weight equally far.
@@ -30,12 +32,15 @@ class TrainingSpec:
         prune_bias: whether biases compete with the weights; else they go last.
         precision: "float32", or "bfloat16" for the products inside the layers where the processor is faster
             with it (weights, gradients, sums and optimisers stay float32).
+        kernels: "fast": layers that `client_app.fast` knows are computed with it; "plain": by torch alone.
+            Equal within float32 rounding.
 
     Raises:
         ValueError: if a value is not valid.
     """
 
-    algorithm: Literal["alternating", "simultaneous"] = "alternating"
+    algorithm: str = "alternating"
+    options: Mapping[str, Any] = field(default_factory=dict)
     personal_steps: int = 2
     global_steps: int = 2
     importance_steps: int = 1
@@ -50,13 +55,14 @@ class TrainingSpec:
     importance: Importance = "update"
     prune_bias: bool = True
     precision: Literal["float32", "bfloat16"] = "float32"
+    kernels: Literal["fast", "plain"] = "fast"
 
     def __post_init__(self) -> None:
         for name, choices in (
-            ("algorithm", ("alternating", "simultaneous")),
             ("optimizer", ("sgd", "adam")),
             ("importance", IMPORTANCES),
             ("precision", ("float32", "bfloat16")),
+            ("kernels", ("fast", "plain")),
         ):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} = {getattr(self, name)!r}; valid: {', '.join(choices)}")

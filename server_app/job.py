@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from client_app.algorithms import steps_per_round
 from protocol.messages import DeviceSpec
 from protocol.streams import generator, torch_seed
 from radio.channel import ChannelModel
@@ -96,12 +97,16 @@ def prepare(settings: Settings) -> Job:
         raise ConfigError(f"model.personal: {error}") from error
     spec = dataclasses.replace(spec, num_classes=data.num_classes, mean=data.mean, std=data.std)
     sizes = np.array([part.train.size for part in parts])
+    try:
+        steps = steps_per_round(settings.training, sizes, has_personal=split.personal.size > 0)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"training: {error}") from error
     return Job(
         settings=settings,
         spec=spec,
         split=split,
         initial_weights=flatten(module, split.shared),
-        steps=_steps(settings, sizes, has_personal=split.personal.size > 0),
+        steps=steps,
     )
 
 
@@ -305,21 +310,3 @@ def device_times(job: Job) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.floa
         fixed[members] = model.fixed_time(radio.cpu_hz)
         compute[members] = model.compute_time(radio.cpu_hz)
     return fixed, compute
-
-
-def _steps(
-    settings: Settings, sizes: npt.NDArray[np.int64], *, has_personal: bool
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Return each device's personal and global steps of a round."""
-    training = settings.training
-    batches = -(-sizes // training.batch_size)
-
-    def count(epochs: int | None, steps: int) -> npt.NDArray[np.int64]:
-        return np.full_like(sizes, steps) if epochs is None else epochs * batches
-
-    global_steps = count(training.global_epochs, training.global_steps)
-    if not has_personal:
-        return np.zeros_like(sizes), global_steps
-    if training.algorithm == "simultaneous":
-        return global_steps, global_steps  # both parts move in every step
-    return count(training.personal_epochs, training.personal_steps), global_steps

@@ -27,7 +27,7 @@ MODELS: Registry[ModelBuilder] = Registry("model")
 class ChannelsLast(nn.Module):
     """Change the memory layout of a (batch, channel, height, width) tensor to channels-last; values stay."""
 
-    only_layout = True  # what `task.fast_convolutions.accelerate` may leave out
+    only_layout = True  # what `client_app.fast.convolutions.accelerate` may leave out
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return `x`, its channels adjacent in memory."""

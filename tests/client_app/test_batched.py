@@ -1,4 +1,4 @@
-"""Batched local rounds against `local_round`, one device after the other."""
+"""Local rounds of many devices as one set of tensors against one device after the other."""
 
 import math
 from dataclasses import replace
@@ -11,9 +11,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from client_app.batched import BatchedTraining, DeviceRound, _Chunk
-from client_app.flat_model import FlatModel
-from client_app.local_training import DivergedError, LocalResult, local_round
+from client_app.algorithms import make_algorithm
+from client_app.fast.stacked import StackedNetwork
+from client_app.local_round import (
+    DeviceRound,
+    DivergedError,
+    LocalResult,
+    LocalTraining,
+    LocalWork,
+    local_round,
+)
+from client_app.network import ModuleNetwork
+from client_app.precision import product_type
+from client_app.samples import ImagePool
 from protocol.training import TrainingSpec
 from task.datasets import ImageData
 from task.models import build_model
@@ -37,17 +47,17 @@ def _data() -> ImageData:
 
 
 @cache
-def _model(name: str, personal: tuple[str, ...] | None = None) -> FlatModel:
+def _model(name: str, personal: tuple[str, ...] | None = None) -> ModuleNetwork:
     default, options = MODELS[name]
     module = build_model(name, options=options, generator=torch.Generator().manual_seed(0))
-    return FlatModel(module, split_parameters(module, default if personal is None else personal))
+    return ModuleNetwork(module, split_parameters(module, default if personal is None else personal))
 
 
-def _start(model: FlatModel) -> np.ndarray:
+def _start(model: ModuleNetwork) -> np.ndarray:
     return (0.05 * np.random.default_rng(0).standard_normal(model.split.shared.size)).astype(np.float32)
 
 
-def _device(model: FlatModel, number: int, *, samples: int, num_pruned: int, mask=None) -> DeviceRound:
+def _device(model: ModuleNetwork, number: int, *, samples: int, num_pruned: int, mask=None) -> DeviceRound:
     rng = np.random.default_rng(number)
     return DeviceRound(
         samples=rng.permutation(200)[:samples],
@@ -70,7 +80,8 @@ def _one_by_one(model, spec, devices) -> list[LocalResult | Exception]:
                 broadcast=_start(model),
                 personal=one.personal,
                 num_pruned=one.num_pruned,
-                spec=spec,
+                algorithm=make_algorithm(spec.algorithm, spec.options),
+                training=spec,
                 generator=one.generator(),
                 mask=one.mask,
             )
@@ -81,8 +92,19 @@ def _one_by_one(model, spec, devices) -> list[LocalResult | Exception]:
     return results
 
 
+def _training(model, spec, batch_devices) -> LocalTraining:
+    dtype = product_type(spec.precision)
+    return LocalTraining(
+        StackedNetwork(model.module, model.split, dtype=dtype),
+        ImagePool(_data(), torch.device("cpu")),
+        make_algorithm(spec.algorithm, spec.options),
+        spec,
+        devices_at_once=batch_devices,
+    )
+
+
 def _batched(model, spec, devices, batch_devices=8) -> list[LocalResult | Exception]:
-    training = BatchedTraining(model.module, model.split, _data(), spec, batch_devices=batch_devices)
+    training = _training(model, spec, batch_devices)
     found = {}
     for chunk in training.rounds(_start(model), devices):
         assert len(chunk) <= batch_devices
@@ -123,7 +145,7 @@ def _assert_all_equal(model, spec, devices, batch_devices=8) -> None:
         _assert_equal(mine, theirs, spec)
 
 
-def _mixed(model: FlatModel, samples=(8, 20, 13, 20, 5, 20, 20)) -> list[DeviceRound]:
+def _mixed(model: ModuleNetwork, samples=(8, 20, 13, 20, 5, 20, 20)) -> list[DeviceRound]:
     """Devices that prune nothing, something, everything, and as they are told."""
     size = model.split.shared.size
     mask = np.random.default_rng(1).random(size) < 0.6
@@ -190,7 +212,7 @@ def test_masks_chosen_as_on_a_gpu_are_the_same(monkeypatch, prune_bias):
     model = _model("mlp")
     spec = TrainingSpec(prune_bias=prune_bias, batch_size=8, **SGD)
     expected = _batched(model, spec, _mixed(model))
-    monkeypatch.setattr(_Chunk, "_select_each", _Chunk._select_at_once)
+    monkeypatch.setattr(LocalWork, "_select_each", LocalWork._select_at_once)
     for mine, theirs in zip(_batched(model, spec, _mixed(model)), expected, strict=True):
         for part in ("mask", "shared", "personal"):
             np.testing.assert_array_equal(getattr(mine, part), getattr(theirs, part))
@@ -264,7 +286,7 @@ def test_inputs_are_not_changed_and_a_second_round_does_not_touch_the_first():
     model, spec = _model("mlp"), TrainingSpec(batch_size=8, **ADAM)
     device = _device(model, 0, samples=20, num_pruned=100)
     personal, start = device.personal.copy(), _start(model)
-    training = BatchedTraining(model.module, model.split, _data(), spec, batch_devices=2)
+    training = _training(model, spec, 2)
     weights = [parameter.detach().clone() for parameter in model.module.parameters()]
     (first,) = [chunk[0] for chunk in training.rounds(start, [device])]
     kept = first.shared.copy(), first.personal.copy()
@@ -281,10 +303,10 @@ def test_inputs_are_not_changed_and_a_second_round_does_not_touch_the_first():
 def test_invalid_arguments_are_named():
     model, spec = _model("mlp"), TrainingSpec()
     with pytest.raises(ValueError, match="batch_devices = 0"):
-        BatchedTraining(model.module, model.split, _data(), spec, batch_devices=0)
-    training = BatchedTraining(model.module, model.split, _data(), spec, batch_devices=1)
+        _training(model, spec, 0)
+    training = _training(model, spec, 1)
     with pytest.raises(ValueError, match="broadcast"):
         list(training.rounds(np.zeros(3, np.float32), []))
     odd = nn.Sequential(nn.Linear(4, 4), nn.Tanh())
     with pytest.raises(ValueError, match="Tanh"):
-        BatchedTraining(odd, split_parameters(odd, []), _data(), spec, batch_devices=1)
+        StackedNetwork(odd, split_parameters(odd, []))

@@ -3,15 +3,15 @@ import torch
 from torch import nn
 
 from client_app.evaluation import evaluate
-from client_app.flat_model import FlatModel
+from client_app.network import ModuleNetwork
 from task.models import build_model
 from task.split import split_parameters
 
 
 def test_metrics_are_those_of_the_joined_model_whatever_the_batch_size():
     module = build_model("lenet5", generator=torch.Generator().manual_seed(0))
-    model = FlatModel(module, split_parameters(module, ["conv*"]))
-    personal, shared = 0.5 * model.personal, 2.0 * model.shared
+    model = ModuleNetwork(module, split_parameters(module, ["conv*"]))
+    personal, shared = 0.5 * model.personal[0], 2.0 * model.shared[0]
     generator = torch.Generator().manual_seed(1)
     images, labels = torch.randn(23, 1, 28, 28, generator=generator), torch.randint(0, 10, (23,))
     plain = build_model("lenet5", generator=torch.Generator().manual_seed(0))

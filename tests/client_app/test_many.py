@@ -10,7 +10,7 @@ from flwr.common.constant import ErrorCode
 from flwr.supercore.task_identity import TaskIdentity
 
 from client_app import app, device, many, state
-from client_app.local_training import DivergedError
+from client_app.local_round import DivergedError
 from protocol.messages import (
     DeviceSpec,
     MessageError,
@@ -40,7 +40,7 @@ def _context(index: int, **config) -> Context:
 
 
 def _size(spec=SPEC) -> int:
-    return device.workbench(spec.to_json()).model.split.shared.size
+    return device.workbench(spec.to_json()).network.split.shared.size
 
 
 def _orders(spec=SPEC, **values) -> list[TrainOrder]:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from client_app.stacked_model import StackedModel
+from client_app.fast.stacked import StackedNetwork
 from task.models import build_model
 from task.split import split_parameters
 
@@ -39,7 +39,7 @@ def _models() -> list:
 @pytest.mark.parametrize("module", _models())
 def test_losses_and_gradients_equal_autograd(module, trained):
     split = split_parameters(module, [next(name for name, _ in module.named_parameters())])
-    stacked = StackedModel(module, split)
+    stacked = StackedNetwork(module, split)
     stacked.use(DEVICES)
     generator = torch.Generator().manual_seed(1)
     for weights in (stacked.personal, stacked.shared):
@@ -68,7 +68,7 @@ def test_losses_and_gradients_equal_autograd(module, trained):
 
 def test_skipped_layers_give_the_same_gradients():
     module = build_model("lenet5", generator=torch.Generator().manual_seed(0))
-    stacked = StackedModel(module, split_parameters(module, ["conv*"]))
+    stacked = StackedNetwork(module, split_parameters(module, ["conv*"]))
     stacked.use(2)
     generator = torch.Generator().manual_seed(1)
     for weights in (stacked.personal, stacked.shared):
@@ -100,6 +100,6 @@ def test_skipped_layers_give_the_same_gradients():
 def test_unknown_layers_are_named(layer):
     module = nn.Sequential(nn.Linear(4, 4), layer)
     with pytest.raises(ValueError, match=type(layer).__name__):
-        StackedModel(module, split_parameters(module, []))
+        StackedNetwork(module, split_parameters(module, []))
     with pytest.raises(ValueError, match=r"nn\.Sequential"):
-        StackedModel(nn.Linear(4, 4), split_parameters(nn.Linear(4, 4), []))
+        StackedNetwork(nn.Linear(4, 4), split_parameters(nn.Linear(4, 4), []))

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from task.fast_convolutions import FastConvolutions, accelerate
+from client_app.fast.convolutions import FastConvolutions, accelerate
+from client_app.fast.spectral import from_spectrum, to_spectrum, transforms
 from task.models import build_model
-from task.spectral import from_spectrum, to_spectrum, transforms
 
 
 def _plain(kernel_size: int, classes: int = 10) -> nn.Sequential:

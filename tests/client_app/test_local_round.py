@@ -8,9 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from client_app.flat_model import FlatModel
-from client_app.local_training import DivergedError, local_round, mini_batches
+from client_app.algorithms import make_algorithm
+from client_app.algorithms.alternating import Alternating
+from client_app.local_round import DivergedError, local_round
 from client_app.masks import select_mask
+from client_app.network import ModuleNetwork
+from client_app.samples import mini_batches
 from protocol.training import TrainingSpec
 from task.models import build_model
 from task.split import split_parameters
@@ -24,9 +27,9 @@ def _sgd(**values) -> TrainingSpec:
     )
 
 
-def _flat(name="lenet5", personal=("conv*",), **options) -> FlatModel:
+def _flat(name="lenet5", personal=("conv*",), **options) -> ModuleNetwork:
     module = build_model(name, options=options, generator=torch.Generator().manual_seed(0))
-    return FlatModel(module, split_parameters(module, personal))
+    return ModuleNetwork(module, split_parameters(module, personal))
 
 
 def _data(seed=5):
@@ -47,7 +50,8 @@ def _round(model, spec, num_pruned, *, seed=3, mask=None, data=None):
         broadcast=start[1],
         personal=start[0],
         num_pruned=num_pruned,
-        spec=spec,
+        algorithm=make_algorithm(spec.algorithm, spec.options),
+        training=spec,
         generator=torch.Generator().manual_seed(seed),
         mask=mask,
     )
@@ -235,9 +239,9 @@ def test_simultaneous_steps_move_both_parts_from_one_gradient():
     images, labels = _data()
     model.load(personal=v, shared=u)
     model.train_only(personal=True, shared=True)
-    model.backward(model.module, images, labels)
-    np.testing.assert_allclose(result.personal, v - 0.1 * model.personal.grad.numpy(), atol=1e-7)
-    np.testing.assert_allclose(result.shared, u - 0.02 * model.shared.grad.numpy(), atol=1e-7)
+    model.backward(images[None], labels[None])
+    np.testing.assert_allclose(result.personal, v - 0.1 * model.personal.grad[0].numpy(), atol=1e-7)
+    np.testing.assert_allclose(result.shared, u - 0.02 * model.shared.grad[0].numpy(), atol=1e-7)
     assert result.personal_loss == result.global_loss
 
 
@@ -254,7 +258,7 @@ def test_cached_features_change_nothing_beyond_rounding(personal, monkeypatch):
     """Many passes over few samples: the frozen first layers run once for each sample."""
     spec = _sgd(global_epochs=4, batch_size=16, optimizer="sgd")
     cached = _round(_flat(personal=personal), spec, 1000)
-    monkeypatch.setattr("client_app.local_training.FEATURE_CACHE_BYTES", 0)
+    monkeypatch.setattr("client_app.samples.FEATURE_CACHE_BYTES", 0)
     plain = _round(_flat(personal=personal), spec, 1000)
     same = cached.mask == plain.mask
     assert same.mean() > 0.999
@@ -306,8 +310,8 @@ def test_inputs_are_not_written():
     v.flags.writeable = u.flags.writeable = False
     images, labels = _data()
     result = local_round(
-        model, images, labels, broadcast=u, personal=v, num_pruned=50, spec=_sgd(),
-        generator=torch.Generator().manual_seed(0),
+        model, images, labels, broadcast=u, personal=v, num_pruned=50, algorithm=Alternating(),
+        training=_sgd(), generator=torch.Generator().manual_seed(0),
     )  # fmt: skip
     kept = result.shared.copy(), result.personal.copy()
     _round(model, _sgd(), 0)
@@ -318,7 +322,7 @@ def test_inputs_are_not_written():
 @pytest.mark.parametrize(
     ("values", "text"),
     [
-        ({"algorithm": "both"}, "alternating, simultaneous"),
+        ({"kernels": "slow"}, "fast, plain"),
         ({"optimizer": "rmsprop"}, "sgd, adam"),
         ({"importance": "size"}, "first_order"),
         ({"batch_size": 0}, "batch_size = 0"),
@@ -345,13 +349,14 @@ def test_mask_is_the_tie_rules_on_dead_units():
     images, labels = _data()
     spec = _sgd(batch_size=SAMPLES)
     result = local_round(
-        model, images, labels, broadcast=u, personal=u[:0], num_pruned=2000, spec=spec,
+        model, images, labels, broadcast=u, personal=u[:0], num_pruned=2000, algorithm=Alternating(),
+        training=spec,
         generator=torch.Generator().manual_seed(0),
     )  # fmt: skip
     model.load(shared=u)
     model.train_only(shared=True)
-    model.backward(model.module, images, labels)
-    gradient = np.abs(model.shared.grad.numpy())
+    model.backward(images[None], labels[None])
+    gradient = np.abs(model.shared.grad[0].numpy())
     assert (gradient == 0).sum() > 2000
     np.testing.assert_array_equal(result.mask, select_mask(gradient, u, 2000))
     dead = np.flatnonzero(gradient == 0)

@@ -4,8 +4,8 @@
 parameters. What makes it faster than the layers one after the other, for the paper's CNN on one AVX-512 core:
 
 - the first convolution, with its one input channel, is a matrix product on gathered patches, a pooling
-  window at a time; the second is done in the frequency domain (`task.spectral`), with a seventh of the
-  multiplications;
+  window at a time; the second is done in the frequency domain (`fast.spectral`), with a seventh of
+  the multiplications;
 - the batch goes through in slices of 48 images, so that what one layer writes the next finds in the cache;
 - the layout (height, width, channel, batch) needs no transposition anywhere, and pooling reads whole rows.
 
@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from task.spectral import Transforms, from_spectrum, to_spectrum, transforms
+from client_app.fast.spectral import Transforms, from_spectrum, to_spectrum, transforms
 
 SLICE = 48  # images at once: large enough for the products, small enough for the cache (32 to 64 are alike)
 
