@@ -3,12 +3,20 @@
 import traceback
 from collections.abc import Sequence
 
-from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
+from flwr.app import Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 
 from client_app import device, many
-from protocol.messages import DEVICE, METRICS, EvaluateOrder, MessageError, SaveOrder, TrainOrder, TrainReport
+from protocol.messages import (
+    METRICS,
+    EvaluateOrder,
+    HelloOrder,
+    MessageError,
+    SaveOrder,
+    TrainOrder,
+    TrainReport,
+)
 from protocol.parcels import read, reply
 
 app = ClientApp()
@@ -58,15 +66,16 @@ def evaluate(message: Message, context: Context) -> Message:
 
 @app.query("hello")
 def hello(message: Message, context: Context) -> Message:
-    """Tell which device this node is."""
-    return Message(_introduction(context), reply_to=message)
+    """Tell which device this node is, and whether it has what the run needs."""
+    said = device.introduce(HelloOrder.from_records(message.content), context)
+    return Message(said.to_records(), reply_to=message)
 
 
 @app.query("save")
 def save(message: Message, context: Context) -> Message:
     """Write the personal part to the checkpoint; a device that never trained has none to write."""
     device.save(SaveOrder.from_records(message.content), context)
-    return Message(_introduction(context), reply_to=message)
+    return Message(device.introduce(HelloOrder(), context).to_records(), reply_to=message)
 
 
 def _reply(message: Message, answer: object) -> Message:
@@ -75,8 +84,3 @@ def _reply(message: Message, answer: object) -> Message:
     assert isinstance(answer, Exception)
     reason = "".join(traceback.format_exception(answer))
     return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
-
-
-def _introduction(context: Context) -> RecordDict:
-    index, number = device.device_index(context)
-    return RecordDict({DEVICE: ConfigRecord({"index": index, "num-devices": number})})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from client_app.probe import send_probe
 from protocol.messages import (
     DeviceSpec,
     EvaluateOrder,
+    HelloOrder,
+    Introduction,
     MessageError,
     SaveOrder,
     TrainOrder,
@@ -34,11 +37,10 @@ from protocol.messages import (
 from protocol.streams import generator, torch_seed
 from protocol.training import TrainingSpec
 from radio import payload
-from task.datasets import ImageData, load_dataset
+from task.build import TaskError, build_task
+from task.datasets import DATA_ROOT_VARIABLE, DatasetUnavailableError, ImageData, load_dataset, node_root
 from task.local_images import load_images
-from task.models import build_model
-from task.partition import DevicePart, partition
-from task.split import split_parameters
+from task.partition import DevicePart
 
 
 @dataclass(frozen=True)
@@ -74,43 +76,47 @@ def workbench(spec_json: str, data_dir: str = "") -> Workbench:
     """
     torch.set_num_threads(1)
     spec = spec_from_json(spec_json)
-    if data_dir:
-        data = load_images(data_dir, num_classes=spec.num_classes, mean=spec.mean, std=spec.std)
-        everything = DevicePart(
-            np.arange(len(data.train_labels)),
-            np.arange(len(data.test_labels)),
-            tuple(sorted({*data.train_labels.tolist(), *data.test_labels.tolist()})),
-        )
-        parts = [everything] * spec.num_devices
-    else:
-        data = load_dataset(**spec.dataset)
-        options = dict(spec.partition)
-        parts = partition(
-            options.pop("name"),
-            data.train_labels.numpy(),
-            data.test_labels.numpy(),
-            spec.num_devices,
-            generator(spec.seed, "partition"),
-            **options,
-        )
-    rng = torch.Generator().manual_seed(torch_seed(spec.seed, "init"))
-    module = build_model(**spec.model, num_classes=data.num_classes, generator=rng)
-    training = TrainingSpec(**spec.training)
-    network = ModuleNetwork(
-        module,
-        split_parameters(module, spec.personal),
-        precision=training.precision,
-        kernels=training.kernels,
+    task = build_task(
+        dataset=_own_images(spec, data_dir) if data_dir else _shared_images(spec),
+        parts=None if data_dir else spec.partition,
+        num_devices=spec.num_devices,
+        model=spec.model,
+        personal=spec.personal,
+        deal=generator(spec.seed, "partition"),
+        init=torch.Generator().manual_seed(torch_seed(spec.seed, "init")),
     )
+    training = TrainingSpec(**spec.training)
+    network = ModuleNetwork(task.model, task.split, precision=training.precision, kernels=training.kernels)
     return Workbench(
         spec=spec,
         training=training,
         algorithm=make_algorithm(training.algorithm, training.options),
         network=network,
         initial_personal=network.personal[0].numpy().copy(),
-        data=data,
-        parts=parts,
+        data=task.data,
+        parts=task.parts,
     )
+
+
+def _own_images(spec: DeviceSpec, data_dir: str) -> ImageData:
+    return load_images(data_dir, num_classes=spec.num_classes, mean=spec.mean, std=spec.std)
+
+
+def _shared_images(spec: DeviceSpec) -> ImageData:
+    """Return the run's data set as this device has it.
+
+    Raises:
+        DatasetUnavailableError: if it is not there, or is another one: its parts would overlap the others'.
+    """
+    root = node_root(spec.dataset["name"], spec.data_root) if spec.own_data_root else spec.data_root
+    data = load_dataset(**spec.dataset, root=root)
+    if spec.data_digest and data.digest() != spec.data_digest:
+        raise DatasetUnavailableError(
+            f"{spec.dataset['name']}: the files here (dataset.root = {root}, {DATA_ROOT_VARIABLE} = "
+            f"{os.environ.get(DATA_ROOT_VARIABLE)}) are not the server's: their labels differ "
+            f"({data.digest()}, there {spec.data_digest}); use the same files"
+        )
+    return data
 
 
 def device_index(context: Context) -> tuple[int, int]:
@@ -268,6 +274,34 @@ def test(order: EvaluateOrder, context: Context) -> Evaluation:
         personal=bench.initial_personal if own is None else own,
         images=images,
         labels=labels,
+    )
+
+
+def introduce(order: HelloOrder, context: Context) -> Introduction:
+    """Say which device this is, and whether it has what the run needs: images, network, folders."""
+    index, number = device_index(context)
+    if not order.spec:
+        return Introduction(index, number)
+    try:
+        bench, _ = _bench(order.spec, context)
+        _stated_rate(context)
+        state.places(context, index, run_key=bench.spec.run_key, run="", resume_run="", resume_dir="")
+    except Exception as error:  # whatever it is, every round would meet it again
+        known = isinstance(error, DatasetUnavailableError | TaskError | MessageError)
+        return Introduction(
+            index, number, problem=str(error) if known else f"{type(error).__name__}: {error}"
+        )
+    if not context.node_config.get("data-dir"):
+        return Introduction(index, number)
+    part = bench.parts[index]
+    return Introduction(
+        index,
+        number,
+        own_images=True,
+        train_samples=part.train.size,
+        test_samples=part.test.size,
+        labels=part.labels,
+        notes=bench.data.notes,
     )
 
 

@@ -14,8 +14,8 @@ to server  train (`TrainReport`)      ``upload`` (ArrayRecord ``payload``; absen
                                       ``metrics`` (MetricRecord)
 to device  evaluate (`EvaluateOrder`) ``global``, ``order``, ``run``
 to server  evaluate                   ``metrics``
-to device  query.hello                none
-to server  query.hello                ``device`` (ConfigRecord ``index``, ``num-devices``)
+to device  query.hello (`HelloOrder`) ``run`` (ConfigRecord ``spec``; or none)
+to server  query.hello                ``device`` (ConfigRecord, see `Introduction`)
 to device  query.save (`SaveOrder`)   ``order``, ``run``
 to server  query.save                 ``device``
 =========  =========================  ==================================================================
@@ -78,14 +78,17 @@ class DeviceSpec:
         num_devices: number of devices that share the data set.
         model: keyword arguments of `task.models.build_model` (without the generator).
         personal: glob patterns of the personal parameters' names.
-        dataset: keyword arguments of `task.datasets.load_dataset`.
+        dataset: keyword arguments of `task.datasets.load_dataset` (without the folder).
         partition: keyword arguments of `task.partition.partition` (without labels and generator).
         training: fields of `protocol.training.TrainingSpec`.
         bits_per_weight: bits of each uploaded weight, 32, 16 or 8.
         uplink: ``digital`` (retained weights, at `bits_per_weight`) or ``analog`` (updates, which the
             emulated air superposes).
         num_classes: labels are 0..num_classes-1, also of images that a box has of its own.
-        mean, std: of the grey levels scaled to 0..1, by which a box normalises images of its own.
+        mean, std: of the grey levels scaled to 0..1, by which a node normalises images of its own.
+        data_root: folder of the data sets on the server's machine, or "" for the default one.
+        own_data_root: whether a device that knows a folder of its own uses that instead (a node of a fleet).
+        data_digest: of the labels of the server's data set; "" if it does not matter.
     """
 
     seed: int
@@ -101,6 +104,9 @@ class DeviceSpec:
     num_classes: int = 10
     mean: float = 0.0
     std: float = 1.0
+    data_root: str = ""
+    own_data_root: bool = False
+    data_digest: str = ""
 
     def to_json(self) -> str:
         """Return the JSON text that travels in an order."""
@@ -279,6 +285,94 @@ class SaveOrder:
         """
         order = _record(records, ORDER, ConfigRecord)
         return SaveOrder(_value(order, "directory", str), **_read_run(records))
+
+
+@dataclass(frozen=True)
+class HelloOrder:
+    """Ask a node which device it is, and whether it has what the run needs.
+
+    Attributes:
+        spec: JSON text of the `DeviceSpec`; "": ask for the index only.
+    """
+
+    spec: str = ""
+
+    def to_records(self) -> RecordDict:
+        """Return the content of the query.hello message."""
+        return RecordDict({RUN: ConfigRecord({"spec": self.spec})} if self.spec else {})
+
+    @staticmethod
+    def from_records(records: RecordDict) -> HelloOrder:
+        """Read the content of a query.hello message.
+
+        Raises:
+            MessageError: if a key is absent or of the wrong type.
+        """
+        return HelloOrder(_value(_record(records, RUN, ConfigRecord), "spec", str) if RUN in records else "")
+
+
+@dataclass(frozen=True)
+class Introduction:
+    """What a node answers to a `HelloOrder`.
+
+    Attributes:
+        index, num_devices: which device it is, of how many.
+        own_images: whether it learns from images of its own instead of its part of the run's data set.
+        train_samples, test_samples, labels: of its own images.
+        notes: what is to be known of them.
+        problem: why it cannot take part, or "".
+    """
+
+    index: int
+    num_devices: int
+    own_images: bool = False
+    train_samples: int = 0
+    test_samples: int = 0
+    labels: tuple[int, ...] = ()
+    notes: tuple[str, ...] = ()
+    problem: str = ""
+
+    def to_records(self) -> RecordDict:
+        """Return the content of the reply."""
+        values: dict[str, Any] = {"index": self.index, "num-devices": self.num_devices}
+        if self.own_images:
+            values |= {
+                "train-samples": self.train_samples,
+                "test-samples": self.test_samples,
+                "labels": list(self.labels),
+                "notes": list(self.notes),
+            }
+        if self.problem:
+            values["problem"] = self.problem
+        return RecordDict({DEVICE: ConfigRecord(values)})
+
+    @staticmethod
+    def from_records(records: RecordDict) -> Introduction:
+        """Read the content of a reply, trusting none of it.
+
+        Raises:
+            MessageError: if a record or a key is absent or of the wrong type.
+        """
+        record = _record(records, DEVICE, ConfigRecord)
+        own = "train-samples" in record
+        return Introduction(
+            index=_value(record, "index", int),
+            num_devices=_value(record, "num-devices", int) if "num-devices" in record else 0,
+            own_images=own,
+            train_samples=_value(record, "train-samples", int) if own else 0,
+            test_samples=_value(record, "test-samples", int) if own else 0,
+            labels=tuple(sorted({entry for entry in _list(record, "labels") if type(entry) is int})),
+            notes=tuple(map(str, _list(record, "notes")))[:_MAX_NOTES],
+            problem=_value(record, "problem", str) if "problem" in record else "",
+        )
+
+
+_MAX_NOTES = 5
+
+
+def _list(record: ConfigRecord, key: str) -> list[Any]:
+    found = record.get(key)
+    return found if isinstance(found, list) else []
 
 
 @dataclass(frozen=True)

@@ -20,4 +20,5 @@ def main(grid: Grid, context: Context) -> None:
     folder = str(context.run_config.get("out-dir", "")) or f"outputs/{datetime.now():%Y-%m-%d/%H-%M-%S}"
     path = Path(folder).expanduser().resolve()
     print(f"records: {path}", flush=True)
-    run(settings, grid, path)
+    # With engine=flower this is a simulation that the airflower command has started on its own machine.
+    run(settings, grid, path, on_nodes=settings.engine.name != "flower")

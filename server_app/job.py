@@ -22,6 +22,7 @@ from protocol.streams import generator, torch_seed
 from radio.channel import ChannelModel
 from radio.latency import ComputeModel
 from radio.units import db_to_linear, dbm_to_watt
+from server_app.data_facts import DataFacts
 from server_app.schema import ConfigError
 from server_app.settings import Settings
 from strategies.base import WirelessStrategy
@@ -29,10 +30,8 @@ from strategies.fleet import Fleet
 from strategies.limits import NormLimit
 from strategies.measured import MeasuredLink, MeasuredStrategy, UplinkProbe
 from strategies.ofdma import OfdmaCell, OfdmaStrategy
-from task.datasets import DatasetUnavailableError, load_dataset
-from task.models import build_model
-from task.partition import partition
-from task.split import Split, flatten, split_parameters
+from task.build import TaskError, build_task
+from task.split import Split, flatten
 
 if TYPE_CHECKING:
     from strategies.over_the_air import AirInterface
@@ -51,6 +50,7 @@ class Job:
         split: names and sizes of the personal and the global part.
         initial_weights: global part before the first round, float32, shape (N_u,).
         steps: personal and global steps of each device in a round, (K,) each.
+        data: what each device learns from.
     """
 
     settings: Settings
@@ -58,10 +58,15 @@ class Job:
     split: Split
     initial_weights: npt.NDArray[np.float32]
     steps: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
+    data: DataFacts
 
 
-def prepare(settings: Settings) -> Job:
+def prepare(settings: Settings, *, on_nodes: bool = False) -> Job:
     """Build the model, the data set and the partition once, as the devices will.
+
+    Args:
+        settings: the checked settings.
+        on_nodes: whether the devices are nodes of a fleet, which may keep their data sets elsewhere.
 
     Raises:
         ConfigError: naming the configuration key, the value and what would be valid.
@@ -69,34 +74,28 @@ def prepare(settings: Settings) -> Job:
     torch.set_num_threads(1)  # the same arithmetic on every machine, and no thread pool before workers fork
     spec = device_spec(settings)
     try:
-        data = load_dataset(**spec.dataset)
-    except DatasetUnavailableError as error:
-        raise ConfigError(f"dataset.name = {settings.dataset.name}: {error}") from error
-    except ValueError as error:
-        raise ConfigError(f"dataset: {error}") from error
-    try:
-        options = dict(spec.partition)
-        parts = partition(
-            options.pop("name"),
-            data.train_labels.numpy(),
-            data.test_labels.numpy(),
-            spec.num_devices,
-            generator(settings.seed, "partition"),
-            **options,
+        task = build_task(
+            dataset={**spec.dataset, "root": settings.dataset.root},
+            parts=spec.partition,
+            num_devices=spec.num_devices,
+            model=spec.model,
+            personal=spec.personal,
+            deal=generator(settings.seed, "partition"),
+            init=torch.Generator().manual_seed(torch_seed(settings.seed, "init")),
         )
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"partition: {error} (fleet.num_devices = {spec.num_devices})") from error
-    try:
-        rng = torch.Generator().manual_seed(torch_seed(settings.seed, "init"))
-        module = build_model(**spec.model, num_classes=data.num_classes, generator=rng)
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"model: {error}") from error
-    try:
-        split = split_parameters(module, spec.personal)
-    except ValueError as error:
-        raise ConfigError(f"model.personal: {error}") from error
-    spec = dataclasses.replace(spec, num_classes=data.num_classes, mean=data.mean, std=data.std)
-    sizes = np.array([part.train.size for part in parts])
+    except TaskError as error:
+        raise ConfigError(str(error)) from error
+    data, split = task.data, task.split
+    spec = dataclasses.replace(
+        spec,
+        data_root=settings.dataset.root or "",
+        own_data_root=on_nodes,
+        data_digest=data.digest(),
+        num_classes=data.num_classes,
+        mean=data.mean,
+        std=data.std,
+    )
+    sizes = np.array([part.train.size for part in task.parts])
     try:
         steps = steps_per_round(settings.training, sizes, has_personal=split.personal.size > 0)
     except (ValueError, TypeError) as error:
@@ -105,8 +104,11 @@ def prepare(settings: Settings) -> Job:
         settings=settings,
         spec=spec,
         split=split,
-        initial_weights=flatten(module, split.shared),
+        initial_weights=flatten(task.model, split.shared),
         steps=steps,
+        data=DataFacts.of(
+            settings.dataset.name, task, capped=settings.partition.samples_per_device is not None
+        ),
     )
 
 
@@ -117,11 +119,7 @@ def device_spec(settings: Settings) -> DeviceSpec:
         "num_devices": settings.fleet.num_devices,
         "model": {"name": settings.model.name, "options": dict(settings.model.options)},
         "personal": settings.personal_patterns,
-        "dataset": {
-            "name": settings.dataset.name,
-            "root": settings.dataset.root,
-            "download": settings.dataset.download,
-        },
+        "dataset": {"name": settings.dataset.name, "download": settings.dataset.download},
         "partition": {
             "name": settings.partition.name,
             "samples_per_device": settings.partition.samples_per_device,
@@ -132,7 +130,8 @@ def device_spec(settings: Settings) -> DeviceSpec:
         "bits_per_weight": settings.radio.bits_per_weight,
         "uplink": "digital" if settings.scheme.uplink == "ofdma" else "analog",
     }
-    digest = hashlib.sha256(json.dumps([values, settings.scheme.name], sort_keys=True).encode()).hexdigest()
+    deciding = {**values, "dataset": settings.dataset.name}  # not whether it may be downloaded
+    digest = hashlib.sha256(json.dumps([deciding, settings.scheme.name], sort_keys=True).encode()).hexdigest()
     return DeviceSpec(run_key=digest[:16], **values)
 
 
@@ -156,7 +155,7 @@ def build_strategy(
         "seed": settings.seed,
         "num_weights": job.split.shared.size,
         "spec": job.spec.to_json(),
-        "fleet": Fleet(settings.fleet.num_devices),
+        "fleet": Fleet(settings.fleet.num_devices, spec=job.spec.to_json()),
         "devices_per_round": settings.fleet.devices_per_round,
         "evaluate_every": settings.evaluate_every,
         "evaluate_participants": settings.fleet.evaluate == "participants",

@@ -41,8 +41,10 @@ class RunFailedError(RuntimeError):
     """The run cannot go on; the text says why."""
 
 
-def run(settings: Settings, grid: Grid, folder: Path) -> dict[str, Any]:
+def run(settings: Settings, grid: Grid, folder: Path, *, on_nodes: bool = False) -> dict[str, Any]:
     """Run the job that `settings` describe on the devices of `grid`, and record it in `folder`.
+
+    `on_nodes` says that the devices are nodes of a fleet: each may keep its data sets where it likes.
 
     Returns:
         The summary, as in ``summary.json``.
@@ -52,7 +54,7 @@ def run(settings: Settings, grid: Grid, folder: Path) -> dict[str, Any]:
         RunFailedError: if no device answered for `fleet.max_failed_rounds` rounds in a row.
         FleetError: if the devices do not connect.
     """
-    return record_run(settings, folder, lambda: _run(settings, grid, folder))
+    return record_run(settings, folder, lambda: _run(settings, grid, folder, on_nodes))
 
 
 def record_run(settings: Settings, folder: Path, work: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
@@ -90,9 +92,9 @@ def _log_file(path: Path) -> Iterator[None]:
         handler.close()
 
 
-def _run(settings: Settings, grid: Grid, folder: Path) -> dict[str, Any]:
+def _run(settings: Settings, grid: Grid, folder: Path, on_nodes: bool) -> dict[str, Any]:
     with uplink_probe(settings) as probe:
-        return _run_with(settings, grid, folder, probe)
+        return _run_with(prepare(settings, on_nodes=on_nodes), grid, folder, probe)
 
 
 @contextmanager
@@ -119,8 +121,8 @@ def uplink_probe(settings: Settings) -> Iterator[ProbeSink | None]:
         yield sink
 
 
-def _run_with(settings: Settings, grid: Grid, folder: Path, probe: ProbeSink | None) -> dict[str, Any]:
-    job = prepare(settings)
+def _run_with(job: Job, grid: Grid, folder: Path, probe: ProbeSink | None) -> dict[str, Any]:
+    settings = job.settings
     start = checkpoint.load(settings.resume, settings) if settings.resume else None
     resume_dir = str(start.personal_dir) if start else ""
     # The name of a run decides nothing of it: only where boxes keep what belongs to it.
@@ -145,11 +147,15 @@ def _run_with(settings: Settings, grid: Grid, folder: Path, probe: ProbeSink | N
     strategy.fleet.wait(
         grid, settings.fleet.start_timeout_s, at_least=settings.fleet.min_devices, poll=_START_POLL_SECONDS
     )
+    data = job.data.with_own(strategy.fleet.introductions)
+    log.info("%s", data.line())
+    if warning := data.warning():
+        log.warning("%s", warning)
     with open_tracker(settings, folder) as tracker:
         _rounds(job, strategy, grid, recorder, tracker, folder, start)
     rows = read_table(folder / ROUNDS)
     draw_run(folder)
-    return summarise(rows)
+    return {**summarise(rows), "data": data.summary()}
 
 
 def _rounds(

@@ -12,15 +12,17 @@ import logging
 import time
 from collections.abc import Iterable, Sequence
 
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import Message
 from flwr.serverapp import Grid
 
-from protocol.messages import DEVICE, HELLO
+from protocol.messages import HELLO, HelloOrder, Introduction, MessageError
 from strategies.exchange import Collector
 
 log = logging.getLogger(__name__)
 
 _ASK_AGAIN_SECONDS = 60.0
+_NAMED_PROBLEMS = 3
+_LONGEST_TEXT = 500  # of a node's words, in characters
 _ANSWER_SECONDS = 0.1  # an answer that may be just arriving is waited for so long
 
 
@@ -31,8 +33,11 @@ class FleetError(RuntimeError):
 class Fleet:
     """The map between device indices and the nodes that are connected now."""
 
-    def __init__(self, num_devices: int) -> None:
+    def __init__(self, num_devices: int, *, spec: str = "") -> None:
         self.num_devices = num_devices
+        self.introductions: dict[int, Introduction] = {}  # device index -> what its node said last
+        self._question = HelloOrder(spec).to_records()
+        self._problems: dict[int, str] = {}  # node id -> why it cannot take part
         self._index_of: dict[int, int] = {}  # node id -> device index, also of nodes that have left
         self._node_of: dict[int, int] = {}  # device index -> node id, connected now
         self._strangers: set[int] = set()  # node ids that are no device of this fleet
@@ -61,6 +66,7 @@ class Fleet:
             raise FleetError(
                 f"{len(self._node_of)} of {self.num_devices} devices (fleet.num_devices) are connected "
                 f"after {timeout:g} s; start the others, or set fleet.num_devices accordingly"
+                + "".join(f"; {problem}" for problem in list(self._problems.values())[:_NAMED_PROBLEMS])
             )
         log.warning("starting with %d of %d devices", len(self._node_of), self.num_devices)
 
@@ -84,7 +90,7 @@ class Fleet:
         ]
         if unknown:
             messages = [
-                Message(RecordDict(), dst_node_id=node, message_type=HELLO, ttl=_ASK_AGAIN_SECONDS)
+                Message(self._question, dst_node_id=node, message_type=HELLO, ttl=_ASK_AGAIN_SECONDS)
                 for node in unknown
             ]
             asked = []
@@ -126,20 +132,34 @@ class Fleet:
         if not reply.has_content():
             log.warning("node %d did not introduce itself: %s", node, reply.error.reason)
             return
-        record = reply.content.get(DEVICE)
-        index = record.get("index") if isinstance(record, ConfigRecord) else None
-        if not isinstance(index, int) or isinstance(index, bool):
-            log.warning("node %d introduced itself without an index", node)
+        try:
+            said = Introduction.from_records(reply.content)
+        except MessageError as error:
+            log.warning("node %d did not say which device it is: %s", node, error)
             self._strangers.add(node)
-        elif not 0 <= index < self.num_devices:
+            return
+        index = said.index
+        if not 0 <= index < self.num_devices:
             self._strangers.add(node)
             self._misfit = (
                 f"a node is device {index} (its partition-id), but fleet.num_devices = {self.num_devices}; "
                 "set fleet.num_devices to the size of the fleet"
             )
             log.warning("node %d is not used: %s", node, self._misfit)
+        elif said.problem:
+            self._has_problem(node, f"device {index} cannot take part: {_plain(said.problem)}")
         else:
+            self._problems.pop(node, None)
             self._index_of[node] = index
+            self.introductions[index] = said
+            for note in said.notes:
+                log.warning("device %d: %s", index, _plain(note))
+
+    def _has_problem(self, node: int, problem: str) -> None:
+        """Leave a node out until it says that it can take part; it is asked again in a while."""
+        if self._problems.get(node) != problem:
+            log.warning("%s; it is asked again every %g s", problem, _ASK_AGAIN_SECONDS)
+        self._problems[node] = problem
 
     def device_of(self, node: int) -> int | None:
         """Return the device index of a node, or None for one that never introduced itself."""
@@ -153,3 +173,9 @@ class Fleet:
     def connected(self) -> Sequence[int]:
         """Indices of the connected devices, in order."""
         return sorted(self._node_of)
+
+
+def _plain(text: str) -> str:
+    """Return a node's words without control characters, and not too many of them."""
+    shown = "".join(character if character.isprintable() else " " for character in text[:_LONGEST_TEXT])
+    return shown + ("..." if len(text) > _LONGEST_TEXT else "")

@@ -8,6 +8,7 @@ float32 on demand, which costs well under a thousandth of training on them.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib.util
 import io
 import logging
@@ -61,6 +62,13 @@ class ImageData:
     std: float
     notes: tuple[str, ...] = ()
 
+    def digest(self) -> str:
+        """Return a digest of the labels, in order: equal for devices that deal the same samples."""
+        found = hashlib.sha256(str((self.train_labels.shape, self.test_labels.shape)).encode())
+        for labels in (self.train_labels, self.test_labels):
+            found.update(labels.to(torch.uint8).numpy().tobytes())
+        return found.hexdigest()[:16]
+
     def train(self, indices: npt.NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return normalised float32 images (n, 1, 28, 28) and labels (n,) of the training set."""
         return self._take(self.train_images, self.train_labels, indices)
@@ -98,6 +106,20 @@ def load_dataset(name: str, root: str | os.PathLike[str] | None = None, download
         raise ValueError(f"unknown dataset {name!r}; valid: {', '.join(sorted(_LOADERS))}")
     folder = root or os.environ.get(DATA_ROOT_VARIABLE) or Path.home() / ".cache" / "airflower"
     return _load(name, Path(folder).expanduser().absolute(), download)
+
+
+def node_root(name: str, server_root: str) -> str | None:
+    """Return the folder in which a node of a fleet looks for a data set; None: the default one.
+
+    Where a node keeps its data is its own matter: its AIRFLOWER_DATA_ROOT goes first. Without one, the folder
+    that the server uses is tried, for machines that are set up alike; nothing is downloaded to it.
+    """
+    if os.environ.get(DATA_ROOT_VARIABLE):
+        return None
+    folders = _FOLDERS.get(name)
+    if server_root and folders and (Path(server_root).expanduser() / folders).is_dir():
+        return server_root
+    return None
 
 
 @cache
@@ -189,9 +211,9 @@ def _fetch(torchvision_name: str, root: Path, raw: Path, download: bool) -> None
         DatasetUnavailableError: if they are not there afterwards.
     """
     remedy = (
-        f"Either put the unpacked files {', '.join(_FILES)} into {raw}, or point the config key dataset.root "
-        f"(or the environment variable {DATA_ROOT_VARIABLE}) at a folder that has "
-        f"{torchvision_name}/raw/ with these files, or run once where there is a network"
+        f"Either put the unpacked files {', '.join(_FILES)} into {raw}, or point the environment variable "
+        f"{DATA_ROOT_VARIABLE} of this machine (on the server also: the config key dataset.root) at a folder "
+        f"that has {torchvision_name}/raw/ with these files, or run once where there is a network"
     )
     if not download:
         raise DatasetUnavailableError(f"{torchvision_name} is not in {root}, and download is off. {remedy}.")
@@ -229,9 +251,10 @@ def _read_idx(path: Path) -> Bytes:
     return np.memmap(path, dtype=np.uint8, mode="c", offset=offset, shape=shape)
 
 
+_FOLDERS = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}
 _LOADERS: dict[str, Callable[[Path, bool], ImageData]] = {
     "digits": _digits,
-    "mnist": _idx_loader("MNIST", mean=0.1307, std=0.3081),
-    "fashion_mnist": _idx_loader("FashionMNIST", mean=0.2860, std=0.3530),
+    "mnist": _idx_loader(_FOLDERS["mnist"], mean=0.1307, std=0.3081),
+    "fashion_mnist": _idx_loader(_FOLDERS["fashion_mnist"], mean=0.2860, std=0.3530),
 }
 DATASETS = tuple(_LOADERS)
