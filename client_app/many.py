@@ -14,6 +14,7 @@ from flwr.app import ArrayRecord, Context
 from client_app import device as devices
 from client_app.fast.layers import UnknownLayerError
 from client_app.fast.stacked import StackedNetwork
+from client_app.fast.vmapped import VmappedNetwork
 from client_app.local_round import DeviceRound, LocalTraining
 from client_app.network import Network
 from client_app.precision import product_type
@@ -120,15 +121,14 @@ def _training(spec: str, data_dir: str, batch_devices: int, device: str) -> Loca
 
 
 def _network(bench: devices.Workbench, device: str) -> Network:
-    """Return the devices' copies as one set of tensors; one at a time where a layer is not known there."""
+    """Return the devices' copies as one set of tensors, with written-out layers where all are known."""
+    module, split = bench.network.module, bench.network.split
     dtype = product_type(bench.training.precision, device)
     try:
-        return StackedNetwork(bench.network.module, bench.network.split, device=device, dtype=dtype)
+        return StackedNetwork(module, split, device=device, dtype=dtype)
     except UnknownLayerError as error:
-        if device != "cpu":
-            raise
-        log.warning("engine.batch_devices: %s", error)
-        return bench.network
+        log.info("engine.batch_devices: by torch.func.vmap, since %s", error)
+        return VmappedNetwork(module, split, device=device)
 
 
 class _Reader:

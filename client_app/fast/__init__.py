@@ -4,6 +4,7 @@
 |---|---|---|
 | `convolutions`, `spectral`: two convolutions with pooling in one | the layers | `training.kernels` |
 | `stacked`, `layers`: many devices as one set of tensors | one by one | `engine.batch_devices` |
+| `vmapped`: the same for any network | one by one | `engine.batch_devices` |
 
 An unknown network runs in plain torch, one device after the other.
 """

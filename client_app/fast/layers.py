@@ -264,8 +264,8 @@ def stacked_layer(name: str, layer: nn.Module, parameters: dict[str, Parameter],
     elif isinstance(layer, nn.Flatten) and (layer.start_dim, layer.end_dim) == (1, -1):
         return _Flatten()
     raise UnknownLayerError(
-        f"devices cannot be batched: layer {name!r} is {layer}; known are Linear, Conv2d (zero padding, one "
-        "group), MaxPool2d, ReLU and Flatten; train one device after the other (one device per batch) instead"
+        f"layer {name!r} is {layer}; known are Linear, Conv2d (zero padding, one group), MaxPool2d, ReLU and "
+        "Flatten"
     )
 
 
