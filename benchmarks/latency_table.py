@@ -14,7 +14,7 @@ from radio.allocation import Allocation
 from radio.arrays import FloatArray
 from radio.channel import draw_gain, mean_gain, place_devices
 from radio.latency import device_latency, round_latency, slack
-from radio.ofdma import full_band_rate
+from radio.ofdma import FixedNoise, full_band_rate
 from radio.policies import OfdmaProblem, get_policy
 from radio.profiles import OfdmaProfile, get_profile
 
@@ -50,7 +50,7 @@ def problem(profile: OfdmaProfile, rate: FloatArray) -> OfdmaProblem:
     """Return the allocation problem of the paper: no charge for positions."""
     fixed = profile.compute.fixed_time(profile.cpu_frequency)
     return OfdmaProblem(
-        full_band_rate=rate,
+        rates=FixedNoise(rate),
         slack=slack(profile.latency_threshold, fixed),
         compute_time=profile.compute.compute_time(profile.cpu_frequency),
         payload_bits=float(profile.payload_bits),

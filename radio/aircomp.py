@@ -19,8 +19,13 @@ Packing: "iq" puts two real entries on one complex symbol, (u_2i + j u_2i+1)/sqr
 keeps the real part: half the noise for twice the airtime.
 
 With an imperfect channel estimate everything is designed from it while the signal passes the true channel:
-user k arrives with a_k = m^H h_k b_k / (sqrt(eta) w_k) in place of 1, which adds
-sum_k w_k^2 |a_k - 1|^2 to the error variance per entry.
+user k arrives with a_k = m^H h_k b_k / (sqrt(eta) w_k) in place of 1. With d_k = w_k (a_k - 1) and symbols
+u_k of mean m_k and deviation s_k that are independent over the users, this adds
+
+    sum_k |d_k|^2 s_k^2 + |sum_k d_k m_k|^2            "iq"; "real" takes the real part of d_k
+
+to the mean squared error per entry ("per_user": m_k = 0 and s_k = 1). Updates of one round are not
+independent: `average` adds up the very misalignment of its updates.
 
 Memory is a few vectors of the model's size: users pass one at a time, in pieces.
 """
@@ -87,6 +92,7 @@ class Link:
         noise_power: sigma^2 per antenna in watt.
         noise_variance: error variance per real entry due to receiver noise.
         packing: "iq" or "real".
+        symbol_mean, symbol_std: (M,) mean and deviation of the normalised entries u_k.
     """
 
     beam: Complex
@@ -102,6 +108,8 @@ class Link:
     noise_power: float
     noise_variance: float
     packing: Packing
+    symbol_mean: Real
+    symbol_std: Real
 
 
 @dataclass(frozen=True)
@@ -111,9 +119,11 @@ class AirAverage:
     Attributes:
         estimate: (d,) float64.
         realised_mse: mean over the entries of the squared error of this very round.
-        predicted_mse: noise_variance + misalignment_variance.
+        predicted_mse: what `realised_mse` is in the mean over the receiver noise, given updates and channels:
+            noise_variance + misalignment_variance.
         noise_variance: analytic, per real entry.
-        misalignment_variance: analytic, per real entry, given the true channels; 0 if they are known.
+        misalignment_variance: mean over the entries of the squared error from arriving with a_k instead of 1;
+            0 if the true channels are known.
         transmit_power: (M,) mean of |b_k s_k|^2 over the symbols, watt.
         symbols: channel uses.
     """
@@ -294,6 +304,8 @@ def design_link(
         noise_power=noise_power,
         noise_variance=noise_power / eta / (1.0 if packing == "iq" else 2.0),
         packing=packing,
+        symbol_mean=(statistics.mean - shift) / divisor,
+        symbol_std=statistics.std / divisor,
     )
 
 
@@ -307,25 +319,30 @@ def arrival(link: Link, channels: ArrayLike | None) -> Complex:
 
 
 def misalignment_variance(link: Link, channels: ArrayLike | None) -> float:
-    """Return the error variance per real entry from arriving with a_k instead of 1, given the true channels.
+    """Return the mean squared error per real entry from arriving with a_k instead of 1.
 
-    Symbols are taken as independent over users and of unit variance. "real" keeps the real part of a_k - 1.
+    For given true channels and updates that are independent over the users: see the module text.
+    `AirAverage.misalignment_variance` has that of the updates at hand.
     """
-    deviation = arrival(link, channels) - 1.0
-    squared = np.abs(deviation) ** 2 if link.packing == "iq" else deviation.real**2
-    return float(link.amplitude**2 @ squared)
+    deviation = link.amplitude * (arrival(link, channels) - 1.0)
+    if link.packing == "real":
+        deviation = deviation.real.astype(np.complex128)
+    spread = float(np.abs(deviation) ** 2 @ link.symbol_std**2)
+    return spread + float(np.abs(deviation @ link.symbol_mean) ** 2)
 
 
 def expected_misalignment_variance(link: Link, error_variance: float) -> float:
     """Return the mean of `misalignment_variance` over estimation errors that the server cannot see.
 
-    E|m^H e_k|^2 = error_variance gives sum_k w_k^2 error_variance / |m^H h_k|^2 with the estimated h_k. Exact
-    for an error independent of the estimate (the MMSE estimator), first order for h + e.
+    E|m^H e_k|^2 = error_variance gives sum_k w_k^2 E[u_k^2] error_variance / |m^H h_k|^2 with the estimated
+    h_k, whether or not the updates are independent. Exact for an error independent of the estimate (the MMSE
+    estimator), first order for h + e.
     """
     check_positive("error_variance", error_variance, zero=True)
     gain = np.abs(link.estimated @ link.beam.conj()) ** 2
     sending = link.amplitude > 0.0
-    total = float((link.amplitude[sending] ** 2 / gain[sending]).sum()) * error_variance
+    energy = link.amplitude**2 * (link.symbol_std**2 + link.symbol_mean**2)
+    total = float((energy[sending] / gain[sending]).sum()) * error_variance
     return total if link.packing == "iq" else 0.5 * total
 
 
@@ -395,12 +412,13 @@ def average(
     arrived = arrival(link, true_channels)
     users = len(link.transmit)
     sent_power = np.zeros(users)
-    received = exact = np.empty(0)
+    received = exact = misaligned = np.empty(0)
     for user in range(users):
         vector = np.asarray(read(user))
         if user == 0:
             received = np.full(vector.size, link.offset)
             exact = np.zeros(vector.size)
+            misaligned = np.zeros(vector.size if true_channels is not None else 0)
         if vector.shape != received.shape:
             raise ValueError(f"update of user {user} has shape {vector.shape}; expected {received.shape}")
         factor = link.amplitude[user] / link.divisor[user]
@@ -414,6 +432,8 @@ def average(
             energy += float(values @ values)
             values *= factor
             received[piece] += turn(values, complex(arrived[user]), link.packing)
+            if misaligned.size:
+                misaligned[piece] += turn(values, complex(arrived[user]) - 1.0, link.packing)
         uses = symbols(vector.size, link.packing)
         per_symbol = energy / link.divisor[user] ** 2 / uses / (2.0 if link.packing == "iq" else 1.0)
         sent_power[user] = abs(link.transmit[user]) ** 2 * per_symbol
@@ -429,13 +449,13 @@ def average(
     for piece in _pieces(received.size):
         error = received[piece] - exact[piece]
         total += float(error @ error)
-    misaligned = misalignment_variance(link, true_channels)
+    off = float(misaligned @ misaligned) / max(misaligned.size, 1)
     return AirAverage(
         estimate=received,
         realised_mse=total / received.size,
-        predicted_mse=link.noise_variance + misaligned,
+        predicted_mse=link.noise_variance + off,
         noise_variance=link.noise_variance,
-        misalignment_variance=misaligned,
+        misalignment_variance=off,
         transmit_power=sent_power,
         symbols=symbols(received.size, link.packing),
     )

@@ -17,9 +17,11 @@ headers and positions that does not shrink with the ratio and is saved only by n
 
 This fixed charge (m > 0 with rho_max = 1) makes the choice of *who* uploads combinatorial. The
 concave envelope of every device's gain is then filled instead; if no device ends on the envelope's
-chord this is the optimum, else at most one (several if they are identical) does, and the best of three
-roundings, each solved exactly for its set of uploaders, is returned. `radio.certificates.verify_kkt`
-gives the duality gap against the envelope in every case.
+chord this is the optimum, else at most one (several if they are identical) does. The best of three
+roundings, each solved exactly for its set of uploaders, then starts a branch and bound over who uploads
+(`radio.uploaders`), which ends at the optimum; with very many devices it may stop before, and
+`Allocation.gap` says how far the optimum can be. `radio.certificates.verify_kkt` gives the duality gap
+against the envelope in every case.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from radio.arrays import BoolArray, FloatArray, finite, in_unit_interval, non_negative, positive
+from radio.uploaders import choose_uploaders
 from radio.waterfill import Demand, fill
 
 WhenInfeasible = Literal["raise", "relax", "drop"]
@@ -63,6 +66,8 @@ class Allocation:
         status: (..., K) int8, `AllocationStatus` codes.
         objective: (...) sum of w rho, left-out devices counting with rho = 1.
         max_pruning_ratio: (...) the limit in force; above the one asked for after `relax`.
+        gap: (...) no allocation has an objective below `objective - gap`: 0 where the optimum was found,
+            NaN where none was sought.
     """
 
     bandwidth_fraction: FloatArray
@@ -71,6 +76,47 @@ class Allocation:
     status: NDArray[np.int8]
     objective: FloatArray
     max_pruning_ratio: FloatArray
+    gap: FloatArray
+
+    @staticmethod
+    def of_shares(
+        bandwidth_fraction: ArrayLike,
+        pruning_ratio: ArrayLike,
+        *,
+        weights: ArrayLike | None = None,
+        left_out: ArrayLike = False,
+        max_pruning_ratio: float = 1.0,
+    ) -> Allocation:
+        """Return an allocation of given shares and ratios, for policies that do not optimise.
+
+        Args:
+            bandwidth_fraction: (..., K) b.
+            pruning_ratio: (..., K) rho.
+            weights: (..., K) of the objective; None: 1.
+            left_out: (..., K) bool, devices that take no part in the global part.
+            max_pruning_ratio: the limit that was asked for.
+        """
+        share = np.asarray(bandwidth_fraction, dtype=np.float64)
+        ratio = np.asarray(pruning_ratio, dtype=np.float64)
+        status = np.full(ratio.shape, AllocationStatus.INTERIOR, dtype=np.int8)
+        status[ratio <= 0] = AllocationStatus.SATURATED
+        status[ratio >= 1] = AllocationStatus.STARVED
+        status[np.broadcast_to(left_out, ratio.shape)] = AllocationStatus.INFEASIBLE
+        batch = ratio.shape[:-1]
+        nothing = np.full(batch, np.nan)[()]
+        return Allocation(
+            bandwidth_fraction=share,
+            pruning_ratio=ratio,
+            multiplier=nothing,
+            status=status,
+            objective=(_ones(weights) * ratio).sum(axis=-1),
+            max_pruning_ratio=np.full(batch, max_pruning_ratio)[()],
+            gap=nothing,
+        )
+
+
+def _ones(weights: ArrayLike | None) -> FloatArray:
+    return np.asarray(1.0 if weights is None else weights, dtype=np.float64)
 
 
 @dataclass(frozen=True)
@@ -121,6 +167,20 @@ def least_pruning_ratio(
         (..., K) pruning ratio.
     """
     speed = np.asarray(bandwidth_fraction, dtype=np.float64) * np.asarray(full_band_rate, dtype=np.float64)
+    return ratio_at_rate(speed, slack, compute_time, payload_bits, overhead_bits=overhead_bits, clamp=clamp)
+
+
+def ratio_at_rate(
+    rate: ArrayLike,
+    slack: ArrayLike,
+    compute_time: ArrayLike,
+    payload_bits: ArrayLike,
+    *,
+    overhead_bits: ArrayLike = 0.0,
+    clamp: bool = True,
+) -> FloatArray:
+    """Return the least pruning ratio at an uplink rate, (..., K) bit/s; else as `least_pruning_ratio`."""
+    speed = np.asarray(rate, dtype=np.float64)
     d, g = np.asarray(slack, dtype=np.float64), np.asarray(compute_time, dtype=np.float64)
     q, m = np.asarray(payload_bits, dtype=np.float64), np.asarray(overhead_bits, dtype=np.float64)
     ratio = (q + m - speed * (d - g)) / (speed * g + q)
@@ -182,8 +242,10 @@ def allocate(
     # Under a limit below 1 all devices upload, and what they pay for positions is no longer a choice.
     charged = usable & (problem.overhead > 0) & (problem.limit == 1)
     share, multiplier, partial, part = _solve(problem, low, usable, charged)
+    gap = np.zeros_like(multiplier)
     loose = np.flatnonzero((partial & charged).any(axis=1))
     if loose.size:
+        price = multiplier[loose]
         share[loose], multiplier[loose] = _round_uploaders(
             problem.rows(loose),
             usable[loose],
@@ -192,7 +254,12 @@ def allocate(
             partial=partial[loose],
             part=part[loose],
         )
-    return _result(problem, share, multiplier, low=low, dropped=dropped, shape=shape)
+        for row, first in zip(loose.tolist(), price.tolist(), strict=True):
+            one = problem.rows(np.array([row]))
+            share[row], multiplier[row], gap[row] = _search_uploaders(
+                one, usable[row], charged[row], share=share[row], multiplier=multiplier[row], price=first
+            )
+    return _result(problem, share, multiplier, gap, low=low, dropped=dropped, shape=shape)
 
 
 def least_max_pruning_ratio(
@@ -408,6 +475,72 @@ def _round_uploaders(
     return best_share, best_multiplier
 
 
+def _search_uploaders(
+    problem: _Problem,
+    usable: BoolArray,
+    charged: BoolArray,
+    *,
+    share: FloatArray,
+    multiplier: float,
+    price: float,
+) -> tuple[FloatArray, float, float]:
+    """Improve on one rounding, (K,), if any choice of uploaders does; return shares, multiplier and gap."""
+    gains = _FixedNoiseGains(problem, charged)
+    inputs = (problem.rate, problem.slack, problem.compute, problem.bits, problem.overhead, problem.weight)
+    kinds = np.unique(np.concatenate(inputs).T, axis=0, return_inverse=True)[1].reshape(-1)
+    found = choose_uploaders(
+        gains,
+        usable & (gains.least_share <= 1),
+        kinds,
+        scale=float(problem.weight.sum()),
+        price=price,
+        known=[share > 0],
+    )
+    rounded = float((problem.weight * (1 - _ratio(problem, share[np.newaxis]))).sum())
+    # A rounding that is as good stays as it is, to the last bit.
+    if found.gain <= rounded + 1e-10 * float(problem.weight.sum()):
+        return share, multiplier, found.gap
+    return found.share, found.multiplier, found.gap
+
+
+class _FixedNoiseGains:
+    """What `radio.uploaders` asks of one round, a problem of a single row."""
+
+    def __init__(self, problem: _Problem, charged: BoolArray) -> None:
+        self._problem = problem
+        self._charged = charged
+        low = _floor(problem, np.ones_like(problem.limit))[0]
+        self.least_share: FloatArray = np.where(charged, low, 0.0)
+        self._cap = np.maximum(np.minimum(_cap(problem)[0], 1.0), np.minimum(self.least_share, 1.0))
+
+    def respond(self, price: float) -> tuple[FloatArray, FloatArray]:
+        """Return b_k(lambda) of the module text for an upload, and w y - lambda b there."""
+        p = self._problem
+        r, d, g, q, m, w = (a[0] for a in (p.rate, p.slack, p.compute, p.bits, p.overhead, p.weight))
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            # c (sqrt(y'(0) / lambda) - 1); where g = 0 the gain is linear and an end is best.
+            root = np.sqrt(w * r * np.maximum(d * q + m * g, 0.0) / price) / q - 1.0
+            root = np.where(np.isnan(root), -1.0, root)
+            inner = np.where(g > 0, root * (q / (r * g)), np.where(root > 0, np.inf, -np.inf))
+        share = np.clip(np.nan_to_num(inner, nan=0.0), self.least_share.clip(max=1.0), self._cap)
+        gain = np.minimum((share * r * d - m) / (share * r * g + q), 1.0)
+        return share, w * gain - price * share
+
+    def share_out(self, members: BoolArray) -> tuple[FloatArray, float, float]:
+        """Solve exactly; who only breaks even occupies band for nothing and is left out."""
+        problem, nobody = self._problem, np.zeros_like(members)[np.newaxis]
+        members = members[np.newaxis]
+        while True:
+            low = np.where(members, self.least_share, 0.0)
+            share, multiplier, _, _ = _solve(problem, low, members, nobody)
+            idle = members & self._charged & (share <= low)
+            if not idle.any():
+                break
+            members = members & ~idle
+        gain = float((problem.weight * (1 - _ratio(problem, share))).sum())
+        return share[0], float(multiplier[0]), gain
+
+
 def _ratio(problem: _Problem, share: FloatArray) -> FloatArray:
     return least_pruning_ratio(
         share, problem.rate, problem.slack, problem.compute, problem.bits, overhead_bits=problem.overhead
@@ -418,6 +551,7 @@ def _result(
     problem: _Problem,
     share: FloatArray,
     multiplier: FloatArray,
+    gap: FloatArray,
     *,
     low: FloatArray,
     dropped: BoolArray,
@@ -441,4 +575,5 @@ def _result(
         status=status.reshape(shape),
         objective=(problem.weight * ratio).sum(axis=1).reshape(batch)[()],
         max_pruning_ratio=problem.limit[:, 0].reshape(batch)[()],
+        gap=gap.reshape(batch)[()],
     )

@@ -1,13 +1,101 @@
-"""Uplink rates of frequency-division multiple access (Liu et al. 2024, eq. (9))."""
+"""Uplink rates of frequency-division multiple access (Liu et al. 2024, eq. (9)).
+
+A *rate model* is the rate of every device as a function of its share of the band. It belongs to the channels
+of a round: what allocates the band and what accounts for the latency are given the same object.
+"""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from radio.arrays import FloatArray, count, in_unit_interval, non_negative, positive
+from radio.roots import decreasing_root
 
 _LN2 = float(np.log(2.0))
+LOG_TINY = -600.0  # ln of the smallest share considered, 1e-260
+
+
+class RateModel(Protocol):
+    """Concave, increasing rates; all arrays (..., K)."""
+
+    @property
+    def full_band(self) -> FloatArray:
+        """Return the rate of each device alone on the whole band, bit/s."""
+        ...
+
+    def rate(self, bandwidth_fraction: ArrayLike) -> FloatArray:
+        """Return the rate of each device at its bandwidth fraction, bit/s."""
+        ...
+
+    def share(self, rate: ArrayLike) -> FloatArray:
+        """Return the least bandwidth fraction that gives a rate (bit/s); above 1 or infinite: none does."""
+        ...
+
+
+@dataclass(frozen=True)
+class FixedNoise:
+    """The paper's eq. (9): the same noise power for every share, so that fraction b sends at b r.
+
+    Attributes:
+        full_band: (..., K) r, bit/s (`full_band_rate`).
+    """
+
+    full_band: FloatArray
+
+    def rate(self, bandwidth_fraction: ArrayLike) -> FloatArray:
+        """Return b r."""
+        return np.asarray(np.asarray(bandwidth_fraction, dtype=np.float64) * self.full_band)
+
+    def share(self, rate: ArrayLike) -> FloatArray:
+        """Return rate / r; infinite where r is 0."""
+        wanted = np.asarray(rate, dtype=np.float64)
+        wanted, full = np.broadcast_arrays(wanted, self.full_band)
+        return np.asarray(np.divide(wanted, full, out=np.full(full.shape, np.inf), where=full > 0))
+
+
+@dataclass(frozen=True)
+class ProportionalNoise:
+    """A physical receiver: noise grows with the bandwidth in use (`rate`).
+
+    Attributes:
+        snr: (..., K) gamma = h p / (N0 B), the signal-to-noise ratio over the whole band.
+        bandwidth: B, Hz.
+    """
+
+    snr: FloatArray
+    bandwidth: float
+
+    @property
+    def full_band(self) -> FloatArray:
+        """Return B log2(1 + gamma), bit/s."""
+        return np.asarray(self.bandwidth * np.log1p(self.snr) / _LN2)
+
+    def rate(self, bandwidth_fraction: ArrayLike) -> FloatArray:
+        """Return b B log2(1 + gamma / b), 0 at b = 0."""
+        b = in_unit_interval("bandwidth_fraction", bandwidth_fraction)
+        with np.errstate(divide="ignore"):  # ln(1 + x) from ln x: x itself overflows at tiny shares
+            log_term = np.logaddexp(0.0, np.log(self.snr) - np.log(np.where(b > 0, b, 1.0)))
+        return np.asarray(b * self.bandwidth * log_term / _LN2)
+
+    def share(self, rate: ArrayLike) -> FloatArray:
+        """Return the fraction, by Newton's method on its logarithm; infinite where the band is too little."""
+        wanted, snr = np.broadcast_arrays(np.asarray(rate, dtype=np.float64), self.snr)
+        full = np.broadcast_to(self.full_band, wanted.shape)
+        reached = (wanted <= full) & (wanted > 0) & (snr > 0)
+        target = np.log(np.where(reached, wanted, 1.0))
+        ratio = np.where(reached, snr, 1.0)
+
+        def shortfall(u: FloatArray) -> tuple[FloatArray, FloatArray]:
+            x = ratio * np.exp(-u)
+            log_term = np.log1p(x)
+            return target - (u + np.log(self.bandwidth * log_term / _LN2)), x / ((1 + x) * log_term) - 1
+
+        root = decreasing_root(shortfall, np.full(ratio.shape, LOG_TINY), np.zeros(ratio.shape))
+        return np.where(reached, np.exp(root), np.where(wanted <= 0, 0.0, np.inf))
 
 
 def full_band_rate(
@@ -35,7 +123,7 @@ def full_band_rate(
 def rate(
     bandwidth_fraction: ArrayLike,
     channel_gain: ArrayLike,
-    bandwidth: ArrayLike,
+    bandwidth: float,
     transmit_power: ArrayLike,
     noise_density: ArrayLike,
 ) -> FloatArray:
@@ -53,13 +141,25 @@ def rate(
     Returns:
         (..., K) rate, bit/s.
     """
-    b = in_unit_interval("bandwidth_fraction", bandwidth_fraction)
-    band = positive("bandwidth", bandwidth)
+    return proportional_noise(channel_gain, bandwidth, transmit_power, noise_density).rate(bandwidth_fraction)
+
+
+def proportional_noise(
+    channel_gain: ArrayLike, bandwidth: float, transmit_power: ArrayLike, noise_density: ArrayLike
+) -> ProportionalNoise:
+    """Return the rate model of a receiver whose noise grows with the bandwidth; arguments as of `rate`."""
+    band = float(positive("bandwidth", bandwidth))
     received = non_negative("channel_gain", channel_gain) * positive("transmit_power", transmit_power)
-    noise = positive("noise_density", noise_density) * band
-    with np.errstate(divide="ignore"):  # ln(1 + x) from ln x: x itself overflows at tiny shares
-        log_term = np.logaddexp(0.0, np.log(received / noise) - np.log(np.where(b > 0, b, 1.0)))
-    return np.asarray(b * band * log_term / _LN2)
+    return ProportionalNoise(
+        np.asarray(received / (positive("noise_density", noise_density) * band), dtype=np.float64), band
+    )
+
+
+def fixed_noise(
+    channel_gain: ArrayLike, bandwidth: ArrayLike, transmit_power: ArrayLike, noise_power: ArrayLike
+) -> FixedNoise:
+    """Return the rate model of eq. (9); arguments as of `full_band_rate`."""
+    return FixedNoise(full_band_rate(channel_gain, bandwidth, transmit_power, noise_power))
 
 
 def round_to_resource_blocks(bandwidth_fraction: ArrayLike, num_blocks: int) -> FloatArray:

@@ -45,6 +45,7 @@ _HEADER = struct.Struct("<4sBBBBIIfI")  # without the checksum that follows it
 _CRC = struct.Struct("<I")
 _HEADER_BYTES = _HEADER.size + _CRC.size
 _BLOCK = 2048  # values that share a centre and a step at 8 bits
+_SCALE_BYTES = 8  # of that centre and step
 _LEVELS = 127
 _MAX_WEIGHTS = 2**32 - 1
 
@@ -84,15 +85,49 @@ def payload_bits(num_weights: int, num_kept: int, bits: int = 32) -> int:
     return 8 * (_HEADER_BYTES + _value_bytes(kept, _checked_bits(bits)) + _position_bytes(n, kept)[1])
 
 
-def overhead_bits(num_weights: int, bits: int = 32) -> int:
-    """Return the most that a payload holds beside `bits` per retained weight: header, bitmap, block scales.
+def value_bits(num_kept: int, bits: int = 32) -> int:
+    """Return what the retained values themselves take on the wire, in bits: block scales, but no positions.
 
-    payload_bits(N, n, q) <= q n + overhead_bits(N, q) for every n, so an allocation that charges this
-    never lets a device miss its deadline.
+    Raises:
+        ValueError: if an argument is outside its range.
+    """
+    return 8 * _value_bytes(count("num_kept", num_kept), _checked_bits(bits))
+
+
+@dataclass(frozen=True)
+class LinearSize:
+    """A straight line that no payload exceeds, for solvers that want one.
+
+    Attributes:
+        bits_per_weight: slope: `bits`, and at 8 bits a weight's part of the scales of its block.
+        overhead_bits: what an upload costs beside: header and bitmap, and at 8 bits a block begun.
+    """
+
+    bits_per_weight: float
+    overhead_bits: float
+
+
+def linear_size(num_weights: int, bits: int = 32, *, positions: bool = True) -> LinearSize:
+    """Return q and m with payload_bits(N, n, bits) <= q n + m for every n in 1..N.
+
+    An allocation that charges q per retained weight and m per upload never lets a device miss its
+    deadline. The line touches the size of bitmap-coded uploads: at every n with 32 and
+    16 bits, and at 8 bits where a block has just begun.
+
+    Args:
+        num_weights: N.
+        bits: per retained weight; 32, 16 or 8.
+        positions: False leaves out header and positions, as `value_bits` does.
+
+    Raises:
+        ValueError: if an argument is outside its range.
     """
     n, _ = _counts(num_weights, 0)
-    scales = 64 * _blocks(n, _BLOCK) if _checked_bits(bits) == 8 else 0
-    return header_bits() + 8 * _bitmap_bytes(n) + scales
+    width = _checked_bits(bits)
+    blocks = 8 * _SCALE_BYTES if width == 8 else 0
+    overhead = header_bits() + 8 * _bitmap_bytes(n) if positions else 0
+    # ceil(n / 2048) <= (n + 2047) / 2048
+    return LinearSize(width + blocks / _BLOCK, overhead + blocks * (_BLOCK - 1) / _BLOCK)
 
 
 def encode(
@@ -313,7 +348,7 @@ def _bitmap_bytes(n: int) -> int:
 
 
 def _value_bytes(kept: int, bits: int) -> int:
-    return kept * bits // 8 + (8 * _blocks(kept, _BLOCK) if bits == 8 else 0)
+    return kept * bits // 8 + (_SCALE_BYTES * _blocks(kept, _BLOCK) if bits == 8 else 0)
 
 
 @lru_cache(maxsize=256)

@@ -4,6 +4,9 @@ A policy is one function `(problem, *, pruning_ratio=None) -> Allocation`. Regis
 `@policy("name")`, or name it in yaml by its dotted path `package.module:function`. In every policy a
 device that uploads nothing has bandwidth fraction 0 and pruning ratio 1, and an equal share means 1 / K
 with K the number of devices that do upload.
+
+The problem brings the rate model of the round's channels, which is also what the round is accounted with: a
+policy that meets the latency threshold at `problem.rates` meets it in the records.
 """
 
 from __future__ import annotations
@@ -11,14 +14,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from radio.allocation import Allocation, AllocationStatus, WhenInfeasible, allocate, least_pruning_ratio
-from radio.arrays import BoolArray, FloatArray, in_unit_interval
-from radio.proportional_noise import allocate_proportional_noise
+from radio.allocation import (
+    Allocation,
+    AllocationStatus,
+    WhenInfeasible,
+    allocate,
+    least_pruning_ratio,
+    ratio_at_rate,
+)
+from radio.arrays import BoolArray, FloatArray, in_unit_interval, non_negative
+from radio.ofdma import FixedNoise, ProportionalNoise, RateModel
+from radio.proportional_noise import allocate_at
 
 
 @dataclass(frozen=True)
@@ -26,7 +37,8 @@ class OfdmaProblem:
     """One round's inputs of the allocation, SI units; arrays broadcast to (K,).
 
     Attributes:
-        full_band_rate: (K,) r, bit/s.
+        rates: rate of each device as a function of its share; an array (..., K) of full-band rates stands for
+            `FixedNoise`.
         slack: (K,) D = T_th - T0, s.
         compute_time: (K,) G, s.
         payload_bits: (K,) Q, bits of the dense upload.
@@ -34,10 +46,9 @@ class OfdmaProblem:
         weights: (K,) w of the objective; None is 1.
         max_pruning_ratio: rho_max.
         when_infeasible: what to do where rho_max does not fit (`radio.allocation.allocate`).
-        channel_gain, bandwidth, transmit_power, noise_density: needed by `joint_physical_noise` only.
     """
 
-    full_band_rate: ArrayLike
+    rates: RateModel | Any
     slack: ArrayLike
     compute_time: ArrayLike
     payload_bits: ArrayLike
@@ -45,10 +56,17 @@ class OfdmaProblem:
     weights: ArrayLike | None = None
     max_pruning_ratio: float = 1.0
     when_infeasible: WhenInfeasible = "raise"
-    channel_gain: ArrayLike | None = None
-    bandwidth: float | None = None
-    transmit_power: ArrayLike | None = None
-    noise_density: float | None = None
+
+    def __post_init__(self) -> None:
+        if not hasattr(self.rates, "full_band"):
+            rates = FixedNoise(non_negative("rates", self.rates))
+            object.__setattr__(self, "rates", rates)
+
+    @property
+    def full_band_rate(self) -> FloatArray:
+        """Return (..., K) r, the rate of each device alone on the whole band, bit/s."""
+        full: FloatArray = self.rates.full_band
+        return full
 
 
 class Policy(Protocol):
@@ -104,72 +122,58 @@ def get_policy(name: str) -> Policy:
 
 @policy("joint")
 def joint(problem: OfdmaProblem, *, pruning_ratio: float | None = None) -> Allocation:
-    """Exact joint optimum (`radio.allocation.allocate`)."""
+    """Exact joint optimum at the rates of the round (`radio.allocation`, `radio.proportional_noise`).
+
+    Raises:
+        ValueError: for a rate model of one's own, which has no solver here.
+    """
     _no_ratio("joint", pruning_ratio)
-    return allocate(
-        problem.full_band_rate,
-        problem.slack,
-        problem.compute_time,
-        problem.payload_bits,
-        weights=problem.weights,
-        max_pruning_ratio=problem.max_pruning_ratio,
-        overhead_bits=problem.overhead_bits,
-        when_infeasible=problem.when_infeasible,
-    )
+    inputs = (problem.slack, problem.compute_time, problem.payload_bits)
+    options: dict[str, Any] = {
+        "weights": problem.weights,
+        "max_pruning_ratio": problem.max_pruning_ratio,
+        "overhead_bits": problem.overhead_bits,
+        "when_infeasible": problem.when_infeasible,
+    }
+    if isinstance(problem.rates, FixedNoise):
+        return allocate(problem.rates.full_band, *inputs, **options)
+    if isinstance(problem.rates, ProportionalNoise):
+        return allocate_at(problem.rates, *inputs, **options)
+    raise ValueError(f"policy joint has no optimum for rates of {type(problem.rates).__name__}")
 
 
-@policy("joint_physical_noise")
-def joint_physical_noise(problem: OfdmaProblem, *, pruning_ratio: float | None = None) -> Allocation:
-    """Joint optimum with noise proportional to the share; rates then follow `radio.ofdma.rate`."""
-    _no_ratio("joint_physical_noise", pruning_ratio)
-    if (
-        problem.channel_gain is None
-        or problem.bandwidth is None
-        or problem.transmit_power is None
-        or problem.noise_density is None
-    ):
-        raise ValueError(
-            "joint_physical_noise needs channel_gain, bandwidth, transmit_power and noise_density; "
-            "at least one is None"
-        )
-    if problem.max_pruning_ratio < 1:
-        raise ValueError(
-            f"max_pruning_ratio = {problem.max_pruning_ratio}: joint_physical_noise supports only 1"
-        )
-    return allocate_proportional_noise(
-        problem.channel_gain,
-        problem.slack,
-        problem.compute_time,
-        problem.payload_bits,
-        bandwidth=problem.bandwidth,
-        transmit_power=problem.transmit_power,
-        noise_density=problem.noise_density,
-        weights=problem.weights,
-        overhead_bits=problem.overhead_bits,
-    )
+# The noise model belongs to the cell (radio.noise_model); the name is kept for older configurations.
+POLICIES["joint_physical_noise"] = joint
 
 
 @policy("equal_bandwidth")
 def equal_bandwidth(problem: OfdmaProblem, *, pruning_ratio: float | None = None) -> Allocation:
     """Equal shares, each with its own least pruning ratio: meets the threshold.
 
-    A device whose ratio would be 1 (it cannot even pay its overhead) leaves its share to the others; one
-    above `max_pruning_ratio` is infeasible.
+    As many devices as possible take part: one whose ratio would be 1 (it cannot even pay its overhead) or
+    above `max_pruning_ratio` leaves its share to the others, the one that needs most first.
     """
     _no_ratio("equal_bandwidth", pruning_ratio)
     inputs = _broadcast(problem)
-    r, d = inputs[0], inputs[1]
-    sending = (d > 0) & (r > 0)
-    while True:
+    r, d, g, q, m = inputs
+    limit = float(in_unit_interval("max_pruning_ratio", problem.max_pruning_ratio))
+    room = d - (1 - limit) * g
+    wanted = np.divide((1 - limit) * q + m, room, out=np.full(r.shape, np.inf), where=room > 0)
+    needed = np.where((d > 0) & (r > 0), problem.rates.share(wanted), np.inf)
+    order = np.argsort(needed, axis=-1, kind="stable")
+    rank = np.empty_like(order)
+    np.put_along_axis(rank, order, np.broadcast_to(np.arange(r.shape[-1]), r.shape), axis=-1)
+    fits = np.take_along_axis(needed, order, axis=-1) * np.arange(1, r.shape[-1] + 1) <= 1
+    taking = np.where(fits, np.arange(1, r.shape[-1] + 1), 0).max(axis=-1, keepdims=True)
+    sending = rank < taking
+    share = _equal(sending)
+    ratio = _least(problem, share, inputs)
+    while (idle := sending & (ratio >= 1)).any():  # breaks even to rounding: occupies band for nothing
+        sending &= ~idle
         share = _equal(sending)
-        ratio = _least(share, inputs)
-        still = sending & (ratio < 1)
-        if np.array_equal(still, sending):
-            break
-        sending = still
-    too_much = sending & (ratio > problem.max_pruning_ratio)
-    share, ratio = np.where(too_much, 0.0, share), np.where(too_much, 1.0, ratio)
-    return _unoptimised(problem, share, ratio, (d <= 0) | too_much)
+        ratio = _least(problem, share, inputs)
+    ratio = np.where(sending, np.minimum(ratio, limit), 1.0)
+    return _unoptimised(problem, share, ratio, (d <= 0) | ((limit < 1) & ~sending))
 
 
 @policy("equal_bandwidth_joint_rho")
@@ -222,7 +226,7 @@ def printed_formula(problem: OfdmaProblem, *, pruning_ratio: float | None = None
     if feasible.any():
         share[feasible] = np.maximum(printed_values(r[feasible], d[feasible], g[feasible], q[feasible])[0], 0)
         share /= share.sum()
-    ratio = _least(share, inputs)
+    ratio = _least(problem, share, inputs)
     return _unoptimised(problem, np.where(ratio < 1, share, 0.0), ratio, ~feasible)
 
 
@@ -274,9 +278,9 @@ def _broadcast(problem: OfdmaProblem) -> tuple[FloatArray, ...]:
     )
 
 
-def _least(share: FloatArray, inputs: tuple[FloatArray, ...]) -> FloatArray:
-    r, d, g, q, m = inputs
-    return least_pruning_ratio(share, r, d, g, q, overhead_bits=m)
+def _least(problem: OfdmaProblem, share: FloatArray, inputs: tuple[FloatArray, ...]) -> FloatArray:
+    _, d, g, q, m = inputs
+    return ratio_at_rate(problem.rates.rate(share), d, g, q, overhead_bits=m)
 
 
 def _equal(sending: BoolArray) -> FloatArray:
@@ -286,18 +290,10 @@ def _equal(sending: BoolArray) -> FloatArray:
 def _unoptimised(
     problem: OfdmaProblem, share: FloatArray, ratio: FloatArray, left_out: BoolArray
 ) -> Allocation:
-    """Wrap shares that no optimisation produced: there is no multiplier (NaN)."""
-    weights = 1.0 if problem.weights is None else np.asarray(problem.weights, dtype=np.float64)
-    status = np.full(ratio.shape, AllocationStatus.INTERIOR, dtype=np.int8)
-    status[ratio <= 0] = AllocationStatus.SATURATED
-    status[ratio >= 1] = AllocationStatus.STARVED
-    status[left_out] = AllocationStatus.INFEASIBLE
-    batch = ratio.shape[:-1]
-    return Allocation(
-        bandwidth_fraction=share,
-        pruning_ratio=ratio,
-        multiplier=np.full(batch, np.nan)[()],
-        status=status,
-        objective=(weights * ratio).sum(axis=-1),
-        max_pruning_ratio=np.full(batch, problem.max_pruning_ratio)[()],
+    return Allocation.of_shares(
+        share,
+        ratio,
+        weights=problem.weights,
+        left_out=left_out,
+        max_pruning_ratio=problem.max_pruning_ratio,
     )

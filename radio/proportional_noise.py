@@ -3,23 +3,30 @@
 Replaces b r by R(b) = b B log2(1 + gamma / b), gamma = h p / (N0 B). R is concave, and so is the gain
 y = (R D - m) / (R G + Q), but its derivative has no closed inverse: lambda is found by a safeguarded
 Newton iteration on ln lambda around vectorised ones on ln b. The slope of R is unbounded at 0, so
-without overhead no device is starved but by rounding.
+without overhead no device is starved but by rounding. Limits on the pruning ratio and uploads of a fixed
+price are treated as in `radio.allocation`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from radio.allocation import Allocation, AllocationStatus
-from radio.arrays import BoolArray, FloatArray, finite, non_negative, positive
-from radio.ofdma import rate
+from radio.allocation import (
+    Allocation,
+    AllocationStatus,
+    InfeasibleAllocationError,
+    WhenInfeasible,
+    ratio_at_rate,
+)
+from radio.arrays import BoolArray, FloatArray, finite, in_unit_interval, non_negative, positive
+from radio.ofdma import LOG_TINY, ProportionalNoise, proportional_noise
+from radio.roots import decreasing_root
+from radio.uploaders import choose_uploaders
 
 _LN2 = float(np.log(2.0))
-_LOG_TINY = -600.0  # ln of the smallest share considered, 1e-260
 
 
 def allocate_proportional_noise(
@@ -32,7 +39,9 @@ def allocate_proportional_noise(
     transmit_power: ArrayLike,
     noise_density: float,
     weights: ArrayLike | None = None,
+    max_pruning_ratio: float = 1.0,
     overhead_bits: ArrayLike = 0.0,
+    when_infeasible: WhenInfeasible = "raise",
 ) -> Allocation:
     """Return the joint optimum under bandwidth-proportional noise; KKT residual about 1e-12.
 
@@ -44,155 +53,275 @@ def allocate_proportional_noise(
         bandwidth: B, Hz.
         transmit_power: p, W; a number or (K,).
         noise_density: N0, W/Hz.
-        weights: (K,) w > 0; default 1.
-        overhead_bits: (K,) m; devices whose upload would not pay are dropped one by one, worst first.
+        weights, max_pruning_ratio, overhead_bits, when_infeasible: as in `radio.allocation.allocate`.
 
     Returns:
         The allocation, as of `radio.allocation.allocate`.
 
     Raises:
+        InfeasibleAllocationError: (a ValueError) under `raise`, if `max_pruning_ratio` does not fit.
         ValueError: if an argument is outside its range.
     """
-    h, d, g, q, m, w, p = (
+    return allocate_at(
+        proportional_noise(channel_gain, bandwidth, transmit_power, noise_density),
+        slack,
+        compute_time,
+        payload_bits,
+        weights=weights,
+        max_pruning_ratio=max_pruning_ratio,
+        overhead_bits=overhead_bits,
+        when_infeasible=when_infeasible,
+    )
+
+
+def allocate_at(
+    rates: ProportionalNoise,
+    slack: ArrayLike,
+    compute_time: ArrayLike,
+    payload_bits: ArrayLike,
+    *,
+    weights: ArrayLike | None = None,
+    max_pruning_ratio: float = 1.0,
+    overhead_bits: ArrayLike = 0.0,
+    when_infeasible: WhenInfeasible = "raise",
+) -> Allocation:
+    """Do the same for a rate model; `rates.snr` is (K,)."""
+    if when_infeasible not in ("raise", "relax", "drop"):
+        raise ValueError(f"when_infeasible = {when_infeasible!r} is unknown; valid: raise, relax, drop")
+    snr, d, g, q, m, w = (
         np.array(a)
         for a in np.broadcast_arrays(
-            non_negative("channel_gain", channel_gain),
+            non_negative("snr", rates.snr),
             finite("slack", slack),
             non_negative("compute_time", compute_time),
             positive("payload_bits", payload_bits),
             non_negative("overhead_bits", overhead_bits),
-            positive("weights", 1.0 if weights is None else weights),
-            positive("transmit_power", transmit_power),
+            non_negative("weights", 1.0 if weights is None else weights),
         )
     )
-    if h.ndim != 1 or h.size == 0:
-        raise ValueError(f"channel_gain has shape {h.shape}; it must be (K,) with K >= 1")
-    band, density = float(positive("bandwidth", bandwidth)), float(positive("noise_density", noise_density))
-    snr = h * p / (density * band)
+    if snr.ndim != 1 or snr.size == 0:
+        raise ValueError(f"the rates have shape {snr.shape}; they must be (K,) with K >= 1")
+    rates = ProportionalNoise(snr, rates.bandwidth)
+    devices = _Devices(rates, d, g, q, m, w)
+    limit = float(in_unit_interval("max_pruning_ratio", max_pruning_ratio))
+    limit, low, dropped = _settle_limit(devices, limit, d <= 0, when_infeasible)
+    usable = (d > 0) & (snr > 0) & ~dropped
 
-    chosen = (d > 0) & (snr > 0)
-    share, price = np.zeros(h.shape), 0.0
-    while chosen.any():
-        devices = _Devices(*(a[chosen] for a in (snr, d, g, q, m, w)))
-        share[:] = 0.0
-        share[chosen], price = _fill(band, devices)
-        gain = rate(share, h, band, p, density) * d - m
-        worst = int(np.argmin(np.where(chosen, gain / q, np.inf)))
-        if gain[worst] >= 0:
-            break
-        chosen[worst] = False
-        share[worst], price = 0.0, 0.0
+    gap = 0.0
+    if limit < 1 or not (m > 0).any():
+        share, price = _fill(devices, usable, low)
+    else:
+        gains = _UploadGains(devices)
+        kinds = np.unique(np.array([snr, d, g, q, m, w]).T, axis=0, return_inverse=True)[1].reshape(-1)
+        # Without overhead the price is that of a full band: a place to start.
+        start = _fill(replace(devices, overhead=np.zeros_like(m)), usable, np.zeros_like(m))[1]
+        paying = usable & (w > 0) & (gains.least_share <= 1)
+        found = choose_uploaders(
+            gains, paying, kinds, scale=float(w.sum()), price=start if start > 0 else float(w.sum()) or 1.0
+        )
+        share, price, gap = found.share, found.multiplier, found.gap
 
-    speed = rate(share, h, band, p, density)
-    ratio = np.where(chosen, np.clip((q + m - speed * (d - g)) / (speed * g + q), 0.0, 1.0), 1.0)
+    ratio = np.where(share > 0, devices.ratio(share), 1.0)
     ratio[ratio < 1e-12] = 0.0  # at the cap, found to rounding only
-    status = np.full(h.shape, AllocationStatus.INTERIOR, dtype=np.int8)
+    floored = (low > 0) & (share <= low)
+    ratio = np.where(floored, limit, ratio)
+    if limit < 1:
+        ratio = np.where(dropped, 1.0, np.minimum(ratio, limit))
+    status = np.full(snr.shape, AllocationStatus.INTERIOR, dtype=np.int8)
+    status[floored] = AllocationStatus.FLOOR
     silent = ratio >= 1  # left out, or with a share so small that nothing of the model would fit
     share[silent] = 0.0
     status[silent] = AllocationStatus.STARVED
     status[ratio == 0] = AllocationStatus.SATURATED
-    status[d <= 0] = AllocationStatus.INFEASIBLE
+    status[dropped] = AllocationStatus.INFEASIBLE
     return Allocation(
         bandwidth_fraction=share,
         pruning_ratio=ratio,
         multiplier=np.asarray(price),
         status=status,
         objective=np.asarray((w * ratio).sum()),
-        max_pruning_ratio=np.asarray(1.0),
+        max_pruning_ratio=np.asarray(limit),
+        gap=np.asarray(gap),
     )
 
 
 @dataclass(frozen=True)
 class _Devices:
-    """Inputs of the devices that take part, each (n,)."""
+    """The inputs, each (K,)."""
 
-    snr: FloatArray
+    rates: ProportionalNoise
     slack: FloatArray
     compute: FloatArray
     bits: FloatArray
     overhead: FloatArray
     weight: FloatArray
 
+    def ratio(self, share: FloatArray) -> FloatArray:
+        """Return the least pruning ratio at these shares, clamped to [0, 1]."""
+        return ratio_at_rate(
+            self.rates.rate(share), self.slack, self.compute, self.bits, overhead_bits=self.overhead
+        )
 
-def _fill(band: float, devices: _Devices) -> tuple[FloatArray, float]:
-    """Share the band between devices that all take part; return shares and multiplier."""
-    snr, d, g = devices.snr, devices.slack, devices.compute
-    q, m, w = devices.bits, devices.overhead, devices.weight
+    def floor(self, limit: float) -> FloatArray:
+        """Return the share each device needs for a ratio of `limit`; infinite where none suffices."""
+        keep = 1.0 - limit
+        room = self.slack - keep * self.compute
+        needed = np.full(room.shape, np.inf)
+        np.divide(keep * self.bits + self.overhead, room, out=needed, where=room > 0)
+        return self.rates.share(needed)
 
-    def log_marginal(u: FloatArray) -> tuple[FloatArray, FloatArray]:
+    def cap(self) -> FloatArray:
+        """Return the share at which a device needs no pruning, at most 1."""
+        return np.minimum(self.floor(0.0), 1.0)
+
+    def log_marginal(self, u: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Return ln of w y'(b) at b = e^u, and its derivative in u."""
+        band, d, g, q, m = self.rates.bandwidth, self.slack, self.compute, self.bits, self.overhead
         b = np.exp(u)
-        x = snr / b
-        small = np.minimum(x, 1e-4)  # where the difference would cancel, its series
-        slope = np.where(
-            x > 1e-4, np.log1p(x) - x / (1 + x), small * small * (0.5 - 2 * small / 3)
-        )  # ln2 R' / B
-        speed = b * band * np.log1p(x) / _LN2
-        value = np.log(w * (d * q + m * g) * band / _LN2 * slope) - 2 * np.log(speed * g + q)
-        bend = -((x / (1 + x)) ** 2) / slope - 2 * (b * band * slope / _LN2) * g / (speed * g + q)
+        with np.errstate(divide="ignore", invalid="ignore"):  # devices that take no part
+            x = self.rates.snr / b
+            small = np.minimum(x, 1e-4)  # where the difference would cancel, its series
+            slope = np.where(
+                x > 1e-4, np.log1p(x) - x / (1 + x), small * small * (0.5 - 2 * small / 3)
+            )  # ln2 R' / B
+            speed = b * band * np.log1p(x) / _LN2
+            value = np.log(self.weight * (d * q + m * g) * band / _LN2 * slope) - 2 * np.log(speed * g + q)
+            bend = -((x / (1 + x)) ** 2) / slope - 2 * (b * band * slope / _LN2) * g / (speed * g + q)
         return value, bend
 
-    top = _log_cap(band, snr, d - g, q + m)
-    if float(np.exp(top).sum()) <= 1.0 and bool((top < 0).all()):
-        return np.exp(top), 0.0
-    bottom = np.full(top.shape, _LOG_TINY)
-    highest, lowest = log_marginal(bottom)[0], log_marginal(top)[0]
+    def rows(self, index: BoolArray) -> _Devices:
+        """Return the devices selected by `index`."""
+        others = (self.slack, self.compute, self.bits, self.overhead, self.weight)
+        return _Devices(
+            ProportionalNoise(self.rates.snr[index], self.rates.bandwidth), *(a[index] for a in others)
+        )
+
+
+def _settle_limit(
+    devices: _Devices, limit: float, left_out: BoolArray, when_infeasible: WhenInfeasible
+) -> tuple[float, FloatArray, BoolArray]:
+    """Make `max_pruning_ratio` feasible; return the limit, the floors and who is left out."""
+    nothing = np.zeros(left_out.shape)
+    if limit >= 1:
+        return limit, nothing, left_out
+
+    def floors(at: float) -> FloatArray:
+        return np.where(left_out, 0.0, devices.floor(at)) if at < 1 else nothing
+
+    low = floors(limit)
+    if low.sum() <= 1:
+        return limit, low, left_out
+    if when_infeasible == "raise":
+        raise InfeasibleAllocationError(
+            f"max_pruning_ratio = {limit} cannot be met: the devices with positive slack "
+            f"need {low.sum():.4g} of the band, the limit is 1. Raise max_pruning_ratio or the latency "
+            "threshold, or set when_infeasible to 'relax' or 'drop'"
+        )
+    if when_infeasible == "drop":
+        order = np.argsort(low, kind="stable")
+        kept = np.zeros(low.shape, dtype=np.bool_)
+        kept[order] = np.cumsum(low[order]) <= 1
+        return limit, np.where(kept, low, 0.0), left_out | ~kept
+    least, most = limit, 1.0
+    while least < (middle := 0.5 * (least + most)) < most:
+        least, most = (least, middle) if floors(middle).sum() <= 1 else (middle, most)
+    return most, floors(most), left_out
+
+
+class _UploadGains:
+    """What `radio.uploaders` asks of a round."""
+
+    def __init__(self, devices: _Devices) -> None:
+        self._devices = devices
+        self.least_share: FloatArray = devices.floor(1.0)
+        able = (self.least_share <= 1) & (devices.slack > 0) & (devices.rates.snr > 0) & (devices.weight > 0)
+        self._able = able
+        self._some = devices.rows(able)
+        low = self.least_share[able]
+        self._low = np.log(np.maximum(low, np.exp(LOG_TINY)))
+        self._top = np.maximum(np.log(self._some.cap()), self._low)
+        self._at_low = self._some.log_marginal(self._low)[0]
+        self._at_top = self._some.log_marginal(self._top)[0]
+
+    def respond(self, price: float) -> tuple[FloatArray, FloatArray]:
+        """Return the share of an upload at which the marginal gain is the price, and w y - price b there."""
+        share, profit = np.zeros(self._able.shape), np.zeros(self._able.shape)
+        some = self._some
+        if price > 0:
+            log_price = float(np.log(price))
+
+            def excess(u: FloatArray) -> tuple[FloatArray, FloatArray]:
+                value, bend = some.log_marginal(u)
+                return value - log_price, bend
+
+            u = decreasing_root(excess, self._low, self._top)
+            u = np.where(
+                self._at_top >= log_price, self._top, np.where(self._at_low <= log_price, self._low, u)
+            )
+        else:
+            u = self._top
+        share[self._able] = np.exp(u)
+        speed = some.rates.rate(share[self._able])
+        gain = (speed * some.slack - some.overhead) / (speed * some.compute + some.bits)
+        profit[self._able] = some.weight * np.minimum(gain, 1.0) - price * share[self._able]
+        return share, profit
+
+    def share_out(self, members: BoolArray) -> tuple[FloatArray, float, float]:
+        """Fill the band; who only breaks even occupies band for nothing and is left out."""
+        charged = self._devices.overhead > 0
+        members = members & self._able
+        while True:
+            low = np.where(members, self.least_share, 0.0)
+            share, price = _fill(self._devices, members, low)
+            idle = members & charged & (share <= low)
+            if not idle.any():
+                break
+            members = members & ~idle
+        kept = np.where(members, 1 - self._devices.ratio(share), 0.0)
+        return share, price, float((self._devices.weight * kept).sum())
+
+
+def _fill(everyone: _Devices, members: BoolArray, least: FloatArray) -> tuple[FloatArray, float]:
+    """Share the band between the members, each with its least share; return shares and multiplier."""
+    share = np.zeros(members.shape)
+    members = members & ((everyone.weight > 0) | (least > 0))
+    if not members.any():
+        return share, 0.0
+    devices = everyone.rows(members)
+    bottom = np.log(np.maximum(least[members], np.exp(LOG_TINY)))
+    top = np.maximum(np.log(devices.cap()), bottom)
+    idle = devices.weight == 0
+    top = np.where(idle, bottom, top)
+    if float(np.exp(top).sum()) <= 1.0 and (top < 0).all():
+        share[members] = np.exp(top)
+        return share, 0.0
+    highest, lowest = devices.log_marginal(bottom)[0], devices.log_marginal(top)[0]
 
     def shares(log_price: float) -> tuple[FloatArray, BoolArray]:
         def excess(u: FloatArray) -> tuple[FloatArray, FloatArray]:
-            value, bend = log_marginal(u)
+            value, bend = devices.log_marginal(u)
             return value - log_price, bend
 
         free = (lowest < log_price) & (log_price < highest)
-        u = _newton(excess, bottom, top)
-        return np.exp(np.where(lowest >= log_price, top, u)), free
+        u = decreasing_root(excess, bottom, top)
+        u = np.where(lowest >= log_price, top, np.where(highest <= log_price, bottom, u))
+        return np.exp(np.where(idle, bottom, u)), free
 
     def surplus(t: FloatArray) -> tuple[FloatArray, FloatArray]:
         b, free = shares(float(t[0]))
-        bend = log_marginal(np.log(b))[1]
+        bend = devices.log_marginal(np.log(b))[1]
         total = b.sum()
-        fall = (np.where(free, b, 0.0) / bend).sum() / total
+        fall = np.where(free, b / bend, 0.0).sum() / total
         return np.array([np.log(total)]), np.array([min(fall, -1e-12)])
 
-    equal = np.minimum(top, -np.log(top.size))
-    low, high = float(lowest.min()), float(np.max(log_marginal(equal)[0]))
-    log_price = float(_newton(surplus, np.array([low]), np.array([max(low, high)]))[0])
+    paid = ~idle
+    if not paid.any():
+        share[members] = np.exp(bottom)
+        return share, 0.0
+    # At this price nobody asks for more than an equal share; with least shares, for more than those.
+    most = bottom if (least > 0).any() else np.minimum(top, -np.log(top.size))
+    low, high = float(lowest[paid].min()), float(devices.log_marginal(most)[0][paid].max())
+    log_price = float(decreasing_root(surplus, np.array([low]), np.array([max(low, high)]))[0])
     b, _ = shares(log_price)
-    return b / max(1.0, float(b.sum())), float(np.exp(log_price))
-
-
-def _log_cap(band: float, snr: FloatArray, gain: FloatArray, bits: FloatArray) -> FloatArray:
-    """Return ln of the share at which R(b) (D - G) = Q + m, 0 where that share would exceed 1."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        target = np.where(gain > 0, np.log(bits / np.where(gain > 0, gain, 1.0)), np.inf)
-
-    def shortfall(u: FloatArray) -> tuple[FloatArray, FloatArray]:
-        x = snr / np.exp(u)
-        log_term = np.log1p(x)
-        return target - (u + np.log(band * log_term / _LN2)), -(1 - x / ((1 + x) * log_term))
-
-    reached = shortfall(np.zeros_like(snr))[0] <= 0
-    target = np.where(reached, target, shortfall(np.zeros_like(snr))[0])
-    target = np.where(np.isfinite(target), target, 0.0)
-    root = _newton(shortfall, np.full(snr.shape, _LOG_TINY), np.zeros_like(snr))
-    return np.asarray(np.where(reached, root, 0.0))
-
-
-def _newton(
-    function: Callable[[FloatArray], tuple[FloatArray, FloatArray]], low: FloatArray, high: FloatArray
-) -> FloatArray:
-    """Solve elementwise for the root of a decreasing function, bisecting where Newton leaves the bracket."""
-    low, high = low.copy(), high.copy()
-    x = high.copy()
-    for _ in range(200):
-        value, slope = function(x)
-        low, high = np.where(value >= 0, x, low), np.where(value <= 0, x, high)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            proposal = x - value / slope
-        inside = (proposal > low) & (proposal < high)
-        following = np.where(inside, proposal, 0.5 * (low + high))
-        moved = np.abs(following - x) > 1e-15 * np.maximum(1.0, np.abs(x))
-        x = following
-        if not moved.any():
-            break
-    return x
+    share[members] = b / max(1.0, float(b.sum()))
+    return share, float(np.exp(log_price))

@@ -15,6 +15,13 @@ and moves weight j by alpha_j nu y_j / c_j. The divisor c_j depends on the count
 Noise of weight j: variance alpha_j^2 nu^2 sigma_e^2 / c_j^2. Shrinkage alpha_j = V_j / (V_j +
 nu^2 sigma_e^2 / c_j^2), with V_j the second moment of the averaged update, minimises each mean squared error.
 
+The update sought is x_j = sum_k m_kj Delta_kj / n_j over the n_j users that kept weight j (0 for n_j = 0).
+With users arriving with a_k in place of 1 where the channel is known imperfectly, weight j is off by
+
+    (alpha_j sum_k a_k m_kj Delta_kj / c_j - x_j)^2 + alpha_j^2 nu^2 sigma_e^2 / c_j^2
+
+in the mean over the noise: misalignment, the bias of c_j != n_j, that of the shrinkage, and the noise.
+
 Users pass one at a time: memory is a few vectors of the model's size.
 """
 
@@ -27,7 +34,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from radio.aircomp import Packing, check_choice, check_positive, symbols, turn
+from radio.aircomp import Packing, airtime_s, check_choice, check_positive, symbols, turn
 from radio.beamforming.problem import Complex, Real, check_channels
 
 CountMode = Literal["bitmap", "common_mask", "count_free"]
@@ -63,6 +70,7 @@ class Superposition:
 
     Attributes:
         total: (d,) float64.
+        aligned: (d,) float64, the same with a_k = 1; `total` itself where the channels are known.
         counts: (d,) int32, exact number of users that kept each weight.
         users: active users.
         mean_square: (M,) mean of Delta_kj^2 over the entries that get airtime.
@@ -71,6 +79,7 @@ class Superposition:
     """
 
     total: Real
+    aligned: Real
     counts: NDArray[np.int32]
     users: int
     mean_square: Real
@@ -89,6 +98,9 @@ class SparseEstimate:
         raw_update: (d,) float64, nu y_j / c_j before shrinkage; 0 where a weight was left alone.
         counts: (d,) int32, the divisor c_j used.
         updated: (d,) bool, weights that moved.
+        realised_mse: mean over the weights that moved of the squared distance of their change from x_j; None
+            if none moved.
+        predicted_mse: the same in the mean over the receiver noise, with the shrinkage as it came out.
     """
 
     weights: NDArray[np.float32]
@@ -97,6 +109,8 @@ class SparseEstimate:
     raw_update: Real
     counts: NDArray[np.int32]
     updated: Mask
+    realised_mse: float | None
+    predicted_mse: float | None
 
 
 @dataclass(frozen=True)
@@ -186,6 +200,8 @@ def superpose(
         ValueError: for a wrong shape or a non-finite update.
     """
     total = np.zeros(size)
+    exact = link is None or bool((link.arrival == 1.0).all())
+    aligned = total if exact else np.zeros(size)
     counts = np.zeros(size, dtype=np.int32)
     squares: list[float] = []
     slots = size if common is None else int(common.sum())
@@ -202,6 +218,8 @@ def superpose(
             raise ValueError(f"update of user {user} is not finite; training diverged, or it was not checked")
         squares.append(energy / max(slots, 1))
         counts += kept
+        if not exact:
+            aligned += values
         factor = 1.0 + 0.0j if link is None else complex(link.arrival[user])
         if factor == 1.0:
             total += values
@@ -211,7 +229,7 @@ def superpose(
         else:
             assert link is not None
             total[common] += turn(values[common], factor, link.packing)
-    return Superposition(total, counts, len(squares), np.asarray(squares), slots, common)
+    return Superposition(total, aligned, counts, len(squares), np.asarray(squares), slots, common)
 
 
 def divisors(superposition: Superposition, mode: CountMode) -> NDArray[np.int32]:
@@ -315,7 +333,37 @@ def receive(
     following = np.asarray(before, dtype=np.float32).copy()
     # Only weights that move are written: the others keep their value bit for bit.
     following[updated] = (before[updated].astype(np.float64) + (alpha * raw)[updated]).astype(np.float32)
-    return SparseEstimate(following, alpha**2 * noise, alpha, raw, counts, updated)
+    realised, predicted = _errors(before, following, superposition, counts, alpha, alpha**2 * noise, updated)
+    return SparseEstimate(
+        following,
+        alpha**2 * noise,
+        alpha,
+        raw,
+        counts,
+        updated,
+        realised_mse=realised,
+        predicted_mse=predicted,
+    )
+
+
+def _errors(
+    before: NDArray[np.floating],
+    after: NDArray[np.float32],
+    superposition: Superposition,
+    counts: NDArray[np.int32],
+    alpha: Real,
+    noise: Real,
+    updated: Mask,
+) -> tuple[float | None, float | None]:
+    """Return realised and predicted mean squared error over the weights that moved (see the module text)."""
+    if not updated.any():
+        return None, None
+    keepers = superposition.counts
+    sought = np.divide(superposition.aligned, keepers, where=keepers > 0, out=np.zeros(before.size))
+    error = (after - before - sought)[updated]
+    arriving = alpha[updated] * superposition.total[updated] / counts[updated]
+    expected = (arriving - sought[updated]) ** 2 + noise[updated]
+    return float((error**2).mean()), float(expected.mean())
 
 
 def choose_common_mask(
@@ -420,3 +468,30 @@ def common_pruning_for_budget(slack_s: ArrayLike, compute_s: ArrayLike, dense_ai
     if full.size == 0 or not (full > 0.0).all():
         raise ValueError(f"compute_s + dense_airtime_s = {full!r} must be positive, for at least one device")
     return float(np.clip(1.0 - (slack / full).min(), 0.0, 1.0))
+
+
+def common_entries_for_budget(
+    size: int, slack_s: ArrayLike, compute_s: ArrayLike, bandwidth_hz: float, packing: Packing = "iq"
+) -> tuple[int, float]:
+    """Return how many entries of a common mask fit the budget, and the ratio of `common_pruning_for_budget`.
+
+    A pair of entries begun takes a whole channel use, so that an odd number of entries may have to lose one.
+
+    Args:
+        size: d, global weights.
+        slack_s: (K,) T_th - T0_k of the users that share the mask, seconds.
+        compute_s: (K,) G_k, seconds.
+        bandwidth_hz: channel uses per second.
+        packing: "iq" or "real".
+    """
+    slack, dense = np.asarray(slack_s, dtype=np.float64), np.asarray(compute_s, dtype=np.float64)
+    ratio = common_pruning_for_budget(slack, dense, airtime_s(size, bandwidth_hz, packing))
+    keep = size - int(np.ceil(ratio * size - 1e-9))
+
+    def late(entries: int) -> bool:
+        needed = entries / size * dense + airtime_s(entries, bandwidth_hz, packing)
+        return bool((needed > slack * (1.0 + 1e-12)).any())
+
+    while keep and late(keep):
+        keep -= 1
+    return keep, ratio

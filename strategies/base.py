@@ -225,7 +225,7 @@ class WirelessStrategy(Strategy):
                 num_pruned=assignment.num_pruned,
                 spec=self.spec,
                 weights=broadcast,
-                mask=mask,
+                mask=mask if assignment.num_pruned < self.num_weights else None,
                 resume_dir=self.resume_dir,
                 run=self.run,
                 resume_run=self.resume_run,

@@ -20,6 +20,7 @@ from radio import ofdma, payload
 from radio.allocation import Allocation, AllocationStatus, WhenInfeasible
 from radio.channel import ChannelModel, draw_gain, mean_gain, place_devices
 from radio.latency import device_latency, slack
+from radio.ofdma import RateModel
 from radio.policies import OfdmaProblem, get_policy
 from strategies.base import Assignment, RoundPlan, Weights, WirelessStrategy
 from strategies.masked import MaskedReceiver
@@ -42,7 +43,7 @@ class OfdmaCell:
         noise_model: the same noise power for every share of the band, or proportional to the share.
         latency_threshold: T_th, s.
         bits_per_weight: 32, 16 or 8.
-        charge_mask_bits: whether header and bitmap are charged to the uplink.
+        charge_mask_bits: whether header and positions are charged to the uplink; values and their scales are.
         max_pruning_ratio: rho_max.
         when_infeasible: what happens where rho_max cannot be met.
     """
@@ -59,6 +60,13 @@ class OfdmaCell:
     charge_mask_bits: bool = True
     max_pruning_ratio: float = 1.0
     when_infeasible: WhenInfeasible = "relax"
+
+    def rates(self, gain: FloatVector) -> RateModel:
+        """Return the rates over channels of these power gains, (..., K): what plans and what accounts."""
+        if self.noise_model == "proportional":
+            density = self.noise_power / self.bandwidth
+            return ofdma.proportional_noise(gain, self.bandwidth, self.transmit_power, density)
+        return ofdma.fixed_noise(gain, self.bandwidth, self.transmit_power, self.noise_power)
 
 
 _STATUS_NAMES = {int(status): status.name.lower() for status in AllocationStatus}
@@ -102,13 +110,15 @@ class OfdmaStrategy(WirelessStrategy):
         placement = generator(self.seed, "placement")
         self._mean_gain = mean_gain(place_devices(cell.channel, placement), cell.channel, placement)
         self._slots: dict[int, _Slot] = {}
+        self._try_policy(policy)
 
     def plan(self, server_round: int, devices: Sequence[int]) -> RoundPlan:
         """Draw the channels and let the policy share out the band."""
         cell, chosen = self.cell, np.asarray(devices)
         gain = draw_gain(cell.channel, self._mean_gain, generator(self.seed, "channel", server_round))[chosen]
-        allocation = self._allocate(gain, chosen)
-        rate = self._rate(allocation.bandwidth_fraction, gain)
+        rates = cell.rates(gain)
+        allocation = self._allocate(rates, chosen)
+        rate = rates.rate(allocation.bandwidth_fraction)
         num_pruned = prune_counts(allocation.pruning_ratio, self.num_weights)
         kept = self.num_weights - num_pruned
         charged = {number: self._charged_bits(number) for number in set(kept.tolist())}
@@ -146,36 +156,47 @@ class OfdmaStrategy(WirelessStrategy):
         """Return a receiver that averages each weight over the devices that kept it."""
         return MaskedReceiver(self, plan, weights)
 
-    def _allocate(self, gain: FloatVector, chosen: npt.NDArray[np.int_]) -> Allocation:
+    def _allocate(self, rates: RateModel, chosen: npt.NDArray[np.int_]) -> Allocation:
         cell = self.cell
+        size = payload.linear_size(self.num_weights, cell.bits_per_weight, positions=cell.charge_mask_bits)
         problem = OfdmaProblem(
-            full_band_rate=ofdma.full_band_rate(gain, cell.bandwidth, cell.transmit_power, cell.noise_power),
+            rates=rates,
             slack=slack(cell.latency_threshold, cell.fixed_time[chosen]),
             compute_time=cell.compute_time[chosen],
-            payload_bits=float(cell.bits_per_weight * self.num_weights),
-            overhead_bits=float(payload.overhead_bits(self.num_weights)) if cell.charge_mask_bits else 0.0,
+            payload_bits=size.bits_per_weight * self.num_weights,
+            overhead_bits=size.overhead_bits,
             max_pruning_ratio=cell.max_pruning_ratio,
             when_infeasible=cell.when_infeasible,
-            channel_gain=gain,
-            bandwidth=cell.bandwidth,
-            transmit_power=cell.transmit_power,
-            noise_density=cell.noise_power / cell.bandwidth,
         )
         return self.policy(problem, pruning_ratio=self.pruning_ratio)
 
-    def _rate(self, fraction: FloatVector, gain: FloatVector) -> FloatVector:
-        cell = self.cell
-        if cell.noise_model == "proportional":
-            density = cell.noise_power / cell.bandwidth
-            return ofdma.rate(fraction, gain, cell.bandwidth, cell.transmit_power, density)
-        return fraction * ofdma.full_band_rate(gain, cell.bandwidth, cell.transmit_power, cell.noise_power)
+    def _try_policy(self, name: str) -> None:
+        """Allocate once, at mean gains: a policy that cannot work is found before anything is trained.
+
+        Raises:
+            ValueError: with what the policy raised, or what is wrong with what it returned.
+        """
+        everyone = np.arange(self.fleet.num_devices)
+        rates = self.cell.rates(self._mean_gain * self.cell.channel.antennas)
+        try:
+            found = self._allocate(rates, everyone)
+            shapes = np.shape(found.bandwidth_fraction), np.shape(found.pruning_ratio), np.shape(found.status)
+        except ValueError:
+            raise
+        except Exception as error:
+            cause = f"{type(error).__name__}: {error}"
+            raise ValueError(f"policy {name} fails on a first trial: {cause}") from error
+        if set(shapes) != {everyone.shape}:
+            raise ValueError(
+                f"policy {name} returns arrays of shapes {shapes}; each must be {everyone.shape}"
+            )
 
     def _charged_bits(self, num_kept: int) -> int:
         if num_kept == 0:
             return 0
         if self.cell.charge_mask_bits:
             return payload.payload_bits(self.num_weights, num_kept, self.cell.bits_per_weight)
-        return num_kept * self.cell.bits_per_weight
+        return payload.value_bits(num_kept, self.cell.bits_per_weight)
 
     def account(self, assignment: Assignment, num_kept: int, report: TrainReport) -> dict[str, Value]:
         """Return the columns of what a device kept and sent."""
@@ -185,12 +206,15 @@ class OfdmaStrategy(WirelessStrategy):
     def round_latency(self, plan: RoundPlan, spent: Mapping[int, float]) -> float:
         """Return how long the round takes: a device that failed holds its planned slot.
 
-        A device left out of the global part is not waited for.
+        A device left out of the global part is not waited for, unless all are: then the round is over when
+        the last has done what it does for itself.
         """
+        slots = [self._slots[assignment.device] for assignment in plan.assignments]
+        alone = not any(slot.counts for slot in slots)
         waited = [
-            spent.get(assignment.device, self._slots[assignment.device].latency)
-            for assignment in plan.assignments
-            if self._slots[assignment.device].counts
+            spent.get(assignment.device, slot.latency)
+            for assignment, slot in zip(plan.assignments, slots, strict=True)
+            if slot.counts or alone
         ]
         return max(waited, default=0.0)
 

@@ -38,7 +38,7 @@ from radio.sparse_air import (
     Airtime,
     CountMode,
     choose_common_mask,
-    common_pruning_for_budget,
+    common_entries_for_budget,
     common_scale,
     design_sparse_link,
     pruning_for_budget,
@@ -309,21 +309,31 @@ class PrunedOverTheAir(OverTheAir):
         chosen, columns = self._schedule(server_round, devices)
         slack = self.air.latency_threshold - self.air.fixed_time[chosen.users]
         compute = self.air.compute_time[chosen.users]
+        able = slack > 0
         self._mask = None
         if self.count_mode == "common_mask":
-            dense = airtime_s(self.num_weights, self.air.bandwidth, self.air.packing)
-            common = common_pruning_for_budget(slack, compute, dense)
-            ratio = np.full(len(chosen.users), common)
-            keep = self.num_weights - int(prune_counts(np.array(common), self.num_weights))
+            ratio, keep = np.ones(len(chosen.users)), 0
+            if able.any():  # who has no time at all would leave none to the others
+                keep, ratio[able] = common_entries_for_budget(
+                    self.num_weights, slack[able], compute[able], self.air.bandwidth, self.air.packing
+                )
+            num_pruned = np.where(able, self.num_weights - keep, self.num_weights)
             rng = generator(self.seed, "scheduling", server_round, 1)
             self._mask = choose_common_mask(self._change, keep, rng, explore=self.explore)
             airtime = self._airtime(chosen, keep)
         else:
             ratio, airtime = self._fit_budget(chosen, slack, compute)
-        num_pruned = prune_counts(ratio, self.num_weights)
+            num_pruned = prune_counts(ratio, self.num_weights)
         kept = 1.0 - num_pruned / self.num_weights
         spent = self.air.fixed_time[chosen.users] + kept * compute
-        columns.update(self._times(spent, airtime.analog_s, airtime.mask_s))
+        # Who sends nothing is done before the air is; who has no time is waited for only if nobody has any.
+        sending, waited = num_pruned < self.num_weights, able if able.any() else ~able
+        if sending.any():
+            columns.update(self._times(spent[sending], airtime.analog_s, airtime.mask_s))
+            waited = waited & ~sending
+        else:
+            columns.update(self._times(spent[waited], 0.0))
+        columns["latency_s"] = max(float(columns["latency_s"] or 0), spent[waited].max(initial=0.0))
         columns.update(
             {
                 "symbols": airtime.symbols,
@@ -408,14 +418,13 @@ class PrunedOverTheAir(OverTheAir):
         moved = estimate.weights
         if air.server_learning_rate != 1.0:
             moved = (weights + air.server_learning_rate * (moved - weights)).astype(np.float32)
-        exact = np.divide(total.total, total.counts, where=total.counts > 0, out=np.zeros(weights.size))
-        error = (estimate.weights - weights - exact)[estimate.updated]
         self._change = moved - weights
+        moving = estimate.updated
         return moved, {
-            "mse_predicted": float(estimate.noise_variance[estimate.updated].mean()),
-            "mse_realised": float((error**2).mean()),
-            "uncovered_share": float(1.0 - estimate.updated.mean()),
-            "shrinkage_mean": float(estimate.shrinkage[estimate.updated].mean()),
+            "mse_predicted": estimate.predicted_mse,
+            "mse_realised": estimate.realised_mse,
+            "uncovered_share": float(1.0 - moving.mean()),
+            "shrinkage_mean": float(estimate.shrinkage[moving].mean()) if moving.any() else None,
         }
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from radio.allocation import (
     AllocationStatus,
@@ -20,7 +22,7 @@ from radio.arrays import FloatArray
 from radio.certificates import verify_kkt
 from radio.channel import ChannelModel, draw_gain, mean_gain, place_devices
 from radio.latency import slack
-from radio.ofdma import full_band_rate, rate
+from radio.ofdma import fixed_noise, full_band_rate, proportional_noise, rate
 from radio.policies import printed_values
 from radio.profiles import get_profile
 from radio.proportional_noise import allocate_proportional_noise
@@ -300,20 +302,46 @@ def test_dropping_takes_the_device_that_needs_most() -> None:
 # --- bits that pruning does not save ---
 
 
-@pytest.mark.parametrize("seed", range(25))
-def test_overhead_matches_exhaustive_choice_of_uploaders_within_its_certificate(seed: int) -> None:
+def best_by_trying_all(devices: int, solve: Callable[[NDArray[np.bool_]], float | None]) -> float:
+    """Return the least objective over all sets of uploaders; `solve` gives that of a set that fits."""
+    best = float(devices)
+    for bits in product([False, True], repeat=devices):
+        on = np.array(bits)
+        if on.any() and (found := solve(on)) is not None:
+            best = min(best, found + int((~on).sum()))
+    return best
+
+
+def hard_case(seed: int) -> tuple[Case, float]:
+    """Few devices fit, and the charge may be as large as the upload: rounding the envelope often loses."""
     rng = np.random.default_rng(seed)
-    case = draw_case(seed + 1000, int(rng.integers(2, 7)), feasible=True)
-    m = case.q * rng.choice([1 / 32, 0.1, 0.3])
+    k = int(rng.integers(2, 8))
+    case = Case(
+        r=10 ** rng.uniform(6.5, 8, k),
+        d=rng.uniform(1e-3, 2e-2, k),
+        g=10 ** rng.uniform(-4, -2, k),
+        q=10 ** rng.uniform(5, 6.5),
+    )
+    return case, case.q * float(rng.choice([1 / 32, 0.1, 0.3, 1.0]))
+
+
+# On these the best of three roundings of the envelope is not the optimum (9 of the first 2000 seeds).
+HARD_SEEDS = (99, 658, 868)
+
+
+@pytest.mark.parametrize("seed", [*range(12), *HARD_SEEDS])
+def test_overhead_the_choice_of_uploaders_is_the_best_of_all(seed: int) -> None:
+    case, m = hard_case(seed)
     found = allocate(*case.inputs, overhead_bits=m)
+    assert found.gap == 0
     assert (case.latency_excess(found.bandwidth_fraction, found.pruning_ratio, m) <= 1e-9).all()
     report = verify_kkt(found, *case.inputs, overhead_bits=m)
     assert report.residual < 1e-9
-    best = float(case.r.size)
-    for bits in product([False, True], repeat=case.r.size):
-        on = np.array(bits)
-        if not on.any() or (m / (case.r * case.d))[on].sum() > 1:
-            continue
+    assert report.duality_gap > -1e-10
+
+    def solve(on: NDArray[np.bool_]) -> float | None:
+        if (m / (case.r * case.d))[on].sum() > 1:
+            return None
         chosen = allocate(
             case.r[on],
             case.d[on],
@@ -323,9 +351,31 @@ def test_overhead_matches_exhaustive_choice_of_uploaders_within_its_certificate(
             max_pruning_ratio=1 - 1e-13,
             when_infeasible="drop",
         )
-        best = min(best, float(chosen.objective) + int((~on).sum()))
-    assert found.objective >= best - 1e-9
-    assert found.objective - best <= report.duality_gap * case.r.size + 1e-9
+        return float(chosen.objective)
+
+    assert found.objective == pytest.approx(best_by_trying_all(case.r.size, solve), abs=1e-9)
+
+
+def test_overhead_with_many_and_with_equal_devices_still_ends_at_the_optimum() -> None:
+    rng = np.random.default_rng(0)
+    for k in (30, 300):
+        for r in (k * 1e6 * rng.gamma(2, 1, k), np.full(k, 2e6 * k)):
+            found = allocate(r, 0.015, 0.005, 1.3e6, overhead_bits=1.2e5)
+            assert found.gap == 0
+            assert 0 < (found.status == STARVED).mean() < 1
+
+
+def test_a_search_cut_short_says_how_far_the_optimum_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bound left over holds: the optimum, found without the cut, lies within the gap."""
+    seed = HARD_SEEDS[0]
+    case, m = hard_case(seed)
+    whole = allocate(*case.inputs, overhead_bits=m)
+    monkeypatch.setattr("radio.uploaders.least_trials", 0)
+    monkeypatch.setattr("radio.uploaders.work", 0)
+    cut = allocate(*case.inputs, overhead_bits=m)
+    assert cut.gap > 0
+    assert cut.objective - cut.gap <= whole.objective + 1e-9
+    assert whole.objective <= cut.objective
 
 
 def test_overhead_tends_to_the_plain_optimum() -> None:
@@ -399,6 +449,101 @@ def test_proportional_noise_meets_its_kkt_conditions(seed: int) -> None:
     assert b.sum() == pytest.approx(1, abs=1e-9) if price > 0 else full[on].all()
     np.testing.assert_allclose(marginal[interior], price, rtol=1e-5)
     assert (marginal[full] >= price * (1 - 1e-5)).all()
+
+
+@dataclass(frozen=True)
+class PhysicalCase:
+    h: FloatArray
+    d: FloatArray
+    g: FloatArray
+    q: float
+    m: float
+
+    def solve(self, on: Any = slice(None), **options: Any) -> Any:
+        return allocate_proportional_noise(
+            self.h[on],
+            self.d[on],
+            self.g[on],
+            self.q,
+            bandwidth=20e6,
+            transmit_power=0.63,
+            noise_density=5e-22,
+            overhead_bits=self.m,
+            **options,
+        )
+
+    def excess(self, found: Any) -> FloatArray:
+        b = found.bandwidth_fraction
+        on = b > 0
+        speed = rate(b, self.h, 20e6, 0.63, 5e-22)[on]
+        kept = 1 - found.pruning_ratio[on]
+        return np.asarray(kept * (self.g[on] + self.q / speed) + self.m / speed - self.d[on])
+
+
+def physical_case(seed: int, charge: bool) -> PhysicalCase:
+    rng = np.random.default_rng(seed)
+    k = int(rng.integers(2, 6))
+    q = 10 ** rng.uniform(5, 6.5)
+    return PhysicalCase(
+        h=1e-13 * 10 ** rng.uniform(-1, 2, k) * rng.gamma(1, 1, k),
+        d=rng.uniform(1e-3, 2e-2, k),
+        g=10 ** rng.uniform(-4, -2, k),
+        q=q,
+        m=q * float(rng.choice([1 / 32, 0.1, 0.3, 1.0])) if charge else 0.0,
+    )
+
+
+@pytest.mark.parametrize("seed", range(15))
+def test_proportional_noise_chooses_the_best_uploaders_of_all(seed: int) -> None:
+    case = physical_case(seed, charge=True)
+    found = case.solve()
+    assert found.gap == 0
+    assert found.bandwidth_fraction.sum() <= 1 + 1e-12
+    assert (case.excess(found) <= 1e-9).all()
+
+    def solve(on: NDArray[np.bool_]) -> float | None:
+        try:
+            return float(case.solve(on, max_pruning_ratio=1 - 1e-13).objective)
+        except InfeasibleAllocationError:
+            return None
+
+    assert found.objective == pytest.approx(best_by_trying_all(case.h.size, solve), abs=1e-8)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 2**32 - 1), st.floats(0.0, 0.999), st.booleans(), st.sampled_from(["relax", "drop"]))
+def test_proportional_noise_keeps_relaxes_or_drops_for_a_limit(
+    seed: int, limit: float, charge: bool, rule: Any
+) -> None:
+    case = physical_case(seed, charge)
+    found = case.solve(max_pruning_ratio=limit, when_infeasible=rule)
+    b, rho = found.bandwidth_fraction, found.pruning_ratio
+    assert b.sum() <= 1 + 1e-12
+    assert (case.excess(found) <= 1e-9).all()
+    taking = found.status != INFEASIBLE
+    assert (rho[taking] <= found.max_pruning_ratio + 1e-12).all()
+    if rule == "relax":
+        assert taking.all()
+        if limit < found.max_pruning_ratio < 1:  # the least limit: equal ratios use up the band
+            np.testing.assert_allclose(rho, found.max_pruning_ratio, atol=1e-7)
+            assert b.sum() == pytest.approx(1, abs=1e-7)
+    else:
+        assert found.max_pruning_ratio == limit
+    if not taking.all():
+        with pytest.raises(InfeasibleAllocationError, match="max_pruning_ratio"):
+            case.solve(max_pruning_ratio=limit)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_share_of_a_rate_is_the_inverse_of_the_rate_of_a_share(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    h = 1e-14 * 10 ** rng.uniform(-3, 6, 50)
+    b = np.exp(rng.uniform(-30, 0, 50))
+    for model in (proportional_noise(h, 20e6, 0.63, 5e-22), fixed_noise(h, 20e6, 0.63, 1e-14)):
+        np.testing.assert_allclose(model.share(model.rate(b)), b, rtol=1e-9)
+        np.testing.assert_allclose(model.rate(np.ones(50)), model.full_band, rtol=1e-12)
+        assert (model.share(2 * model.full_band) > 1).all()
+        assert (model.share(np.zeros(50)) == 0).all()
 
 
 # --- refusals ---

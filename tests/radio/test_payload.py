@@ -17,8 +17,9 @@ from radio.payload import (
     decode,
     encode,
     header_bits,
-    overhead_bits,
+    linear_size,
     payload_bits,
+    value_bits,
 )
 
 HEADER = header_bits() // 8
@@ -47,7 +48,7 @@ def test_32_bits_come_back_exactly_and_the_size_is_the_model(seed: int, n: int, 
     values, mask = draw(seed, n, kept)
     payload = encode(values, mask)
     number = int(mask.sum())
-    assert 8 * len(payload) == payload_bits(n, number) <= 32 * number + overhead_bits(n)
+    assert 8 * len(payload) == payload_bits(n, number)
     found = decode(payload, num_weights=n)
     np.testing.assert_array_equal(found.mask, mask)
     np.testing.assert_array_equal(found.values, values[mask])
@@ -80,13 +81,34 @@ def test_8_bits_keep_their_stated_error(
     values = np.clip(values, -3.4e38, 3.4e38).astype(np.float32)
     rng = np.random.default_rng(seed) if stochastic else None
     payload = encode(values, mask, bits=8, rng=rng)
-    assert 8 * len(payload) == payload_bits(n, int(mask.sum()), 8) <= 8 * mask.sum() + overhead_bits(n, 8)
+    assert 8 * len(payload) == payload_bits(n, int(mask.sum()), 8)
     retained = values[mask].astype(np.float64)
     found = decode(payload, num_weights=n).values
     for at in range(0, retained.size, 2048):
         block = retained[at : at + 2048]
         limit = np.ptp(block) / 508 * (2 if stochastic else 1) * (1 + 1e-5) + np.abs(block).max() * 2.0**-22
         assert (np.abs(found[at : at + 2048] - block) <= limit).all()
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    st.integers(0, 2**32 - 1),
+    st.one_of(sizes, st.integers(1, 10**7)),
+    st.data(),
+    st.sampled_from([8, 16, 32]),
+)
+def test_no_payload_exceeds_the_line_and_some_lie_on_it(seed: int, n: int, data: Any, bits: int) -> None:
+    """What an allocation charges for n weights is at least what n weights take on the wire."""
+    kept = data.draw(st.integers(1, n))
+    line, bare = linear_size(n, bits), linear_size(n, bits, positions=False)
+    assert payload_bits(n, kept, bits) <= line.bits_per_weight * kept + line.overhead_bits + 1e-6
+    assert value_bits(kept, bits) <= bare.bits_per_weight * kept + bare.overhead_bits + 1e-6
+    # A block of scales just begun: nothing smaller would do.
+    first = 2048 * ((kept - 1) // 2048) + 1
+    tight = bare.bits_per_weight * first + bare.overhead_bits
+    assert value_bits(first, bits) == pytest.approx(tight, rel=1e-12)
+    bitmap = header_bits() + 8 * -(-n // 8)
+    assert line.overhead_bits - bare.overhead_bits == bitmap
 
 
 def test_stochastic_rounding_is_unbiased() -> None:

@@ -1,5 +1,7 @@
 """The hybrid receiver against digital masked averaging."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -83,3 +85,36 @@ def test_shrinkage_lowers_the_error_under_strong_noise():
         _, digital, (moved, _) = _round(_strategy("air.snr_db=-20", f"air.shrinkage={shrinkage}"))
         errors[shrinkage] = np.square(moved - digital.weights).mean()
     assert errors["moment"] < 0.5 * errors["off"]
+
+
+@pytest.mark.parametrize("mode", ["common_mask", "bitmap", "count_free"])
+def test_no_pruned_round_over_the_air_exceeds_its_threshold(mode):
+    """At a few hundred thousand channel uses per second half a pair of entries is microseconds."""
+    strategy = _strategy(f"air.count_mode={mode}", "scheduler.method=random_beamforming")
+    air = strategy.air
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        strategy.air = dataclasses.replace(
+            air,
+            packing=("iq", "real")[seed % 2],
+            latency_threshold=25e-3,
+            bandwidth=10 ** rng.uniform(5.5, 7.5),
+            fixed_time=rng.uniform(0, 10e-3, 10),
+            compute_time=rng.uniform(0, 30e-3, 10),
+        )
+        plan = strategy.plan(1, range(10))
+        assert plan.columns["latency_s"] <= 25e-3 * (1 + 1e-9)
+
+
+def test_a_user_without_time_takes_none_from_the_others():
+    """Its slack is negative: it keeps nothing, nobody waits for it, and the common mask is theirs."""
+    strategy = _strategy("air.count_mode=common_mask", "radio.latency_threshold_ms=1")
+    everyone = strategy.plan(1, range(10))
+    slow = everyone.assignments[3].device
+    strategy.air.fixed_time[slow] = 2e-3
+    plan = strategy.plan(1, range(10))
+    kept = {a.device: strategy.num_weights - a.num_pruned for a in plan.assignments}
+    assert kept.pop(slow) == 0
+    assert set(kept.values()) == {int(plan.mask.sum())}
+    assert min(kept.values()) > 0
+    assert plan.columns["latency_s"] <= 1e-3 * (1 + 1e-9)
