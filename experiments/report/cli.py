@@ -9,16 +9,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.report.claims import check_claims
+from experiments.report.claims import check_pages
 from experiments.report.figures import draw
 from experiments.report.folders import ReportError, Run, find_runs
-from experiments.report.page import Section, markdown, render
+from experiments.report.page import Section, faults, markdown, render
 from experiments.report.spec import default_report, read_report
 from experiments.report.tidy import write_tidy
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line; exits with 2 if there is nothing to report."""
+    """Run the command line; exits with 2 if there is nothing to report, with 1 if it shows a fault."""
     parser = argparse.ArgumentParser(
         prog="airflower-report",
         description="Draw runs and sweeps: figures, one HTML page with tables and claim checks, tidy CSV.",
@@ -27,11 +27,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("report"), help="folder to write (default: report)")
     options = parser.parse_args(arguments)
     try:
-        page = build_report(options.paths, options.out)
+        page, broken = _build(options.paths, options.out)
     except ReportError as error:
         print(f"airflower-report: {error}", file=sys.stderr)
         sys.exit(2)
     print(page)
+    for fault in broken:
+        print(f"airflower-report: FAULT: holds by construction and yet fails: {fault}", file=sys.stderr)
+    if broken:
+        sys.exit(1)
 
 
 def build_report(paths: Sequence[Path], out: Path) -> Path:
@@ -40,9 +44,15 @@ def build_report(paths: Sequence[Path], out: Path) -> Path:
     Raises:
         ReportError: if there is no run, or an experiment's report node cannot be read.
     """
+    return _build(paths, out)[0]
+
+
+def _build(paths: Sequence[Path], out: Path) -> tuple[Path, list[str]]:
+    """Write everything; return the page and the claims that hold by construction and yet fail."""
     runs = find_runs(paths)
     out.mkdir(parents=True, exist_ok=True)
-    sections, used = [], set[str]()
+    used = set[str]()
+    drawn = []
     for name, members in _groups(runs):
         try:
             report = read_report(members[0].report) if name else default_report(members)
@@ -53,24 +63,30 @@ def build_report(paths: Sequence[Path], out: Path) -> Path:
             stem += "_"
         used.add(stem)
         figure = draw(report, members, out, stem)
-        sections.append(Section(stem, report, members, figure, check_claims(report, members)))
+        drawn.append((stem, report, members, figure))
+    findings = check_pages([(report, members) for _, report, members, _ in drawn])
+    sections = [Section(*parts, found) for parts, found in zip(drawn, findings, strict=True)]
     tidy = write_tidy(runs, out)
     versions = sorted({str(run.summary.get("versions", {}).get("airflower")) for run in runs})
     page = out / "index.html"
-    page.write_text(render(sections, tidy, facts=[f"airflower {', '.join(versions)}"]))
+    facts = [f"airflower {', '.join(versions)}"]
+    page.write_text(render(sections, tidy, facts=facts), encoding="utf-8")
     claims = [
         {
             "experiment": section.report.name,
             "claim": finding.claim.text,
             "verdict": finding.verdict,
+            "p": finding.p,
             "evidence": finding.evidence,
         }
         for section in sections
         for finding in section.findings
     ]
-    (out / "claims.json").write_text(json.dumps(claims, indent=2, ensure_ascii=False) + "\n")
-    (out / "claims.md").write_text(markdown(sections))
-    return page
+    (out / "claims.json").write_text(
+        json.dumps(claims, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
+    (out / "claims.md").write_text(markdown(sections), encoding="utf-8")
+    return page, faults(sections)
 
 
 def _groups(runs: Sequence[Run]) -> list[tuple[str, list[Run]]]:

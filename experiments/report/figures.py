@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from experiments.report.folders import Run
 from experiments.report.metrics import (
     FloatVector,
     collect,
+    key,
     key_label,
     matches,
     quantity,
@@ -39,7 +41,8 @@ DASHES: tuple[Any, ...] = (
     (0, (2, 3)),
 )
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", "*")
-_PANEL_LETTERS = 58  # of a legend's size that fit beside each other into a panel
+_PANEL_LETTERS = 58  # of a tick label's size that fit beside each other into a panel
+_LETTERS_PER_INCH = 14  # of a legend's size
 HATCHES = ("", "//", "..", "xx", "\\\\", "++", "oo", "--", "**")
 
 
@@ -49,7 +52,7 @@ class Figure:
 
     Attributes:
         png, pdf: the files.
-        caption: what the spread is.
+        caption: what is drawn, of how many samples, and what the spread is.
     """
 
     png: Path
@@ -83,10 +86,13 @@ def draw(report: Report, runs: Sequence[Run], folder: Path, stem: str) -> Figure
         figure, axes = plt.subplots(
             lines, columns, figsize=(4.6 * columns, 3.5 * lines), squeeze=False, layout="constrained"
         )
+        counts: list[list[int]] = []
         for axis, panel in zip(axes.flat, panels, strict=False):
             chosen = [run for run in completed if matches(run, panel.where)]
             keys = tuple(report.series if panel.series is None else panel.series)
-            _DRAW[panel.kind](axis, panel, chosen, keys)
+            counts.append(_DRAW[panel.kind](axis, panel, chosen, keys))
+            if not counts[-1]:
+                axis.text(0.5, 0.5, "no data", ha="center", va="center", transform=axis.transAxes)
             axis.set_title(panel.title)
             if panel.logx or (panel.log and panel.kind == "cdf"):
                 _logarithmic(axis, "x")
@@ -99,7 +105,7 @@ def draw(report: Report, runs: Sequence[Run], folder: Path, stem: str) -> Figure
         figure.savefig(png, dpi=110)
         figure.savefig(pdf, metadata={"CreationDate": None})
         plt.close(figure)
-    return Figure(png, pdf, _caption(completed))
+    return Figure(png, pdf, _caption(list(zip(panels, counts, strict=True)), completed))
 
 
 def _logarithmic(axis: Any, name: str) -> None:
@@ -116,55 +122,109 @@ def _logarithmic(axis: Any, name: str) -> None:
         set_formatter(Plain(labelOnlyBase=False, minor_thresholds=(2, 0.6)))
 
 
-def _caption(runs: Sequence[Run]) -> str:
+def _caption(panels: Sequence[tuple[Panel, list[int]]], runs: Sequence[Run]) -> str:
+    """Say what is drawn, of how many samples, and what the spread is: one sentence per kind of panel."""
     seeds = sorted({run.seed for run in runs})
-    named = f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
-    if runs and runs[0].is_study:
-        count = max((int(run.summary.get("draws", 0)) for run in runs), default=0)
-        return f"Mean over {count} channel draws ({named}); bars: two standard errors."
-    return f"Mean over runs ({named}); bands and bars: standard deviation over them."
+    seeds_text = f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
+    study = bool(runs) and runs[0].is_study
+    sentences = []
+    drawn = {panel.kind for panel, _ in panels}
+    single = "Bars" if "final" not in drawn else "Points" if "bar" not in drawn else "Points and bars"
+    for name, kinds in (("Curves", ("curve",)), (single, ("final", "bar")), ("Steps", ("cdf",))):
+        counts = [count for panel, found in panels if panel.kind in kinds for count in found]
+        if not counts:
+            continue
+        few, many = min(counts), max(counts)
+        samples = "draw" if study else "run"
+        number = f"{few} to {many} {samples}s" if few < many else f"{many} {samples}{'s' if many > 1 else ''}"
+        if kinds == ("cdf",):
+            sentences.append(f"{name}: share of {number} per line that lie below ({seeds_text}).")
+        elif many == 1:
+            sentences.append(f"{name}: one {samples} each ({seeds_text}).")
+        else:
+            spread = "two standard errors" if study else "standard deviation over them"
+            shape = "bands" if kinds == ("curve",) else "error bars"
+            sentences.append(f"{name}: mean over {number} ({seeds_text}); {shape}: {spread}.")
+    return " ".join(sentences)
 
 
 def _legends(figure: Any, drawn: Sequence[tuple[Any, Panel]], report: Report) -> None:
-    """One legend below the panels if they share their lines, else one in each."""
+    """One legend below the panels if they share their lines, else one in each.
+
+    Each gets as many columns as fit, and the figure grows by the height of its legends.
+    """
     entries = []
     for axis, panel in drawn:
         handles, labels = axis.get_legend_handles_labels()
         keys = tuple(report.series if panel.series is None else panel.series)
         if labels:
-            title = ", ".join(key_label(key) for key in keys)
+            title = ", ".join(key_label(name) for name in keys)
             entries.append((axis, handles, labels, title))
     if not entries:
         return
+    grid = drawn[0][0].get_subplotspec().get_gridspec()
     _, handles, labels, title = max(entries, key=lambda entry: len(entry[2]))
     if len(entries) > 1 and all(entry[3] == title and set(entry[2]) <= set(labels) for entry in entries):
-        figure.legend(handles, labels, title=title, loc="outside lower center", ncols=min(len(labels), 5))
+        height = _fitting(
+            figure, handles, labels, title, 0.98 * figure.bbox.width, loc="outside lower center"
+        )
+        figure.set_figheight(figure.get_figheight() + height)
         return
+    # Inside the axes many entries would hide the lines; below them, room is needed in every row.
+    below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.16)}
+    heights: dict[int, float] = {}
     for axis, handles, labels, title in entries:
-        below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.16)}  # inside, many entries hide the lines
-        # A legend that is wider than its panel would squeeze the panel.
-        columns = max(1, min(len(labels), 3, _PANEL_LETTERS // (max(map(len, labels)) + 7)))
-        axis.legend(handles, labels, title=title, title_fontsize=8, ncols=columns, **below)
+        height = _fitting(axis, handles, labels, title, 0.98 * figure.bbox.width / grid.ncols, **below)
+        row = axis.get_subplotspec().rowspan.start
+        heights[row] = max(heights.get(row, 0.0), height)
+    figure.set_figheight(figure.get_figheight() + sum(heights.values()))
+
+
+def _fitting(
+    parent: Any, handles: Sequence[Any], labels: Sequence[str], title: str, width: float, **place: Any
+) -> float:
+    """Add a legend to a figure or axes, with the most columns that keep it within `width` pixels.
+
+    Entries and titles that are wider by themselves are broken into lines.
+
+    Returns:
+        Its height in inches.
+    """
+    figure = parent.figure or parent
+    letters = max(12, int(width / figure.dpi * _LETTERS_PER_INCH))
+    labels = [fill(label, letters - 7) for label in labels]
+    for columns in range(min(len(labels), 5), 0, -1):
+        legend = parent.legend(
+            handles, labels, title=fill(title, letters), title_fontsize=8, ncols=columns, **place
+        )
+        extent = legend.get_window_extent(figure.canvas.get_renderer())
+        if extent.width <= width or columns == 1:
+            return float(extent.height / figure.dpi)
+        legend.remove()
+    return 0.0
 
 
 def _lines(runs: Sequence[Run], keys: Sequence[str]) -> list[tuple[str, list[Run], dict[str, Any]]]:
     found = []
     for i, values in enumerate(values_of(runs, keys)):
         members = [run for run in runs if matches(run, dict(zip(keys, values, strict=True)))]
+        again = i // len(COLOURS)  # beyond nine lines the colours come again, with other dashes and markers
         look = {
             "color": COLOURS[i % len(COLOURS)],
-            "linestyle": DASHES[i % len(DASHES)],
-            "marker": MARKERS[i % len(MARKERS)],
+            "linestyle": DASHES[(i + again) % len(DASHES)],
+            "marker": MARKERS[(i + 2 * again) % len(MARKERS)],
             "markersize": 4.5,
             "linewidth": 1.5,
         }
-        found.append((", ".join(show(value) for value in values), members, look))
+        label = ", ".join(show(value, name) for name, value in zip(keys, values, strict=True))
+        found.append((label, members, look))
     return found
 
 
-def _curve(axis: Any, panel: Panel, runs: Sequence[Run], keys: Sequence[str]) -> None:
+def _curve(axis: Any, panel: Panel, runs: Sequence[Run], keys: Sequence[str]) -> list[int]:
     y = quantity(panel.y)
     x = quantity(panel.x or "round")
+    counts = []
     for label, members, look in _lines(runs, keys):
         series = [(run, *rounds(run, panel.y)) for run in members]
         series = [item for item in series if item[1].size]
@@ -176,6 +236,7 @@ def _curve(axis: Any, panel: Panel, runs: Sequence[Run], keys: Sequence[str]) ->
         if panel.x and panel.x != "round":
             place = np.mean([_at(run, panel.x, shared) for run, _, _ in series], axis=0) * x.scale
         mean = values.mean(axis=0)
+        counts.append(len(series))
         axis.plot(place, mean, label=label, markevery=max(1, mean.size // 8), **look)
         if len(values) > 1:
             spread = values.std(axis=0, ddof=1)
@@ -186,6 +247,7 @@ def _curve(axis: Any, panel: Panel, runs: Sequence[Run], keys: Sequence[str]) ->
         axis.xaxis.get_major_locator().set_params(integer=True)  # there is no round 1.5
     axis.set_xlabel(x.label)
     axis.set_ylabel(y.label)
+    return counts
 
 
 def _at(run: Run, column: str, wanted: FloatVector) -> FloatVector:
@@ -201,25 +263,30 @@ def _spread(numbers: FloatVector, runs: Sequence[Run]) -> float:
     return 2 * deviation / np.sqrt(numbers.size) if runs[0].is_study else deviation
 
 
-def _final(axis: Any, panel: Panel, runs: Sequence[Run], keys: Sequence[str]) -> None:
+def _final(axis: Any, panel: Panel, runs: Sequence[Run], keys: Sequence[str]) -> list[int]:
     y = quantity(panel.y)
+    counts = []
     for label, members, look in _lines(runs, keys):
         points = []
         for (value,) in values_of(members, [panel.x]):
             here = [run for run in members if matches(run, {panel.x: value})]
             numbers = np.array(list(collect(here, panel.y, [panel.x, *keys]).values())) * y.scale
             if numbers.size:
-                points.append((value, numbers.mean(), _spread(numbers, here)))
+                counts.append(numbers.size)
+                points.append((value * key(panel.x).scale, numbers.mean(), _spread(numbers, here)))
         if points:
             place, mean, spread = np.array(points, dtype=float).T
             axis.errorbar(place, mean, yerr=spread, capsize=2.5, label=label if keys else None, **look)
     axis.set_xlabel(key_label(panel.x))
     axis.set_ylabel(y.label)
+    return counts
 
 
-def _bar(axis: Any, panel: Panel, runs: Sequence[Run], keys: Sequence[str]) -> None:
+def _bar(axis: Any, panel: Panel, runs: Sequence[Run], keys: Sequence[str]) -> list[int]:
     y = quantity(panel.y)
-    keys = [key for key in keys if key != panel.x]
+    keys = [name for name in keys if name != panel.x]
+    counts = []
+    labelled = set[str]()
     names = [value for (value,) in values_of(runs, [panel.x])]
     lines = _lines(runs, keys)
     width = 0.8 / len(lines)
@@ -229,6 +296,7 @@ def _bar(axis: Any, panel: Panel, runs: Sequence[Run], keys: Sequence[str]) -> N
             numbers = np.array(list(collect(here, panel.y, [panel.x, *keys]).values())) * y.scale
             if not numbers.size:
                 continue
+            counts.append(numbers.size)
             place = j + (i - (len(lines) - 1) / 2) * width
             spread = _spread(numbers, here)
             axis.bar(
@@ -240,15 +308,16 @@ def _bar(axis: Any, panel: Panel, runs: Sequence[Run], keys: Sequence[str]) -> N
                 color=look["color"],
                 hatch=HATCHES[i % len(HATCHES)],
                 edgecolor="white",
-                label=label if keys and j == 0 else None,
+                label=label if keys and label not in labelled else None,
                 ecolor="black",
             )
+            labelled.add(label)
             if not keys:
                 axis.annotate(
                     f"{numbers.mean():.3g}", (place, numbers.mean()), ha="center", va="bottom", fontsize=7.5,
                     xytext=(0, 3), textcoords="offset points",
                 )  # fmt: skip
-    shown = [show(name) for name in names]
+    shown = [show(name, panel.x) for name in names]
     tilt = {"rotation": 25, "ha": "right"} if sum(map(len, shown)) > _PANEL_LETTERS // 2 else {}
     axis.set_xticks(range(len(names)), shown, **tilt)
     axis.grid(visible=False, axis="x")
@@ -256,13 +325,16 @@ def _bar(axis: Any, panel: Panel, runs: Sequence[Run], keys: Sequence[str]) -> N
     if all(isinstance(name, int | float) for name in names):
         axis.set_xlabel(key_label(panel.x))
     axis.set_ylabel(y.label)
+    return counts
 
 
-def _cdf(axis: Any, panel: Panel, runs: Sequence[Run], keys: Sequence[str]) -> None:
+def _cdf(axis: Any, panel: Panel, runs: Sequence[Run], keys: Sequence[str]) -> list[int]:
     x = quantity(panel.x)
+    counts = []
     for label, members, look in _lines(runs, keys):
         numbers = np.sort(list(collect(members, panel.x, keys).values())) * x.scale
         if numbers.size:
+            counts.append(numbers.size)
             share = np.arange(1, numbers.size + 1) / numbers.size
             axis.plot(
                 numbers,
@@ -275,6 +347,7 @@ def _cdf(axis: Any, panel: Panel, runs: Sequence[Run], keys: Sequence[str]) -> N
     axis.set_xlabel(x.label)
     axis.set_ylabel("share of draws")
     axis.set_ylim(0, 1.02)
+    return counts
 
 
 _DRAW = {"curve": _curve, "final": _final, "bar": _bar, "cdf": _cdf}

@@ -20,14 +20,16 @@ Unit = tuple[Any, ...]
 class Quantity:
     """How a column is shown: label with unit, factor from the stored unit, and what one run's number is.
 
-    `reduce`: mean over the rounds, last round, sum, or tail: mean of the last quarter of the evaluations
-    (at least two), which calms the round-to-round swings of training.
+    `reduce`: mean over the rounds, last round, max, or tail: mean of the last quarter of the evaluations
+    (at least two), which calms the round-to-round swings of training. `span`: the stored values that are
+    possible, of columns whose values can repeat by chance (shares, counts).
     """
 
     name: str
     unit: str = ""
     scale: float = 1.0
     reduce: str = "mean"
+    span: tuple[float, float] | None = None
 
     @property
     def label(self) -> str:
@@ -35,47 +37,85 @@ class Quantity:
         return f"{self.name} ({self.unit})" if self.unit else self.name
 
 
+_SHARE, _COUNT = (0.0, 1.0), (0.0, math.inf)
 QUANTITIES = {
     "round": Quantity("global round"),
-    "accuracy_mean": Quantity("test accuracy (mean of devices)", reduce="tail"),
-    "accuracy_worst": Quantity("test accuracy (worst device)", reduce="tail"),
+    "accuracy_mean": Quantity("test accuracy (mean of devices)", reduce="tail", span=_SHARE),
+    "accuracy_worst": Quantity("test accuracy (worst device)", reduce="tail", span=_SHARE),
     "loss_mean": Quantity("test loss", "nats", reduce="tail"),
     "latency_s": Quantity("round latency", "ms", 1e3),
     "elapsed_s": Quantity("emulated time", "s", 1.0, "last"),
     "uplink_bits": Quantity("uplink per round", "Mbit", 1e-6),
     "sent_bits": Quantity("uplink so far", "Gbit", 1e-9, "last"),
-    "wire_bytes": Quantity("bytes received per round", "MB", 1e-6),
-    "pruning_ratio_mean": Quantity("mean pruning ratio"),
-    "uncovered_share": Quantity("share of weights that nobody kept"),
-    "starved_share": Quantity("share of starved devices"),
-    "normalised_mse": Quantity("normalised MSE"),
-    "min_gain": Quantity("least gain of the selected users"),
+    "wire_bytes": Quantity("received per round", "MB", 1e-6),
+    "symbols": Quantity("channel uses per round"),
+    "compute_s": Quantity("time of computing", "ms", 1e3),
     "airtime_s": Quantity("airtime", "ms", 1e3),
+    "users": Quantity("scheduled users"),
+    "participants": Quantity("participants", span=_COUNT),
+    "replies": Quantity("replies", span=_COUNT),
+    "failed": Quantity("failed devices", span=_COUNT),
+    "evaluated": Quantity("evaluated devices", span=_COUNT),
+    "starved": Quantity("starved devices", span=_COUNT),
+    "iterations": Quantity("iterations of the solver", span=_COUNT),
+    "pruning_ratio_mean": Quantity("mean pruning ratio"),
+    "pruning_ratio_max": Quantity("largest pruning ratio"),
+    "kept_share": Quantity("share of retained weights"),
+    "uncovered_share": Quantity("share of weights that nobody kept", span=_SHARE),
+    "starved_share": Quantity("share of starved devices", span=_SHARE),
+    "negative_bandwidth": Quantity("share of draws with a negative bandwidth fraction", span=_SHARE),
+    "negative_ratio": Quantity("share of draws with a negative pruning ratio", span=_SHARE),
+    "least_bandwidth_fraction": Quantity("least bandwidth fraction"),
+    "least_pruning_ratio": Quantity("least pruning ratio"),
+    "normalised_mse": Quantity("normalised MSE"),
+    "mse_predicted": Quantity("predicted MSE of the average"),
+    "mse_realised": Quantity("realised MSE of the average"),
+    "min_gain": Quantity("least gain of the selected users"),
+    "gain_upper_bound": Quantity("upper bound of the least gain"),
     "measured_schedule_seconds": Quantity("measured time to schedule", "ms", 1e3),
     "measured_plan_seconds": Quantity("measured time to plan", "ms", 1e3),
     "measured_train_seconds": Quantity("measured time of training", "s"),
 }
-KEY_LABELS = {
-    "radio.latency_threshold_ms": "latency threshold (ms)",
-    "radio.bandwidth_hz": "bandwidth (Hz)",
-    "radio.cycles_per_weight": "CPU cycles per weight and step",
-    "scheme.name": "scheme",
-    "scheme.pruning_ratio": "pruning ratio",
-    "training.algorithm": "local training",
-    "fleet.num_devices": "users K",
-    "air.antennas": "antennas N",
-    "air.num_selected": "selected users M",
-    "air.snr_db": "SNR (dB)",
-    "air.count_mode": "count mode",
-    "scheduler.method": "method",
-    "scheduler.beamformer": "beam solver",
-    "scheduler.options.candidates": "starting users L",
-    "scheduler.options.score": "score of a set",
-    "partition.options.alpha": "Dirichlet parameter α",
-    "partition.name": "partition",
-    "dataset.name": "data set",
-    "channel.antennas": "server antennas",
+
+
+@dataclass(frozen=True)
+class Key:
+    """How a configuration key is shown: name, unit, factor from the stored unit."""
+
+    name: str
+    unit: str = ""
+    scale: float = 1.0
+
+
+KEYS = {
+    "radio.latency_threshold_ms": Key("latency threshold", "ms"),
+    "radio.bandwidth_hz": Key("bandwidth", "MHz", 1e-6),
+    "radio.cpu_hz": Key("CPU clock", "GHz", 1e-9),
+    "radio.cycles_per_weight": Key("CPU cycles per weight and step"),
+    "scheme.name": Key("scheme"),
+    "scheme.pruning_ratio": Key("pruning ratio"),
+    "model.name": Key("model"),
+    "engine.name": Key("engine"),
+    "training.algorithm": Key("local training"),
+    "fleet.num_devices": Key("users K"),
+    "air.antennas": Key("antennas N"),
+    "air.num_selected": Key("selected users M"),
+    "air.snr_db": Key("SNR", "dB"),
+    "air.count_mode": Key("count mode"),
+    "scheduler.method": Key("method"),
+    "scheduler.beamformer": Key("beam solver"),
+    "scheduler.options.candidates": Key("starting users L"),
+    "scheduler.options.score": Key("score of a set"),
+    "partition.options.alpha": Key("Dirichlet parameter α"),
+    "partition.name": Key("partition"),
+    "dataset.name": Key("data set"),
+    "channel.antennas": Key("server antennas"),
+    "channel.placement": Key("placement"),
 }
+_UNITS = {
+    "ms": "ms", "s": "s", "hz": "Hz", "dbm": "dBm", "db": "dB", "m": "m", "mib": "MiB", "j": "J",
+    "bits": "bits",
+}  # fmt: skip
 
 
 def quantity(column: str) -> Quantity:
@@ -83,16 +123,42 @@ def quantity(column: str) -> Quantity:
     return QUANTITIES.get(column, Quantity(column.replace("_", " ")))
 
 
-def key_label(key: str) -> str:
-    """Return the name of a configuration key on an axis or in a legend."""
-    return KEY_LABELS.get(key, key)
+def key(name: str) -> Key:
+    """Return how a configuration key is shown; without an entry above, from its own words and unit."""
+    if name in KEYS:
+        return KEYS[name]
+    group, _, words = name.rpartition(".")
+    stem, _, unit = words.rpartition("_")
+    if unit in _UNITS and stem:
+        return Key(f"{group.split('.')[0]} {stem.replace('_', ' ')}".strip(), _UNITS[unit])
+    return Key(f"{group.split('.')[0]} {words.replace('_', ' ')}".strip())
 
 
-def show(value: Any) -> str:
-    """Return a configuration value for a legend: 20 instead of 20.0, 2e+08 for bandwidths."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return "–" if value is None else str(value)
-    return f"{value:.4g}"
+def key_label(name: str) -> str:
+    """Return the name of a configuration key with its unit, for an axis, a legend or the head of a column."""
+    found = key(name)
+    return f"{found.name} ({found.unit})" if found.unit else found.name
+
+
+def setting(name: str, value: Any) -> str:
+    """Return "name value unit" of a configuration value, or the value alone where it is a name."""
+    if isinstance(value, str):
+        return value
+    found = key(name)
+    return f"{found.name} {show(value, name)}{' ' + found.unit if found.unit else ''}"
+
+
+def show(value: Any, name: str = "") -> str:
+    """Return a configuration value of the key `name` in the unit of its label: 20 instead of 20.0."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list | tuple):
+        return " ".join(show(item, name) for item in value)
+    if not isinstance(value, int | float):
+        return str(value)
+    return f"{value * (key(name).scale if name else 1):.4g}"
 
 
 def matches(run: Run, where: Mapping[str, Any]) -> bool:
@@ -137,8 +203,11 @@ def rounds(run: Run, column: str) -> tuple[FloatVector, FloatVector]:
     return index[known], values[known]
 
 
-def samples(run: Run, column: str) -> dict[int, float]:
-    """Return one number (draw 0) of a learning run, or one per draw of a study."""
+def samples(run: Run, column: str, reduce: str | None = None) -> dict[int, float]:
+    """Return one number (draw 0) of a learning run, or one per draw of a study.
+
+    `reduce` replaces what the column's quantity says.
+    """
     if run.is_study:
         name = "timing.csv" if column.startswith("measured_") else "draws.csv"
         found = {int(row["draw"]): number(row.get(column)) for row in run.table(name)}
@@ -146,18 +215,46 @@ def samples(run: Run, column: str) -> dict[int, float]:
     _, values = rounds(run, column)
     if not values.size:
         return {}
-    reduce = quantity(column).reduce
+    reduce = reduce or quantity(column).reduce
     if reduce == "tail":
         return {0: float(values[-max(min(2, values.size), values.size // 4) :].mean())}
     if reduce == "last":
         return {0: float(values[-1])}
+    if reduce == "max":
+        return {0: float(values.max())}
     return {0: float(values.mean())}
 
 
-def collect(runs: Iterable[Run], column: str, keys: Sequence[str]) -> dict[Unit, float]:
-    """Return all numbers of the runs under (values of `keys`, seed, draw), by which two sets are paired."""
-    return {
-        (*(run.config.get(key) for key in keys), run.seed, draw): value
-        for run in runs
-        for draw, value in samples(run, column).items()
-    }
+def collect(
+    runs: Iterable[Run], column: str, keys: Sequence[str], reduce: str | None = None
+) -> dict[Unit, float]:
+    """Return all numbers of the runs under (values of `keys`, seed, draw), by which two sets are paired.
+
+    Runs that differ in nothing but keys that are not named are one sample: their mean.
+    """
+    found: dict[Unit, list[float]] = {}
+    for run in runs:
+        for draw, value in samples(run, column, reduce).items():
+            found.setdefault((*(_hashable(run.config.get(key)) for key in keys), run.seed, draw), []).append(
+                value
+            )
+    return {unit: float(np.mean(values)) for unit, values in found.items()}
+
+
+def _hashable(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def plus_minus(value: float, error: float = math.inf, *, signed: bool = False) -> str:
+    """Return "value ± error", both up to the second digit of the error.
+
+    An unknown error, and one that does not reach the four digits of the value, are left out.
+    """
+    sign = "+" if signed else ""
+    digits = 10.0 ** (math.floor(math.log10(abs(value))) - 3) if value and math.isfinite(value) else 0.0
+    if not math.isfinite(error) or error <= 0.5 * digits:
+        return format(value, f"{sign}.4g")
+    decimals = max(0, 1 - math.floor(math.log10(error)))
+    if decimals > 6:
+        return f"{format(value, f'{sign}.3g')} ± {error:.2g}"
+    return f"{format(value, f'{sign}.{decimals}f')} ± {error:.{decimals}f}"

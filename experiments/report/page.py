@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 
-from experiments.report.claims import Finding
+from experiments.report.claims import Finding, Verdict
 from experiments.report.figures import Figure
 from experiments.report.folders import Run, differing
-from experiments.report.metrics import key_label, matches, quantity, samples, show, values_of
+from experiments.report.metrics import key_label, matches, plus_minus, quantity, samples, show, values_of
 from experiments.report.spec import Report
 
 
@@ -38,7 +39,13 @@ class Section:
     findings: Sequence[Finding]
 
 
-MARKS = {"confirmed": "✓", "contradicted": "✗", "not decidable": "?"}
+MARKS: dict[Verdict, str] = {
+    "confirmed": "✓",
+    "contradicted": "✗",
+    "not decidable": "?",
+    "by construction": "=",
+    "fault": "‼",
+}
 
 _STYLE = """
 :root{--ink:#1a1a1a;--soft:#5a5a5a;--line:#d9d9d9;--paper:#fff;--shade:#f5f6f8}
@@ -58,7 +65,9 @@ th,td{text-align:left;padding:.25rem .6rem;border-bottom:1px solid var(--line);v
 th{background:var(--shade)}
 td.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
 .v{white-space:nowrap;font-weight:600}
-.confirmed{color:#00624a}.contradicted{color:#a84300}.not{color:#555}
+.confirmed{color:#00624a}.contradicted{color:#a84300}.not,.by{color:#555}
+.fault{color:#fff;background:#b00020;padding:.1rem .4rem}
+p.alarm{color:#fff;background:#b00020;font-weight:600;padding:.6rem .9rem}p.alarm a{color:#fff}
 details{margin:.5rem 0}summary{cursor:pointer;color:#005a8c}code{font-size:.87em}
 @media print{details{display:block}h2{break-before:page}}
 """
@@ -66,7 +75,9 @@ details{margin:.5rem 0}summary{cursor:pointer;color:#005a8c}code{font-size:.87em
 
 def render(sections: Sequence[Section], tidy: Sequence[Path], *, facts: Sequence[str]) -> str:
     """Return the page."""
-    verdicts: Counter[str] = Counter(finding.verdict for section in sections for finding in section.findings)
+    verdicts: Counter[Verdict] = Counter(
+        finding.verdict for section in sections for finding in section.findings
+    )
     failed = [run for section in sections for run in section.runs if not run.completed]
     total = sum(len(section.runs) for section in sections)
     parts = [
@@ -79,13 +90,26 @@ def render(sections: Sequence[Section], tidy: Sequence[Path], *, facts: Sequence
         + (f", {len(failed)} of them not completed" if failed else "")
         + "".join(f" · {escape(fact)}" for fact in facts)
         + "</p>",
+        _alarm(sections),
         _overview(sections, verdicts),
     ]
     parts += [_section(section) for section in sections]
-    names = ", ".join(f"<code>{escape(path.name)}</code>" for path in tidy)
+    names = ", ".join(_link(path) for path in tidy)
     parts.append(f"<h2>Data</h2><p>Beside this page, all rows of all runs as tidy CSV: {names}.</p>")
     parts.append("</body></html>\n")
     return "\n".join(parts)
+
+
+def _link(path: Path) -> str:
+    """Return a link to a file beside the page."""
+    return f'<a href="{escape(quote(path.name))}">{escape(path.name)}</a>'
+
+
+def p_text(p: float | None) -> str:
+    """Return a p-value for a table."""
+    if p is None:
+        return "–"
+    return "< 0.001" if p < 0.001 else f"{p:.2g}"
 
 
 def markdown(sections: Sequence[Section]) -> str:
@@ -93,34 +117,69 @@ def markdown(sections: Sequence[Section]) -> str:
     parts = []
     for section in sections:
         rows = "".join(
-            f"| {finding.claim.text} | {MARKS[finding.verdict]} {finding.verdict} | {finding.evidence} |\n"
+            f"| {_cell(finding.claim.text)} | {MARKS[finding.verdict]} {finding.verdict} "
+            f"| {p_text(finding.p)} | {_cell(finding.evidence)} |\n"
             for finding in section.findings
         )
         if rows:
-            head = "| claim | verdict | numbers (± standard error) |\n| --- | --- | --- |\n"
+            head = "| claim | verdict | p | numbers (± standard error) |\n| --- | --- | --- | --- |\n"
             figure = f"![{section.report.name}]({section.anchor}.png)"
             parts.append(f"## {section.report.title}\n\n{figure}\n\n{head}{rows}")
     return "\n".join(parts)
 
 
-def _overview(sections: Sequence[Section], verdicts: Counter[str]) -> str:
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def faults(sections: Sequence[Section]) -> list[str]:
+    """Return the claims that hold by construction and yet fail."""
+    return [
+        f"{section.report.name}: {finding.claim.text} ({finding.evidence})"
+        for section in sections
+        for finding in section.findings
+        if finding.verdict == "fault"
+    ]
+
+
+def _alarm(sections: Sequence[Section]) -> str:
+    return "".join(
+        f'<p class="alarm">Fault of the program, not of a claim: this holds by construction and yet fails. '
+        f"{escape(text)}</p>"
+        for text in faults(sections)
+    )
+
+
+def _overview(sections: Sequence[Section], verdicts: Counter[Verdict]) -> str:
+    marks = {
+        verdict: mark
+        for verdict, mark in MARKS.items()
+        if verdicts and (verdict != "fault" or verdicts[verdict])
+    }
     rows = []
     for section in sections:
-        count: Counter[str] = Counter(finding.verdict for finding in section.findings)
+        count: Counter[Verdict] = Counter(finding.verdict for finding in section.findings)
         rows.append(
             f'<tr><td><a href="#{section.anchor}">{escape(section.report.title)}</a></td>'
             f'<td class="n">{len(section.runs)}</td>'
-            + "".join(f'<td class="n">{count.get(verdict, 0) or ""}</td>' for verdict in MARKS)
+            + "".join(f'<td class="n">{count[verdict] or ""}</td>' for verdict in marks)
             + "</tr>"
         )
-    head = "".join(f"<th>{mark} {verdict}</th>" for verdict, mark in MARKS.items())
-    foot = "".join(f'<td class="n"><b>{verdicts.get(verdict, 0)}</b></td>' for verdict in MARKS)
-    return (
+    head = "".join(f"<th>{mark} {verdict}</th>" for verdict, mark in marks.items())
+    table = (
         f'<div class="scroll"><table><thead><tr><th>experiment</th><th>runs</th>{head}</tr></thead><tbody>'
-        f"{''.join(rows)}<tr><td><b>all claims</b></td><td></td>{foot}</tr></tbody></table></div>"
-        '<p class="note">A claim counts as confirmed or contradicted when the 95 % confidence interval of '
-        "the paired difference (Student's t over seeds or draws) lies on one side of its limit; otherwise "
-        "the numbers do not decide it.</p>"
+        f"{''.join(rows)}"
+    )
+    if not verdicts:
+        return f"{table}</tbody></table></div>"
+    foot = "".join(f'<td class="n"><b>{verdicts[verdict]}</b></td>' for verdict in marks)
+    tested = verdicts.total() - verdicts["by construction"] - verdicts["fault"]
+    return (
+        f"{table}<tr><td><b>all claims</b></td><td></td>{foot}</tr></tbody></table></div>"
+        f'<p class="note">A claim is confirmed or contradicted when its p-value, corrected by Holm over the '
+        f"{tested} tested claims of this page, is at most 0.05: the chance that any of these verdicts is "
+        "false is then at most 5 %. Otherwise the numbers do not decide it. Claims that hold by construction "
+        "are no findings and are counted apart.</p>"
     )
 
 
@@ -139,18 +198,18 @@ def _section(section: Section) -> str:
         parts.append(
             f'<figure><img alt="{escape(section.report.title)}" src="data:image/png;base64,{data}">'
             f"<figcaption>{escape(section.figure.caption)} "
-            f"Also as <code>{escape(section.figure.pdf.name)}</code>.</figcaption></figure>"
+            f"Also as {_link(section.figure.png)} and {_link(section.figure.pdf)}.</figcaption></figure>"
         )
     if section.findings:
         rows = "".join(
             f"<tr><td>{escape(finding.claim.text)}</td>"
             f'<td class="v {finding.verdict.split()[0]}">{MARKS[finding.verdict]} {finding.verdict}</td>'
-            f"<td>{escape(finding.evidence)}</td></tr>"
+            f'<td class="n">{escape(p_text(finding.p))}</td><td>{escape(finding.evidence)}</td></tr>'
             for finding in section.findings
         )
         parts.append(
-            '<h3>Claims</h3><div class="scroll"><table><thead><tr><th>claim</th><th>verdict</th><th>numbers '
-            f"(mean ± standard error)</th></tr></thead><tbody>{rows}</tbody></table></div>"
+            '<h3>Claims</h3><div class="scroll"><table><thead><tr><th>claim</th><th>verdict</th><th>p</th>'
+            f"<th>numbers (mean ± standard error)</th></tr></thead><tbody>{rows}</tbody></table></div>"
         )
     parts.append(_results(section))
     parts.append(_configuration(section.runs))
@@ -164,7 +223,11 @@ _COLUMNS = (
     "pruning_ratio_mean",
     "latency_s",
     "uplink_bits",
+    "wire_bytes",
+    "airtime_s",
     "normalised_mse",
+    "mse_realised",
+    "starved",
     "starved_share",
     "negative_bandwidth",
     "negative_ratio",
@@ -186,15 +249,23 @@ def _results(section: Section) -> str:
         for column in columns:
             numbers = np.array([v for run in members if (v := found[run][column]) is not None])
             cells.append(f'<td class="n">{_spread(numbers * quantity(column).scale)}</td>')
-        front = "".join(f"<td>{escape(show(value))}</td>" for value in group)
+        front = "".join(
+            f"<td>{escape(show(value, key))}</td>" for key, value in zip(keys, group, strict=True)
+        )
         rows.append(f'<tr>{front}<td class="n">{len(members)}</td>{"".join(cells)}</tr>')
     head = "".join(f"<th>{escape(key_label(key))}</th>" for key in keys) + "<th>runs</th>"
     head += "".join(f"<th>{escape(quantity(column).label)}</th>" for column in columns)
+    several = len(completed) > len(rows)
+    note = "Mean ± standard deviation over runs. " if several else ""
+    if any(not run.is_study for run in completed):
+        note += "Accuracy and loss: mean of the last quarter of the evaluations; other columns: "
+        note += "mean of all rounds."
+    else:
+        note += "Mean of all draws."
     return (
         f'<h3>Results</h3><div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}'
         "</tbody></table></div>"
-        '<p class="note">Mean ± standard deviation over runs. Accuracy and loss: mean of the last quarter '
-        "of the evaluations; other columns: mean of all rounds or draws.</p>"
+        f'<p class="note">{note}</p>'
     )
 
 
@@ -205,8 +276,7 @@ def _mean(numbers: dict[int, float]) -> float | None:
 def _spread(numbers: Any) -> str:
     if not numbers.size:
         return ""
-    spread = f" ± {numbers.std(ddof=1):.2g}" if numbers.size > 1 else ""
-    return f"{numbers.mean():.4g}{spread}"
+    return plus_minus(float(numbers.mean()), float(numbers.std(ddof=1)) if numbers.size > 1 else 0.0)
 
 
 def _configuration(runs: Sequence[Run]) -> str:
@@ -214,13 +284,14 @@ def _configuration(runs: Sequence[Run]) -> str:
     common = {key: value for key, value in runs[0].config.items() if key not in keys}
     rows = "".join(
         f"<tr><td><code>{escape(run.name)}</code></td><td>{escape(str(run.summary.get('status')))}</td>"
-        + "".join(f"<td>{escape(show(run.config.get(key)))}</td>" for key in keys)
+        + "".join(f"<td>{escape(show(run.config.get(key), key))}</td>" for key in keys)
         + "</tr>"
         for run in runs
     )
-    head = "".join(f"<th>{escape(key)}</th>" for key in keys)
+    head = "".join(f"<th>{escape(key_label(key))}<br><code>{escape(key)}</code></th>" for key in keys)
     shared = "".join(
-        f"<tr><td>{escape(key)}</td><td>{escape(show(value))}</td></tr>" for key, value in common.items()
+        f"<tr><td><code>{escape(key)}</code></td><td>{escape(show(value))}</td></tr>"
+        for key, value in common.items()
     )
     commits = ", ".join(sorted({str(run.summary.get("git_commit")) for run in runs}))
     return (

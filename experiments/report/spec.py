@@ -56,9 +56,13 @@ class Claim:
         first, second: configuration values of the two sides.
         margin: how much less still counts as "at least".
         least, most: limits of ratio and value.
-        statistic: mean, max or std over what is compared.
+        statistic: mean; std (compare, monotone): the spread over draws or seeds; max (value): the largest
+            of all rounds and draws.
         groups: keys whose values are one point each of a correlation.
         where: configuration values that a run must have.
+        everywhere: keys at each of whose values the claim must hold; without, what is not named in `where` is
+            averaged.
+        by_construction: why it cannot be otherwise, if so: then it is no finding, but failing is a fault.
     """
 
     text: str
@@ -75,6 +79,27 @@ class Claim:
     statistic: Literal["mean", "max", "std"] = "mean"
     groups: Sequence[str] = ()
     where: Mapping[str, Any] = field(default_factory=dict)
+    everywhere: Sequence[str] = ()
+    by_construction: str = ""
+
+
+# What each check uses besides text, check, y, where and everywhere; anything else would be without effect.
+_USED_BY = {
+    "compare": {"first", "second", "relation", "margin", "statistic", "by_construction"},
+    "ratio": {"first", "second", "least", "most", "by_construction"},
+    "value": {"first", "least", "most", "statistic", "by_construction"},
+    "monotone": {"over", "direction", "statistic", "by_construction"},
+    "crossing": {"first", "second"},
+    "correlation": {"over", "direction", "groups"},
+}
+_NEEDED_BY = {
+    "compare": ("first", "second"),
+    "ratio": ("first", "second"),
+    "monotone": ("over",),
+    "crossing": ("first", "second"),
+    "correlation": ("over", "groups"),
+}
+_STATISTICS = {"compare": ("mean", "std"), "monotone": ("mean", "std"), "value": ("mean", "max")}
 
 
 @dataclass(frozen=True)
@@ -106,7 +131,10 @@ class Report:
                 *([panel.x] if panel.kind in ("final", "bar") else []),
             ]
         for claim in self.claims:
-            keys += [*claim.first, *claim.second, *claim.where, *claim.groups, claim.over]
+            keys += [
+                *(*claim.first, *claim.second, *claim.where, *claim.everywhere, *claim.groups),
+                claim.over,
+            ]
         return tuple(dict.fromkeys(key for key in keys if "." in key))
 
 
@@ -128,9 +156,32 @@ def read_report(node: Mapping[str, Any]) -> Report:
             _read(Panel, item, f"report.panels[{i}]") for i, item in enumerate(node.get("panels", ()))
         ),
         claims=tuple(
-            _read(Claim, item, f"report.claims[{i}]") for i, item in enumerate(node.get("claims", ()))
+            _read_claim(item, f"report.claims[{i}]") for i, item in enumerate(node.get("claims", ()))
         ),
     )
+
+
+def _read_claim(item: Any, path: str) -> Claim:
+    claim = _read(Claim, item, path)
+    used = {"text", "check", "y", "where", "everywhere", *_USED_BY[claim.check]}
+    if idle := [key for key in item if key not in used]:
+        raise ReportError(
+            f"{path}.{idle[0]} has no effect on check: {claim.check}, which uses: {', '.join(sorted(used))}"
+        )
+    if missing := [key for key in _NEEDED_BY.get(claim.check, ()) if not getattr(claim, key)]:
+        raise ReportError(f"{path}.{missing[0]} is not set; check: {claim.check} needs it")
+    if claim.statistic not in (valid := _STATISTICS.get(claim.check, ("mean",))):
+        raise ReportError(
+            f"{path}.statistic = {claim.statistic} has no test with check: {claim.check}; "
+            f"valid: {', '.join(valid)}"
+        )
+    if claim.check in ("ratio", "value") and not claim.least <= claim.most:
+        raise ReportError(f"{path}.least = {claim.least:g} is above most = {claim.most:g}")
+    if claim.check in ("ratio", "value") and not {"least", "most"} & set(item):
+        raise ReportError(f"{path} has neither least nor most: every number would confirm it")
+    if claim.margin and claim.relation != "at_least":
+        raise ReportError(f"{path}.margin has no effect on relation: {claim.relation}, only on at_least")
+    return claim
 
 
 def _read(cls: type[T], item: Any, path: str) -> T:
@@ -157,8 +208,8 @@ def default_report(runs: Sequence[Run]) -> Report:
     learning = [run for run in runs if not run.is_study]
     if learning:
         panels += [
-            Panel(kind="curve", y=column)
-            for column in ("accuracy_mean", "loss_mean", "pruning_ratio_mean", "latency_s")
+            Panel(kind="curve", y=column, log=column == "mse_realised")
+            for column in ("accuracy_mean", "loss_mean", "pruning_ratio_mean", "latency_s", "mse_realised")
             if any(row.get(column) for run in learning for row in run.table("rounds.csv"))
         ]
     studies = [run for run in runs if run.is_study]

@@ -1,5 +1,7 @@
 """Figures that leave room for what they show."""
 
+from pathlib import Path
+
 import matplotlib
 
 matplotlib.use("Agg")
@@ -7,7 +9,9 @@ matplotlib.use("Agg")
 import pytest
 from matplotlib import pyplot as plt
 
-from experiments.report.figures import _legends
+from experiments.report.figures import _legends, _lines
+from experiments.report.folders import Run
+from experiments.report.metrics import key_label, setting
 from experiments.report.spec import Panel, Report
 
 
@@ -27,3 +31,46 @@ def test_no_legend_is_wider_than_its_panel_unless_one_entry_is(name):
         assert axis.get_legend().get_window_extent().width < 1.02 * cell
         assert axis.get_window_extent().width > 0.7 * cell
     plt.close(figure)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("words", [1, 3, 12])
+def test_a_legend_of_many_long_entries_stays_within_the_figure(words):
+    """Runs of mixed schemes: eleven entries that name several settings each."""
+    panels = (Panel(kind="curve"), Panel(kind="curve"))
+    figure, axes = plt.subplots(1, 2, figsize=(9.2, 3.5), layout="constrained")
+    for axis in axes:
+        for number in range(11):
+            axis.plot([0, 1], [0, number], label=", ".join(["personalization_only"] * words) + str(number))
+    report = Report("n", "t", ("radio.bandwidth_hz", "scheme.name", "air.snr_db"), panels)
+    _legends(figure, list(zip(axes, panels, strict=True)), report)
+    figure.canvas.draw()
+    (legend,) = figure.legends
+    box = legend.get_window_extent()
+    assert box.x0 >= 0
+    assert box.x1 <= figure.bbox.width
+    assert axes[0].get_window_extent().height > 0.4 * 3.5 * figure.dpi
+    plt.close(figure)
+
+
+def test_more_lines_than_colours_still_look_different():
+    runs = [Run(Path(str(i)), "", {"seed": 1, "scheme.name": f"s{i:02}"}, {}, {}) for i in range(20)]
+    looks = {
+        (look["color"], str(look["linestyle"]), look["marker"])
+        for _, _, look in _lines(runs, ["scheme.name"])
+    }
+    assert len(looks) == 20
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "label", "shown"),
+    [
+        ("radio.bandwidth_hz", 2e7, "bandwidth (MHz)", "bandwidth 20 MHz"),
+        ("radio.transmit_power_dbm", 28, "radio transmit power (dBm)", "radio transmit power 28 dBm"),
+        ("air.server_learning_rate", 0.5, "air server learning rate", "air server learning rate 0.5"),
+        ("scheme.name", "proposed", "scheme", "proposed"),
+    ],
+)
+def test_keys_are_shown_as_words_with_units(key, value, label, shown):
+    assert key_label(key) == label
+    assert setting(key, value) == shown

@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 
+import numpy as np
 import pytest
 from small_sweeps import run_tiny
 
@@ -38,12 +39,79 @@ def page(runs_folder, tmp_path_factory):
 
 def test_the_page_is_self_contained_and_names_what_differs(page):
     text = page.read_text()
-    assert not re.search(r"""(?:src|href)=["'](?!data:|#)""", text)
+    for target in re.findall(r"""(?:src|href)=["']([^"']*)""", text):
+        assert target.startswith(("data:", "#")) or (page.parent / target).is_file(), target
     assert "http" not in text
     assert "@import" not in text
     assert "radio.latency_threshold_ms" in text
     assert "2 of them not completed" in text
     assert "data:image/png;base64," in text
+    assert "latency threshold (ms)" in text
+    for name in ("rounds.csv", "devices.csv", "runs.csv", "runs.png", "runs.pdf"):
+        assert f'href="{name}"' in text
+
+
+def test_a_page_without_claims_has_no_table_of_claims(page):
+    text = page.read_text().partition("</style>")[2]
+    for words in ("all claims", "confirmed", "Holm", "standard error"):
+        assert words not in text, words
+
+
+def made_up_study(folder, draws, **claim):
+    """Write a study of two methods with one claim."""
+    for name in ("ours", "theirs"):
+        run = folder / name
+        run.mkdir(parents=True)
+        report = {
+            "name": "made_up",
+            "series": ["scheduler.method"],
+            "panels": [{"kind": "cdf", "x": "normalised_mse"}],
+            "claims": [
+                {
+                    **{"text": "a | b", "check": "compare", "y": "normalised_mse", "relation": "at_least"},
+                    **{"first": {"scheduler.method": "ours"}, "second": {"scheduler.method": "theirs"}},
+                    **claim,
+                }
+            ],
+        }
+        config = {"seed": 1, "study": {"name": "scheduling"}, "scheduler": {"method": name}, "report": report}
+        (run / "config.yaml").write_text(json.dumps(config))
+        (run / "summary.json").write_text(json.dumps({"status": "completed", "draws": draws}))
+        rows = "".join(
+            f"{i},{0.1 * i + (name == 'ours') * (0.5 - 0.1 * (i == 3))}\n" for i in range(1, draws + 1)
+        )
+        (run / "draws.csv").write_text("draw,normalised_mse\n" + rows)
+    return folder
+
+
+def test_a_distribution_is_not_captioned_as_bars(tmp_path):
+    text = build_report([made_up_study(tmp_path / "runs", 12)], tmp_path / "out").read_text()
+    assert "share of 12 draws per line that lie below (seed 1)" in text
+    assert "two standard errors" not in text
+
+
+def test_a_fault_is_loud(tmp_path, capsys):
+    """On the page, on the command line, in its exit status; a claim that holds is none of it."""
+    fault = {"by_construction": "it starts there", "margin": -0.45}
+    runs = made_up_study(tmp_path / "runs", 12, **fault)
+    with pytest.raises(SystemExit) as stop:
+        main([str(runs), "--out", str(tmp_path / "out")])
+    assert stop.value.code == 1
+    assert "FAULT" in capsys.readouterr().err
+    assert "Fault of the program" in (tmp_path / "out" / "index.html").read_text()
+    assert json.loads((tmp_path / "out" / "claims.json").read_text())[0]["verdict"] == "fault"
+    held = made_up_study(tmp_path / "held", 12, by_construction="it starts there")
+    main([str(held), "--out", str(tmp_path / "fine")])
+    assert "Fault" not in (tmp_path / "fine" / "index.html").read_text()
+    assert r"| a \| b | = by construction |" in (tmp_path / "fine" / "claims.md").read_text()
+
+
+def test_the_uplink_is_shown_over_the_air_too(tmp_path):
+    run_tiny(tmp_path / "run", "scheme=over_the_air", "model.personal=[]")
+    text = build_report([tmp_path / "run"], tmp_path / "out").read_text()
+    sent = [float(row["wire_bytes"]) for row in read_table(tmp_path / "run" / "rounds.csv")]
+    assert f'<td class="n">{np.mean(sent) / 1e6:.4g}</td>' in text
+    assert "received per round (MB)" in text
 
 
 def test_tidy_rows_hold_every_row_with_its_run_and_what_differs(page, runs_folder):
@@ -87,6 +155,16 @@ def test_runs_without_a_report_node_are_drawn_by_what_differs(runs_folder):
         (
             {"claims": [{"text": "x", "check": "ratio", "y": "a", "lest": 1}]},
             r"report.claims\[0\].lest is unknown",
+        ),
+        (
+            {"claims": [{"text": "x", "check": "value", "y": "a", "over": "seed", "least": 1}]},
+            r"report.claims\[0\].over has no effect on check: value, which uses: .*least",
+        ),
+        ({"claims": [{"text": "x", "check": "value", "y": "a"}]}, "neither least nor most"),
+        ({"claims": [{"text": "x", "check": "monotone", "y": "a"}]}, r"claims\[0\].over is not set"),
+        (
+            {"claims": [{"text": "x", "check": "value", "y": "a", "least": 1, "statistic": "std"}]},
+            "statistic = std has no test with check: value; valid: mean, max",
         ),
     ],
 )
