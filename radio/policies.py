@@ -59,8 +59,8 @@ class OfdmaProblem:
 
     def __post_init__(self) -> None:
         if not hasattr(self.rates, "full_band"):
-            rates = FixedNoise(non_negative("rates", self.rates))
-            object.__setattr__(self, "rates", rates)
+            alone: Any = self.rates  # the rate of each device on the whole band
+            object.__setattr__(self, "rates", FixedNoise(non_negative("rates", alone)))
 
     @property
     def full_band_rate(self) -> FloatArray:
