@@ -256,6 +256,7 @@ def kill_all(process: subprocess.Popen[bytes]) -> None:
 def absolute(settings: Settings, overrides: Sequence[str]) -> list[str]:
     """Return the overrides with paths that hold in any working directory."""
     paths = {"resume": settings.resume, "dataset.root": settings.dataset.root}
+    paths["tracker.database"] = settings.tracker.database
     extra = [f"{name}={Path(path).expanduser().resolve()}" for name, path in paths.items() if path]
     return [*overrides, *extra]
 

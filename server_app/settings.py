@@ -178,6 +178,7 @@ class TrackerSettings:
     """Where metrics go beside the CSV records."""
 
     name: Literal["none", "tensorboard", "mlflow"] = key()
+    database: str | None = key()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,15 +2,19 @@
 
 ``tracker=tensorboard`` writes an events file into the run folder. The format is a few lines, so that
 nothing need be installed for writing (reading it is TensorBoard's part). ``tracker=mlflow`` logs to MLflow
-(extra ``mlflow``). Both are off by default; the CSV records are written in any case.
+(extra ``mlflow``): to the server of MLFLOW_TRACKING_URI, else to the database ``tracker.database``. Both are
+off by default; the CSV records are written in any case. A tracker that cannot be opened ends the job
+before it starts; one that fails later costs its own entries, not the run.
 """
 
 from __future__ import annotations
 
+import logging
+import os
 import struct
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -18,42 +22,68 @@ from server_app.schema import ConfigError
 from server_app.settings import Settings, flatten
 from strategies.records import Value
 
+log = logging.getLogger(__name__)
+
+_LONGEST_PARAMETER = 500  # characters, in every version of MLflow
+_PARAMETERS_AT_ONCE = 100
+
 
 class Tracker(Protocol):
-    """Takes the numbers of each round."""
+    """Takes the numbers of each round of a run, or of each draw of a study."""
 
-    def record(self, server_round: int, values: Mapping[str, Value]) -> None:
-        """Take one round; what is not a number is left out."""
+    def record(self, step: int, values: Mapping[str, Value]) -> None:
+        """Take one round or draw; what is not a number is left out."""
         ...
 
 
 class NoTracker:
     """The default: nothing beside the CSV records."""
 
-    def record(self, server_round: int, values: Mapping[str, Value]) -> None:
+    def record(self, step: int, values: Mapping[str, Value]) -> None:
         """Do nothing."""
 
 
+class _Careful:
+    """Passes on to a tracker until that fails: no run ends because its metrics have nowhere to go."""
+
+    def __init__(self, tracker: Tracker, name: str) -> None:
+        self._tracker: Tracker = tracker
+        self._name = name
+
+    def record(self, step: int, values: Mapping[str, Value]) -> None:
+        try:
+            self._tracker.record(step, values)
+        except Exception as error:  # of whatever library
+            log.warning("tracker = %s failed at step %d and gets nothing more: %s", self._name, step, error)
+            self._tracker = NoTracker()
+
+
 @contextmanager
-def open_tracker(settings: Settings, folder: Path) -> Iterator[Tracker]:
-    """Open the tracker that the settings name, and close it when the run ends, well or not.
+def open_tracker(settings: Settings, folder: Path, unit: str = "round") -> Iterator[Tracker]:
+    """Open the tracker that the settings name, and close it when the job ends, well or not.
+
+    Args:
+        settings: the checked settings.
+        folder: of the job's records.
+        unit: what a step is, "round" or "draw"; groups TensorBoard's charts.
 
     Raises:
-        ConfigError: if its package is not installed.
+        ConfigError: if its package is not installed, or MLflow does not accept the job.
     """
-    if settings.tracker.name == "tensorboard":
+    name = settings.tracker.name
+    if name == "tensorboard":
         path = folder / f"events.out.tfevents.{int(time.time())}.airflower"
         with path.open("wb") as file:
-            yield EventsFile(file)
-    elif settings.tracker.name == "mlflow":
+            yield _Careful(EventsFile(file, unit), name)
+    elif name == "mlflow":
         with _mlflow(settings, folder) as tracker:
-            yield tracker
+            yield _Careful(tracker, name)
     else:
         yield NoTracker()
 
 
 def numbers(values: Mapping[str, Value]) -> dict[str, float]:
-    """Return the values that are numbers."""
+    """Return the values that are numbers; infinite ones and NaN too, which both tools draw as such."""
     return {name: float(value) for name, value in values.items() if isinstance(value, int | float)}
 
 
@@ -67,32 +97,30 @@ class EventsFile:
     of the data, little-endian. Each datum is a protocol-buffer message ``Event``.
     """
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: BinaryIO, unit: str = "round") -> None:
         self._file = file
+        self._unit = unit
         self._write(_message(1, struct.pack("<d", time.time())) + _text(3, b"brain.Event:2"))
 
-    def record(self, server_round: int, values: Mapping[str, Value]) -> None:
+    def record(self, step: int, values: Mapping[str, Value]) -> None:
         """Append one event that holds the numbers of the round."""
         summary = b"".join(
-            _text(1, _text(1, _tag(name).encode()) + _message(2, struct.pack("<f", value)))
+            _text(1, _text(1, self._tag(name).encode()) + _message(2, struct.pack("<f", value)))
             for name, value in numbers(values).items()
         )
         self._write(
-            _message(1, struct.pack("<d", time.time()))
-            + _varint(2 << 3)
-            + _varint(server_round)
-            + _text(5, summary)
+            _message(1, struct.pack("<d", time.time())) + _varint(2 << 3) + _varint(step) + _text(5, summary)
         )
         self._file.flush()
+
+    def _tag(self, name: str) -> str:
+        """Group the charts: what this machine took apart from what was learned or emulated."""
+        measured = name.startswith("measured_")
+        return f"measured/{name.removeprefix('measured_')}" if measured else f"{self._unit}/{name}"
 
     def _write(self, data: bytes) -> None:
         length = struct.pack("<Q", len(data))
         self._file.write(length + _masked(length) + data + _masked(data))
-
-
-def _tag(name: str) -> str:
-    """Group the charts: what this machine took apart from what was learned or emulated."""
-    return f"measured/{name.removeprefix('measured_')}" if name.startswith("measured_") else f"round/{name}"
 
 
 def _varint(value: int) -> bytes:
@@ -147,8 +175,8 @@ class _Mlflow:
     def __init__(self, module: Any) -> None:
         self._module = module
 
-    def record(self, server_round: int, values: Mapping[str, Value]) -> None:
-        self._module.log_metrics(numbers(values), step=server_round)
+    def record(self, step: int, values: Mapping[str, Value]) -> None:
+        self._module.log_metrics(numbers(values), step=step)
 
 
 @contextmanager
@@ -159,7 +187,30 @@ def _mlflow(settings: Settings, folder: Path) -> Iterator[Tracker]:
         raise ConfigError(
             "tracker = mlflow: the package is not installed; pip install 'airflower[mlflow]'"
         ) from error
-    mlflow.set_experiment(str(settings.report.get("name", "airflower")))
-    with mlflow.start_run(run_name=folder.name):
-        mlflow.log_params(flatten(settings.to_dict()))
+    try:
+        run = _start(mlflow, settings, folder)
+    except Exception as error:  # MLflow's own, its database's, the network's
+        raise ConfigError(f"tracker = mlflow: MLflow does not take the run: {error}") from error
+    with run:
         yield _Mlflow(mlflow)
+
+
+def _start(mlflow: Any, settings: Settings, folder: Path) -> AbstractContextManager[Any]:
+    """Open a run of MLflow and log the settings."""
+    # Said in any case: MLflow's own default has changed from a folder to a database, and MLflow 3 refuses the
+    # folder where it is there.
+    database = Path(settings.tracker.database or "mlflow.db").expanduser().absolute()
+    place = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{database}"
+    mlflow.set_tracking_uri(place)
+    log.info("tracker: MLflow, %s", place)
+    mlflow.set_experiment(str(settings.report.get("name", "airflower")))
+    run: AbstractContextManager[Any] = mlflow.start_run(run_name=folder.name)
+    parameters = {
+        key: str(value)[:_LONGEST_PARAMETER]
+        for key, value in flatten(settings.to_dict()).items()
+        if not key.startswith("report")
+    }
+    names = list(parameters)
+    for first in range(0, len(names), _PARAMETERS_AT_ONCE):
+        mlflow.log_params({name: parameters[name] for name in names[first : first + _PARAMETERS_AT_ONCE]})
+    return run

@@ -23,6 +23,7 @@ import numpy as np
 from server_app.recorder import TIMING
 from server_app.schema import ConfigError
 from server_app.settings import Settings
+from server_app.trackers import open_tracker
 from strategies.records import Value
 
 DRAWS = "draws.csv"
@@ -104,12 +105,15 @@ def run_study(settings: Settings, folder: Path) -> dict[str, Any]:
     if name is None:
         raise ConfigError("study.name is null: there is no study to run")
     function = resolve(name)
-    try:
-        result = function(settings)
-    except ConfigError:
-        raise
-    except ValueError as error:
-        raise ConfigError(f"study.name = {name}: {error}") from error
+    with open_tracker(settings, folder, unit="draw") as tracker:
+        try:
+            result = function(settings)
+        except ConfigError:
+            raise
+        except ValueError as error:
+            raise ConfigError(f"study.name = {name}: {error}") from error
+        for number, row in enumerate(result.draws):
+            tracker.record(number, row)
     _write(folder / DRAWS, result.draws)
     if result.timing:
         _write(folder / TIMING, result.timing)
