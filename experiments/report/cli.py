@@ -12,7 +12,7 @@ from pathlib import Path
 from experiments.report.claims import check_pages
 from experiments.report.figures import draw
 from experiments.report.folders import ReportError, Run, find_runs
-from experiments.report.page import Section, faults, markdown, render
+from experiments.report.page import Section, faults, markdown, render, results_markdown
 from experiments.report.spec import default_report, read_report
 from experiments.report.tidy import write_tidy
 
@@ -86,6 +86,7 @@ def _build(paths: Sequence[Path], out: Path) -> tuple[Path, list[str]]:
         json.dumps(claims, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
     )
     (out / "claims.md").write_text(markdown(sections), encoding="utf-8")
+    (out / "results.md").write_text(results_markdown(sections), encoding="utf-8")
     return page, faults(sections)
 
 

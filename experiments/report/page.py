@@ -216,6 +216,7 @@ def _section(section: Section) -> str:
     return "\n".join(parts)
 
 
+_NUMBER_CELL = ' class="n"'
 _COLUMNS = (
     "accuracy_mean",
     "accuracy_worst",
@@ -235,42 +236,82 @@ _COLUMNS = (
 )
 
 
-def _results(section: Section) -> str:
+def results(section: Section) -> tuple[list[str], list[list[str]]]:
+    """Return head and rows of an experiment's table: one row per setting, mean ± standard deviation.
+
+    The deviation is that of the draws of a study, and that of the runs (seeds) of a learning experiment.
+    """
     completed = [run for run in section.runs if run.completed]
     keys = [key for key in section.report.dimensions if len(values_of(completed, [key])) > 1]
-    found = {run: {column: _mean(samples(run, column)) for column in _COLUMNS} for run in completed}
-    columns = [column for column in _COLUMNS if any(values[column] is not None for values in found.values())]
+    found = {run: {column: _numbers(run, column) for column in _COLUMNS} for run in completed}
+    columns = [column for column in _COLUMNS if any(values[column] for values in found.values())]
     if not columns:
-        return ""
+        return [], []
     rows = []
     for group in values_of(completed, keys):
         members = [run for run in completed if matches(run, dict(zip(keys, group, strict=True)))]
-        cells = []
+        cells = [show(value, key) for key, value in zip(keys, group, strict=True)]
+        cells.append(str(len(members)))
         for column in columns:
-            numbers = np.array([v for run in members if (v := found[run][column]) is not None])
-            cells.append(f'<td class="n">{_spread(numbers * quantity(column).scale)}</td>')
-        front = "".join(
-            f"<td>{escape(show(value, key))}</td>" for key, value in zip(keys, group, strict=True)
-        )
-        rows.append(f'<tr>{front}<td class="n">{len(members)}</td>{"".join(cells)}</tr>')
-    head = "".join(f"<th>{escape(key_label(key))}</th>" for key in keys) + "<th>runs</th>"
-    head += "".join(f"<th>{escape(quantity(column).label)}</th>" for column in columns)
-    several = len(completed) > len(rows)
-    note = "Mean ± standard deviation over runs. " if several else ""
-    if any(not run.is_study for run in completed):
-        note += "Accuracy and loss: mean of the last quarter of the evaluations; other columns: "
-        note += "mean of all rounds."
-    else:
-        note += "Mean of all draws."
+            numbers = np.array([value for run in members for value in found[run][column]])
+            cells.append(_spread(numbers * quantity(column).scale))
+        rows.append(cells)
+    head = [*(key_label(key) for key in keys), "runs", *(quantity(column).label for column in columns)]
+    return head, rows
+
+
+def results_markdown(sections: Sequence[Section]) -> str:
+    """Return the tables of results as Markdown."""
+    parts = []
+    for section in sections:
+        head, rows = results(section)
+        if rows:
+            lines = [head, ["---"] * len(head), *rows]
+            table = "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines)
+            parts.append(f"## {section.report.title}\n\n{table}\n\n{_note(section)}\n")
+    return "\n".join(parts)
+
+
+def _note(section: Section) -> str:
+    completed = [run for run in section.runs if run.completed]
+    if all(run.is_study for run in completed):
+        counts = [len(found) for run in completed for column in _COLUMNS if (found := _numbers(run, column))]
+        return f"Mean ± standard deviation over {_range(counts)} draws per run." if counts else ""
+    spread = "Mean ± standard deviation over runs. " if len(completed) > len(results(section)[1]) else ""
     return (
-        f'<h3>Results</h3><div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}'
-        "</tbody></table></div>"
-        f'<p class="note">{note}</p>'
+        f"{spread}Accuracy and loss: mean of the last quarter of the evaluations; other columns: mean of all "
+        "rounds."
     )
 
 
-def _mean(numbers: dict[int, float]) -> float | None:
-    return float(np.mean(list(numbers.values()))) if numbers else None
+def _range(counts: Sequence[int]) -> str:
+    few, many = min(counts), max(counts)
+    return str(many) if few == many else f"{few} to {many}"
+
+
+def _results(section: Section) -> str:
+    head, rows = results(section)
+    if not rows:
+        return ""
+    labels = head.index("runs")
+    body = "".join(
+        "<tr>"
+        + "".join(
+            f"<td{'' if place < labels else _NUMBER_CELL}>{escape(cell)}</td>"
+            for place, cell in enumerate(row)
+        )
+        + "</tr>"
+        for row in rows
+    )
+    return (
+        '<h3>Results</h3><div class="scroll"><table><thead><tr>'
+        + "".join(f"<th>{escape(label)}</th>" for label in head)
+        + f'</tr></thead><tbody>{body}</tbody></table></div><p class="note">{escape(_note(section))}</p>'
+    )
+
+
+def _numbers(run: Run, column: str) -> list[float]:
+    return list(samples(run, column).values())
 
 
 def _spread(numbers: Any) -> str:

@@ -90,6 +90,14 @@ def test_a_distribution_is_not_captioned_as_bars(tmp_path):
     assert "two standard errors" not in text
 
 
+def test_results_of_a_study_have_the_spread_of_its_draws(tmp_path):
+    """Twelve draws 0.1, 0.2, ... of the second method: mean 0.65, deviation 0.1 sqrt(13)."""
+    build_report([made_up_study(tmp_path / "runs", 12)], tmp_path / "out")
+    text = (tmp_path / "out" / "results.md").read_text()
+    assert "| theirs | 1 | 0.65 ± 0.36 |" in text
+    assert "Mean ± standard deviation over 12 draws per run." in text
+
+
 def test_a_fault_is_loud(tmp_path, capsys):
     """On the page, on the command line, in its exit status; a claim that holds is none of it."""
     fault = {"by_construction": "it starts there", "margin": -0.45}
