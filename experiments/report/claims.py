@@ -26,12 +26,14 @@ from experiments.report.metrics import (
     Unit,
     collect,
     key_label,
+    limits_text,
     matches,
+    named,
     plus_minus,
     quantity,
-    setting,
     show,
     values_of,
+    with_unit,
 )
 from experiments.report.pairing import (
     MissingNumbersError,
@@ -156,18 +158,15 @@ def _everywhere(claim: Claim, runs: Sequence[Run], dimensions: Sequence[str]) ->
         point = dict(zip(claim.everywhere, values, strict=True))
         here = replace(claim, where={**claim.where, **point})
         members = [run for run in runs if matches(run, point)]
-        found.append((_named(point), _CHECKS[claim.check](here, members, dimensions)))
+        found.append((named(point), _CHECKS[claim.check](here, members, dimensions)))
     if not found:
-        raise MissingNumbersError(f"no completed run with {_named(claim.where) or claim.y}")
+        raise MissingNumbersError(f"no completed run with {named(claim.where) or claim.y}")
     weakest, result = max(found, key=lambda item: (not item[1].agrees, item[1].evidence.against_false))
     return _Result(
         all_of([item.evidence for _, item in found]),
         all(item.agrees for _, item in found),
         f"at each of {len(found)} points; least clear at {weakest}: {result.text}",
     )
-
-
-# Numbers
 
 
 def _numbers(
@@ -181,12 +180,9 @@ def _numbers(
         reduce="max" if claim.statistic == "max" else None,
     )
     if not found:
-        named = ", ".join(f"{key} = {show(value)}" for key, value in {**claim.where, **side}.items())
-        raise MissingNumbersError(f"no completed run with {named or claim.y}")
+        wanted = ", ".join(f"{key} = {show(value)}" for key, value in {**claim.where, **side}.items())
+        raise MissingNumbersError(f"no completed run with {wanted or claim.y}")
     return found
-
-
-# Checks
 
 
 def _compare(claim: Claim, runs: Sequence[Run], dimensions: Sequence[str]) -> _Result:
@@ -205,11 +201,11 @@ def _compare(claim: Claim, runs: Sequence[Run], dimensions: Sequence[str]) -> _R
     lowest = float((sign * (samples.each[0] - samples.each[1])).min())
     agrees = lowest >= -claim.margin - _TOLERANCE * scale_of(*samples.each)
     sides = " against ".join(
-        f"{_side_text(claim, side, runs)} ({_named(values)})"
+        f"{_side_text(claim, side, runs)} ({named(values)})"
         for side, values in zip(numbers, (claim.first, claim.second), strict=True)
     )
     what = "difference of the mean distances from the median" if claim.statistic == "std" else "difference"
-    difference = _text(claim.y, float(gap.mean()), error_of(gap), signed=True)
+    difference = with_unit(claim.y, float(gap.mean()), error_of(gap), signed=True)
     return _Result(evidence, agrees, f"{sides}; {what} {difference} over {samples.text}")
 
 
@@ -218,7 +214,7 @@ def _side_text(claim: Claim, numbers: Mapping[Unit, float], runs: Sequence[Run])
     values = (
         np.array(list(numbers.values())) if claim.statistic == "std" else paired([numbers], runs).sides[0]
     )
-    return _text(claim.y, statistic_of(values, claim.statistic), error_of(values, claim.statistic))
+    return with_unit(claim.y, statistic_of(values, claim.statistic), error_of(values, claim.statistic))
 
 
 def _ratio(claim: Claim, runs: Sequence[Run], dimensions: Sequence[str]) -> _Result:
@@ -226,16 +222,16 @@ def _ratio(claim: Claim, runs: Sequence[Run], dimensions: Sequence[str]) -> _Res
     samples = paired(numbers, runs)
     a, b = samples.sides
     if b.mean() == 0:
-        raise MissingNumbersError(f"the mean of {_named(claim.second)} is 0: no ratio")
+        raise MissingNumbersError(f"the mean of {named(claim.second)} is 0: no ratio")
     quotient = float(a.mean() / b.mean())
     # Linearised error of a quotient of means of paired samples; for the reader, the test needs none.
     error = error_of((a - quotient * b) / b.mean())
     evidence = ratio_between(a, b, claim.least, claim.most, span=quantity(claim.y).span)
-    limits = _limits(claim.least, claim.most)
+    limits = limits_text(claim.least, claim.most)
     return _Result(
         evidence,
         _inside(quotient, claim, evidence, a.size),
-        f"{_named(claim.first)} over {_named(claim.second)}: ratio {plus_minus(quotient, error)} "
+        f"{named(claim.first)} over {named(claim.second)}: ratio {plus_minus(quotient, error)} "
         f"({limits}), {samples.text}",
     )
 
@@ -245,20 +241,20 @@ def _value(claim: Claim, runs: Sequence[Run], dimensions: Sequence[str]) -> _Res
     samples = paired([numbers], runs)
     values = samples.sides[0]
     factor = quantity(claim.y).scale
-    limits = _limits(claim.least * factor, claim.most * factor)
+    limits = limits_text(claim.least * factor, claim.most * factor)
     if claim.statistic == "max":
         most = float(samples.each[0].max())
         return _Result(
             _evidence_of_maximum(most, claim),
             claim.least <= most <= claim.most,
-            f"largest {quantity(claim.y).label}: {_text(claim.y, most)} ({limits}), {samples.text}",
+            f"largest {quantity(claim.y).label}: {with_unit(claim.y, most)} ({limits}), {samples.text}",
         )
     mean = float(values.mean())
     evidence = between(values, claim.least, claim.most, span=quantity(claim.y).span)
     return _Result(
         evidence,
         _inside(mean, claim, evidence, values.size),
-        f"{quantity(claim.y).label}: {_text(claim.y, mean, error_of(values))} ({limits}), {samples.text}",
+        f"{quantity(claim.y).label}: {with_unit(claim.y, mean, error_of(values))} ({limits}), {samples.text}",
     )
 
 
@@ -312,8 +308,8 @@ def _crossing(claim: Claim, runs: Sequence[Run], dimensions: Sequence[str]) -> _
         f"{level:.0%}: {a:.3g} / {b:.3g}"
         for level, a, b in zip(levels, np.quantile(first, levels), np.quantile(second, levels), strict=True)
     )
-    named = f"{_named(claim.first)} / {_named(claim.second)}"
-    return _Result(crossing(first, second), False, f"quantiles of {named}: {shown}; {samples.text}")
+    both = f"{named(claim.first)} / {named(claim.second)}"
+    return _Result(crossing(first, second), False, f"quantiles of {both}: {shown}; {samples.text}")
 
 
 def _correlation(claim: Claim, runs: Sequence[Run], dimensions: Sequence[str]) -> _Result:
@@ -349,24 +345,3 @@ _CHECKS: dict[str, _Check] = {
     "crossing": _crossing,
     "correlation": _correlation,
 }
-
-
-# Words
-
-
-def _text(column: str, value: float, error: float = math.inf, *, signed: bool = False) -> str:
-    shown = quantity(column)
-    unit = f" {shown.unit}" if shown.unit else ""
-    return f"{plus_minus(shown.scale * value, shown.scale * error, signed=signed)}{unit}"
-
-
-def _named(values: Mapping[str, Any]) -> str:
-    return ", ".join(setting(key, value) for key, value in values.items())
-
-
-def _limits(least: float, most: float) -> str:
-    if math.isinf(most):
-        return f"claimed: at least {least:.4g}"
-    if math.isinf(least):
-        return f"claimed: at most {most:.4g}"
-    return f"claimed: {least:.4g} to {most:.4g}"

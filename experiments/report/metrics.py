@@ -258,3 +258,24 @@ def plus_minus(value: float, error: float = math.inf, *, signed: bool = False) -
     if decimals > 6:
         return f"{format(value, f'{sign}.3g')} ± {error:.2g}"
     return f"{format(value, f'{sign}.{decimals}f')} ± {error:.{decimals}f}"
+
+
+def with_unit(column: str, value: float, error: float = math.inf, *, signed: bool = False) -> str:
+    """Return "value ± error unit" of a column."""
+    shown = quantity(column)
+    unit = f" {shown.unit}" if shown.unit else ""
+    return f"{plus_minus(shown.scale * value, shown.scale * error, signed=signed)}{unit}"
+
+
+def named(values: Mapping[str, Any]) -> str:
+    """Return configuration values as words."""
+    return ", ".join(setting(key, value) for key, value in values.items())
+
+
+def limits_text(least: float, most: float) -> str:
+    """Return what a claim says of a number."""
+    if math.isinf(most):
+        return f"claimed: at least {least:.4g}"
+    if math.isinf(least):
+        return f"claimed: at most {most:.4g}"
+    return f"claimed: {least:.4g} to {most:.4g}"

@@ -9,8 +9,9 @@ matplotlib.use("Agg")
 import pytest
 from matplotlib import pyplot as plt
 
-from experiments.report.figures import _legends, _lines
+from experiments.report.figures import _lines
 from experiments.report.folders import Run
+from experiments.report.legends import draw_legends
 from experiments.report.metrics import key_label, setting
 from experiments.report.spec import Panel, Report
 
@@ -24,7 +25,7 @@ def test_no_legend_is_wider_than_its_panel_unless_one_entry_is(name):
     for axis, prefix in zip(axes[0], ("x", "y"), strict=True):
         for number in range(4):
             axis.plot([0, 1], [0, number], label=f"{prefix}{number}, {name}")
-    _legends(figure, list(zip(axes[0], panels, strict=True)), Report("n", "t", ("scheme.name",), panels))
+    draw_legends(figure, list(zip(axes[0], panels, strict=True)), Report("n", "t", ("scheme.name",), panels))
     figure.canvas.draw()
     cell = figure.bbox.width / 2
     for axis in axes[0]:
@@ -43,7 +44,7 @@ def test_a_legend_of_many_long_entries_stays_within_the_figure(words):
         for number in range(11):
             axis.plot([0, 1], [0, number], label=", ".join(["personalization_only"] * words) + str(number))
     report = Report("n", "t", ("radio.bandwidth_hz", "scheme.name", "air.snr_db"), panels)
-    _legends(figure, list(zip(axes, panels, strict=True)), report)
+    draw_legends(figure, list(zip(axes, panels, strict=True)), report)
     figure.canvas.draw()
     (legend,) = figure.legends
     box = legend.get_window_extent()
