@@ -406,18 +406,15 @@ class TrainReport:
             MessageError: if a record or a key is absent or of the wrong type.
         """
         metrics = _record(records, METRICS, MetricRecord)
-        numbers = {
-            key: float(value)
-            for key, value in metrics.items()
-            if key in REPORTED and isinstance(value, int | float) and math.isfinite(value)
-        }
-        num_examples = _value(metrics, "num-examples", int)
+        numbers = {key: _number(metrics[key]) for key in REPORTED if key in metrics}
+        num_examples = whole_number(metrics, "num-examples")
         if num_examples < 1:
             raise MessageError(f"num-examples = {num_examples} in the reply; it must be at least 1")
         payload = None
         if UPLOAD in records:
             payload = read_array(_record(records, UPLOAD, ArrayRecord), "payload", np.uint8, copy=False)
-        return cls(payload, num_examples, numbers)
+        finite = {key: value for key, value in numbers.items() if math.isfinite(value)}
+        return cls(payload, num_examples, finite)
 
 
 @lru_cache(maxsize=8)
@@ -559,6 +556,37 @@ def _record(records: RecordDict, key: str, kind: type[_Record]) -> _Record:
 
 
 _Value = TypeVar("_Value", int, str, float, bytes)
+
+
+def whole_number(record: MetricRecord, key: str) -> int:
+    """Return a whole number that a device reports.
+
+    Raises:
+        MessageError: if it is absent or of another type.
+    """
+    return _value(record, key, int)
+
+
+def real_number(record: MetricRecord, key: str) -> float:
+    """Return a number that a device reports, which may be infinite or NaN.
+
+    Raises:
+        MessageError: if it is absent or of another type.
+    """
+    value = record.get(key)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise MessageError(f"{key!r} in the message is {value!r}; a number is expected")
+    return _number(value)
+
+
+def _number(value: object) -> float:
+    """Return a reported number as float; NaN for what is none, or a whole number too large for one."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return math.nan
+    try:
+        return float(value)
+    except OverflowError:
+        return math.nan
 
 
 def _value(record: ConfigRecord | MetricRecord, key: str, kind: type[_Value]) -> _Value:

@@ -22,6 +22,7 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from protocol.messages import SAVE, SaveOrder
+from protocol.untrusted import last_line
 from server_app.recorder import write_json
 from server_app.schema import ConfigError
 from server_app.settings import Settings
@@ -106,7 +107,9 @@ def save(
     for reply in exchange(grid, messages, timeout):
         if reply.has_error():
             device = fleet.device_of(reply.metadata.src_node_id)
-            log.warning("device %s did not store its personal part: %s", device, reply.error.reason)
+            log.warning(
+                "device %s did not store its personal part: %s", device, last_line(reply.error.reason)
+            )
     np.savez(
         partial / "server.npz",
         allow_pickle=False,

@@ -30,6 +30,7 @@ from strategies.fleet import Fleet
 from strategies.limits import NormLimit
 from strategies.measured import MeasuredLink, MeasuredStrategy, UplinkProbe
 from strategies.ofdma import OfdmaCell, OfdmaStrategy
+from strategies.sample_counts import SampleCounts
 from task.build import TaskError, build_task
 from task.split import Split, flatten
 
@@ -164,9 +165,9 @@ def build_strategy(
         "resume_dir": resume_dir,
         "run": run,
         "resume_run": resume_run,
-        "norm_limit": NormLimit(
-            settings.fleet.upload_norm_limit or math.inf, settings.fleet.upload_norm_action
-        ),
+        "norm_limit": _norm_limit(settings),
+        "train_counts": SampleCounts(job.data.train, settings.fleet.max_own_images),
+        "test_counts": SampleCounts(job.data.test, settings.fleet.max_own_images, "test images"),
         "message_ttl": settings.fleet.round_timeout_s + _TTL_SLACK_SECONDS,
     }
     skeleton["divergence_loss"] = settings.fleet.divergence_loss
@@ -186,6 +187,13 @@ def build_strategy(
         )
     except ValueError as error:
         raise ConfigError(f"scheme.allocation = {settings.scheme.allocation}: {error}") from error
+
+
+def _norm_limit(settings: Settings) -> NormLimit:
+    limit, action = settings.fleet.upload_norm_limit, settings.fleet.upload_norm_action
+    if limit == "auto":
+        return NormLimit(None, action)
+    return NormLimit(math.inf if limit is None else limit, action)
 
 
 def measured_link(settings: Settings) -> MeasuredLink:

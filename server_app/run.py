@@ -19,13 +19,13 @@ from server_app import checkpoint
 from server_app.figure import draw_run
 from server_app.job import Job, build_strategy, prepare
 from server_app.probe_sink import ProbeSink
-from server_app.progress import round_line
-from server_app.recorder import ROUNDS, Recorder, read_table, write_json
+from server_app.progress import round_line, starved_line
+from server_app.recorder import DEVICES, ROUNDS, Recorder, read_table, write_json
 from server_app.schema import ConfigError
 from server_app.settings import Settings
-from server_app.summary import run_facts, summarise
+from server_app.summary import run_facts, starved_rounds, summarise
 from server_app.trackers import Tracker, open_tracker
-from strategies.base import WirelessStrategy
+from strategies.base import DivergedError, WirelessStrategy
 from strategies.exchange import exchange
 
 log = logging.getLogger(__name__)
@@ -155,7 +155,11 @@ def _run_with(job: Job, grid: Grid, folder: Path, probe: ProbeSink | None) -> di
         _rounds(job, strategy, grid, recorder, tracker, folder, start)
     rows = read_table(folder / ROUNDS)
     draw_run(folder)
-    return {**summarise(rows), "data": data.summary()}
+    starved = starved_rounds(folder / DEVICES, rows)
+    if starved:
+        log.info("%s", starved_line(starved, len(rows)))
+    totals = {"starved_rounds": starved} if starved else {}
+    return {**summarise(rows), **totals, "data": data.summary()}
 
 
 def _rounds(
@@ -182,7 +186,11 @@ def _rounds(
         arrays = updated or arrays
         clock.lap("measured_aggregate_seconds")
         orders = strategy.configure_evaluate(server_round, arrays, ConfigRecord(), grid)
-        strategy.aggregate_evaluate(server_round, exchange(grid, orders, timeout))
+        try:
+            strategy.aggregate_evaluate(server_round, exchange(grid, orders, timeout))
+        except DivergedError:  # the row of the round shows which devices, and how
+            recorder.record(strategy.log, clock.seconds)
+            raise
         clock.lap("measured_evaluate_seconds")
         recorder.record(strategy.log, clock.seconds)
         tracker.record(server_round, {**strategy.log.columns, **clock.seconds})

@@ -56,7 +56,7 @@ def build(cls: type[T], values: Mapping[str, Any], path: str = "") -> T:
         if name not in values:
             raise ConfigError(f"{full} is not set")
         value = _convert(hints[name], values[name], full)
-        if value is not None:
+        if value is not None and not isinstance(value, str):
             _check(value, field.metadata, full)
         arguments[name] = value
     try:
@@ -84,7 +84,18 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
         options = [option for option in typing.get_args(hint) if option is not type(None)]
         if value is None:
             return None
-        return _convert(options[0], value, path)
+        words = [
+            word
+            for option in options
+            if typing.get_origin(option) is typing.Literal
+            for word in typing.get_args(option)
+        ]
+        if value in words:
+            return value
+        try:
+            return _convert(options[0], value, path)
+        except ConfigError as error:
+            raise ConfigError(f"{error}; also valid: {', '.join(words)}" if words else str(error)) from error
     if origin is typing.Literal:
         if value not in typing.get_args(hint):
             valid = ", ".join(map(str, typing.get_args(hint)))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import platform
 import subprocess
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -34,7 +36,7 @@ def summarise(rows: Sequence[Mapping[str, str]]) -> dict[str, Any]:
         return [float(row[name]) for row in rows if row.get(name)]
 
     summary: dict[str, Any] = {"rounds": len(rows)}
-    for name in ("accuracy_mean", "accuracy_worst", "loss_mean"):
+    for name in ("accuracy_mean", "accuracy_samples", "accuracy_worst", "loss_mean"):
         if values := numbers(name):
             summary[f"final_{name}"] = values[-1]
     for name in ("uplink_bits", "wire_bytes"):
@@ -46,7 +48,23 @@ def summarise(rows: Sequence[Mapping[str, str]]) -> dict[str, Any]:
     if values := numbers("pruning_ratio_mean"):
         summary["mean_pruning_ratio"] = sum(values) / len(values)
     summary["rounds_with_failures"] = sum(bool(row.get("failed")) for row in rows)
+    if diverged := sum(numbers("diverged")):
+        summary["diverged_evaluations"] = int(diverged)
     return summary
+
+
+def starved_rounds(devices: Path, rows: Sequence[Mapping[str, str]]) -> dict[str, int]:
+    """Return in how many rounds each device was pruned to nothing, of those that ever were.
+
+    Args:
+        devices: devices.csv.
+        rows: of rounds.csv.
+    """
+    if not any(float(row.get("starved") or 0) for row in rows):
+        return {}
+    with devices.open(newline="") as file:
+        counted = Counter(row["device"] for row in csv.DictReader(file) if row["kept_weights"] == "0")
+    return dict(sorted(counted.items(), key=lambda item: int(item[0])))
 
 
 def git_commit() -> str | None:

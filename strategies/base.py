@@ -11,8 +11,7 @@ import time
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, field
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +20,6 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from protocol.messages import (
-    METRICS,
     EvaluateOrder,
     MessageError,
     ProbeOrder,
@@ -33,68 +31,26 @@ from protocol.messages import (
 )
 from protocol.parcels import Body, LazyMessages, Parcel, read
 from protocol.streams import generator
+from protocol.untrusted import last_line, safe_text
+from strategies.evaluation import Evaluation, summarise
 from strategies.fleet import Fleet
-from strategies.limits import NormLimit, UploadError
+from strategies.intake import Intake
+from strategies.limits import NormHistory, NormLimit, UploadError
+from strategies.plan import Assignment, Receiver, RoundPlan, Weights
 from strategies.records import DEVICE_COLUMNS, ROUND_COLUMNS, RoundLog, Value
+from strategies.sample_counts import SampleCounts
 
 log = logging.getLogger(__name__)
 
 FloatVector = npt.NDArray[np.float64]
-Weights = npt.NDArray[np.float32]
 
 
 # Why a device had no part in a round although it was to have one.
 NOT_CONNECTED = "not connected"
 
 
-@dataclass(frozen=True)
-class Assignment:
-    """One device's part in a round.
-
-    Attributes:
-        device: index of the device.
-        num_pruned: weights of the global part that it prunes; all of them: it uploads nothing.
-        columns: what the plan records of it.
-    """
-
-    device: int
-    num_pruned: int
-    columns: Mapping[str, Value] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class RoundPlan:
-    """Who does what in a round.
-
-    Attributes:
-        assignments: in ascending order of device.
-        mask: a mask that every device uses, shape (N_u,), or None if each makes its own.
-        columns: what the plan records of the round.
-    """
-
-    assignments: tuple[Assignment, ...]
-    mask: npt.NDArray[np.bool_] | None = None
-    columns: Mapping[str, Value] = field(default_factory=dict)
-
-
 class DivergedError(ArithmeticError):
     """Training diverged; going on would write meaningless rows."""
-
-
-class Receiver(Protocol):
-    """Turns the uploads of one round into the next global part, one device at a time."""
-
-    def add(self, assignment: Assignment, report: TrainReport) -> Mapping[str, Value]:
-        """Take one device's report and return what is recorded of it.
-
-        Raises:
-            UploadError: if it cannot be used; nothing of it has then been taken.
-        """
-        ...
-
-    def finish(self) -> tuple[Weights, Mapping[str, Value]]:
-        """Return the next global part, float32 of shape (N_u,), and what is recorded of the round."""
-        ...
 
 
 class WirelessStrategy(Strategy):
@@ -108,6 +64,8 @@ class WirelessStrategy(Strategy):
         resume_run: the run that this one continues, or "".
         message_ttl: seconds after which an order that was not fetched is void; None: Flower's default.
         norm_limit: how far one device may move the global part; default: as far as it likes.
+        train_counts, test_counts: images that each device counts with; default: what it claims first.
+        norms: norms of the updates of the latest rounds.
     """
 
     def __init__(
@@ -128,6 +86,8 @@ class WirelessStrategy(Strategy):
         resume_run: str = "",
         message_ttl: float | None = None,
         norm_limit: NormLimit | None = None,
+        train_counts: SampleCounts | None = None,
+        test_counts: SampleCounts | None = None,
     ) -> None:
         self.seed = seed
         self.num_weights = num_weights
@@ -144,6 +104,9 @@ class WirelessStrategy(Strategy):
         self.resume_run = resume_run
         self.message_ttl = message_ttl
         self.norm_limit = norm_limit or NormLimit()
+        self.train_counts = train_counts or SampleCounts()
+        self.test_counts = test_counts or SampleCounts(what="test images")
+        self.norms = NormHistory()
         self.log = RoundLog(0)
         self._plan = RoundPlan(())
         self._weights: Weights = np.zeros(0, np.float32)
@@ -180,11 +143,20 @@ class WirelessStrategy(Strategy):
         """Return the receiver of a round; `weights` is the global part that was broadcast."""
 
     def state(self) -> Mapping[str, npt.NDArray[np.generic]]:
-        """Return what a resumed run needs beyond the global part (nothing by default)."""
-        return {}
+        """Return what a resumed run needs beyond the global part; schemes add to it."""
+        return {
+            **self.norms.state(),
+            "train-counts": self.train_counts.state(),
+            "test-counts": self.test_counts.state(),
+        }
 
     def restore(self, state: Mapping[str, npt.NDArray[np.generic]]) -> None:
         """Take back what `state` returned."""
+        if "norms" in state:
+            self.norms.restore(state)
+        for name, counts in (("train-counts", self.train_counts), ("test-counts", self.test_counts)):
+            if name in state:
+                counts.restore(state[name])
 
     def probe(self, device: int) -> ProbeOrder | None:
         """Return the timed transfer that a device is asked for in this round (none by default)."""
@@ -212,9 +184,11 @@ class WirelessStrategy(Strategy):
         present: list[tuple[Assignment, int]] = []
         for assignment in self._plan.assignments:
             self.log.device(assignment.device, {"status": "failed", **assignment.columns})
+            if assignment.num_pruned >= self.num_weights:
+                self.log.device(assignment.device, {"kept_weights": 0})  # starved, whether it answers or not
             node = self.fleet.node_of(assignment.device)
             if node is None:
-                self._fail(assignment.device, NOT_CONNECTED)
+                self.fail(assignment.device, NOT_CONNECTED)
             else:
                 present.append((assignment, node))
 
@@ -243,62 +217,64 @@ class WirelessStrategy(Strategy):
         Replies are taken in the order of the devices, each as soon as those before it are there, and then
         dropped: while others still train, and without holding the uploads of all.
         """
-        receiver = self.receive(server_round, self._plan, self._weights)
+        intake = Intake(self, self.receive(server_round, self._plan, self._weights))
         waiting = deque(self._plan.assignments)
         expected = {assignment.device for assignment in waiting}
         arrived: dict[int, Message] = {}
-        used = 0
         for device, reply in self._attribute(replies, expected):
             if device in expected:
                 expected.discard(device)  # a second reply of a device is not looked at
                 arrived[device] = reply
             while waiting and (waiting[0].device in arrived or self._absent(waiting[0].device)):
-                used += self._take(waiting.popleft(), arrived, receiver)
+                self._take(waiting.popleft(), arrived, intake)
         for assignment in waiting:
-            used += self._take(assignment, arrived, receiver)
+            self._take(assignment, arrived, intake)
+        intake.close()
+        self.norms.close(intake.norms)
         failed = [device for device, row in sorted(self.log.devices.items()) if row["status"] == "failed"]
         self.log.columns.update(
             {
                 "participants": len(self._plan.assignments),
-                "replies": used,
+                "replies": intake.used,
                 "failed": ";".join(str(device) for device in failed),
+                "starved": sum(a.num_pruned >= self.num_weights for a in self._plan.assignments),
             }
         )
-        if used < self.min_replies:
+        if intake.used < self.min_replies:
             log.warning(
                 "round %d: %d usable replies, %d needed: the global part stays as it was",
                 server_round,
-                used,
+                intake.used,
                 self.min_replies,
             )
             return None, None
-        weights, columns = receiver.finish()
+        weights, columns = intake.receiver.finish()
         self.log.columns.update(columns)
         if not np.isfinite(weights).all():
             raise DivergedError(f"round {server_round}: the global part left the finite numbers")
         self._weights = weights
-        return weights_record(weights), MetricRecord({"replies": used})
+        return weights_record(weights), MetricRecord({"replies": intake.used})
 
-    def _take(self, assignment: Assignment, arrived: dict[int, Message], receiver: Receiver) -> bool:
-        """Take a device's reply, if there is one; return whether it could be used."""
+    def _take(self, assignment: Assignment, arrived: dict[int, Message], intake: Intake) -> None:
+        """Take a device's reply, if there is one."""
         device = assignment.device
         reply = arrived.pop(device, None)
         if reply is None:
             if self.log.devices[device].get("reason") is None:
-                self._fail(device, "no reply before the round closed")
-            return False
+                self.fail(device, "no reply before the round closed")
+            return
         try:
-            report = read(reply, TrainReport)
-            columns = receiver.add(assignment, report)
+            intake.take(assignment, read(reply, TrainReport))
         except (MessageError, UploadError) as error:
-            self._fail(device, str(error))
-            return False
+            self.fail(device, str(error))
+
+    def accepted(self, device: int, report: TrainReport, columns: Mapping[str, Value]) -> None:
+        """Record a device whose reply is used."""
         reported = {name.replace("-", "_"): value for name, value in report.metrics.items()}
         self.log.device(
             device,
             {
                 "status": "ok",
-                "num_examples": report.num_examples,
                 **columns,
                 **{name: reported[name] for name in self.reported_columns if name in reported},
             },
@@ -309,7 +285,6 @@ class WirelessStrategy(Strategy):
                 self.log.round,
                 device,
             )
-        return True
 
     def _absent(self, device: int) -> bool:
         return self.log.devices[device].get("reason") == NOT_CONNECTED
@@ -341,44 +316,44 @@ class WirelessStrategy(Strategy):
         arrived: dict[int, Message] = {}
         for device, reply in self._attribute(replies, set(self._evaluated()), training=False):
             arrived.setdefault(device, reply)
-        results: dict[int, tuple[float, float]] = {}
+        evaluations: dict[int, Evaluation] = {}
+        counts: dict[int, int] = {}
         for device in sorted(arrived):
-            metrics = arrived[device].content.get(METRICS)
             try:
-                if not isinstance(metrics, MetricRecord):
-                    raise MessageError("the reply lacks its metrics")
-                accuracy, loss = float(metrics["accuracy"]), float(metrics["loss"])  # type: ignore[arg-type]
-            except (MessageError, KeyError, TypeError, ValueError) as error:
-                log.warning("round %d, device %d: evaluation not used: %s", server_round, device, error)
+                evaluation = Evaluation.from_message(arrived[device])
+            except MessageError as error:
+                reason = safe_text(error)
+                log.warning("round %d, device %d: evaluation not used: %s", server_round, device, reason)
+                self.log.device(device, {"evaluation": "unusable"})
                 continue
-            if not (0.0 <= accuracy <= 1.0 and np.isfinite(loss)):
-                log.warning(
-                    "round %d, device %d: evaluation not used: accuracy %r, loss %r",
-                    server_round,
-                    device,
-                    accuracy,
-                    loss,
-                )
-                continue
-            results[device] = accuracy, loss
-            self.log.device(device, {"test_accuracy": accuracy, "test_loss": loss})
-        if not results:
-            return None
-        accuracies, losses = np.array(list(results.values())).T
-        summary = {
-            "accuracy_mean": float(accuracies.mean()),
-            "accuracy_worst": float(accuracies.min()),
-            "loss_mean": float(losses.mean()),
-            "evaluated": len(results),
-        }
-        self.log.columns.update(summary)
-        if summary["loss_mean"] > self.divergence_loss:
-            raise DivergedError(
-                f"round {server_round}: the mean test loss is {summary['loss_mean']:.3g}, above "
-                f"fleet.divergence_loss = {self.divergence_loss:g}: less noise, a smaller step or fewer "
-                "local steps may help"
+            evaluations[device] = evaluation
+            counts[device] = self.test_counts.counted(device, evaluation.num_test)
+            diverged = evaluation.diverged(self.divergence_loss)
+            if diverged:
+                log.warning("round %d, device %d: its test loss is %g", server_round, device, evaluation.loss)
+            self.log.device(
+                device,
+                {
+                    "evaluation": "diverged" if diverged else "ok",
+                    "num_test": counts[device],
+                    "test_accuracy": evaluation.accuracy,
+                    "test_loss": evaluation.loss,
+                },
             )
-        return MetricRecord(dict(summary))
+        if not evaluations:
+            return None
+        columns = summarise(evaluations, counts, self.divergence_loss)
+        self.log.columns.update(columns)
+        number = sum(evaluation.diverged(self.divergence_loss) for evaluation in evaluations.values())
+        if 2 * number > len(evaluations):
+            raise DivergedError(
+                f"round {server_round}: the test loss of {number} of {len(evaluations)} devices is infinite "
+                f"or above fleet.divergence_loss = {self.divergence_loss:g}: less noise, a smaller step or "
+                "fewer local steps may help"
+            )
+        return MetricRecord(
+            {name: value for name, value in columns.items() if isinstance(value, int | float)}
+        )
 
     def summary(self) -> None:
         """Log what this strategy is."""
@@ -425,16 +400,18 @@ class WirelessStrategy(Strategy):
             elif reply.has_error():
                 reason = reply.error.reason or f"error {reply.error.code}"
                 if training:
-                    self._fail(device, reason)
+                    self.fail(device, reason)
                 else:
                     log.warning(
-                        "round %d, device %d: no evaluation: %s", self.log.round, device, _last_line(reason)
+                        "round %d, device %d: no evaluation: %s", self.log.round, device, last_line(reason)
                     )
+                    self.log.device(device, {"evaluation": "failed"})
             else:
                 yield device, reply
 
-    def _fail(self, device: int, reason: str) -> None:
-        short = _last_line(reason)
+    def fail(self, device: int, reason: str) -> None:
+        """Record a device that has lost its round; the reason may be its own words."""
+        short = last_line(reason)
         log.warning("round %d, device %d: not used: %s", self.log.round, device, short)
         self.log.device(device, {"status": "failed", "reason": short})
 
@@ -442,8 +419,3 @@ class WirelessStrategy(Strategy):
 def _device_of_group(group: str) -> int | None:
     _, _, device = group.rpartition("/")
     return int(device) if device.isdecimal() else None
-
-
-def _last_line(text: str) -> str:
-    lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
-    return lines[-1][:500] if lines else "unknown error"

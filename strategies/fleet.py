@@ -16,13 +16,13 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from protocol.messages import HELLO, HelloOrder, Introduction, MessageError
+from protocol.untrusted import last_line, safe_text
 from strategies.exchange import Collector
 
 log = logging.getLogger(__name__)
 
 _ASK_AGAIN_SECONDS = 60.0
 _NAMED_PROBLEMS = 3
-_LONGEST_TEXT = 500  # of a node's words, in characters
 _ANSWER_SECONDS = 0.1  # an answer that may be just arriving is waited for so long
 
 
@@ -130,12 +130,12 @@ class Fleet:
         if node is None:
             return
         if not reply.has_content():
-            log.warning("node %d did not introduce itself: %s", node, reply.error.reason)
+            log.warning("node %d did not introduce itself: %s", node, last_line(reply.error.reason))
             return
         try:
             said = Introduction.from_records(reply.content)
         except MessageError as error:
-            log.warning("node %d did not say which device it is: %s", node, error)
+            log.warning("node %d did not say which device it is: %s", node, safe_text(error))
             self._strangers.add(node)
             return
         index = said.index
@@ -147,13 +147,13 @@ class Fleet:
             )
             log.warning("node %d is not used: %s", node, self._misfit)
         elif said.problem:
-            self._has_problem(node, f"device {index} cannot take part: {_plain(said.problem)}")
+            self._has_problem(node, f"device {index} cannot take part: {safe_text(said.problem)}")
         else:
             self._problems.pop(node, None)
             self._index_of[node] = index
             self.introductions[index] = said
             for note in said.notes:
-                log.warning("device %d: %s", index, _plain(note))
+                log.warning("device %d: %s", index, safe_text(note))
 
     def _has_problem(self, node: int, problem: str) -> None:
         """Leave a node out until it says that it can take part; it is asked again in a while."""
@@ -173,9 +173,3 @@ class Fleet:
     def connected(self) -> Sequence[int]:
         """Indices of the connected devices, in order."""
         return sorted(self._node_of)
-
-
-def _plain(text: str) -> str:
-    """Return a node's words without control characters, and not too many of them."""
-    shown = "".join(character if character.isprintable() else " " for character in text[:_LONGEST_TEXT])
-    return shown + ("..." if len(text) > _LONGEST_TEXT else "")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import numpy as np
@@ -11,8 +11,8 @@ import numpy as np
 from protocol.messages import TrainReport
 from radio import payload
 from strategies.averaging import MaskedAverage, Positions
-from strategies.base import Assignment, RoundPlan, Weights
-from strategies.limits import NormLimit, UploadError
+from strategies.limits import UploadError, update_norm
+from strategies.plan import Assignment, RoundPlan, Upload, Weights
 from strategies.records import Value
 
 
@@ -20,7 +20,11 @@ class Accounting(Protocol):
     """What the receiver asks of its strategy."""
 
     weighting: Literal["uniform", "samples"]
-    norm_limit: NormLimit
+
+    @property
+    def bits_per_weight(self) -> int:
+        """Bits of each uploaded weight in this run."""
+        ...
 
     def account(self, assignment: Assignment, num_kept: int, report: TrainReport) -> Mapping[str, Value]:
         """Return the columns of what a device kept and sent."""
@@ -29,6 +33,19 @@ class Accounting(Protocol):
     def round_latency(self, plan: RoundPlan, spent: Mapping[int, float]) -> float | None:
         """Return how long the emulated round takes, from the seconds of the devices that answered."""
         ...
+
+
+@dataclass(frozen=True, eq=False)
+class MaskedUpload(Upload):
+    """The retained weights of one device.
+
+    Attributes:
+        values: float32, shape (n,), n > 0.
+        positions: where they belong; None: everywhere.
+    """
+
+    values: Weights
+    positions: Positions | None
 
 
 class MaskedReceiver:
@@ -43,43 +60,45 @@ class MaskedReceiver:
         self._bits = 0
         self._latencies: dict[int, float] = {}
 
-    def add(self, assignment: Assignment, report: TrainReport) -> Mapping[str, Value]:
-        """Decode one upload and add it to the average."""
-        num_weights = self._weights.size
-        expected = num_weights - assignment.num_pruned
+    def open(self, assignment: Assignment, report: TrainReport) -> MaskedUpload | None:
+        """Decode and check one upload."""
+        upload = read_upload(assignment, report, self._weights.size, self._strategy.bits_per_weight)
+        if upload is None or upload.num_kept == 0:
+            return None
+        positions, base = None, self._weights
+        if upload.num_kept < self._weights.size:
+            positions = Positions(upload.mask)
+            base = positions.take(self._weights)
+        return MaskedUpload(update_norm(upload.values, base), upload.num_bytes, upload.values, positions)
+
+    def add(
+        self,
+        assignment: Assignment,
+        report: TrainReport,
+        upload: Upload | None,
+        *,
+        scale: float,
+        num_examples: int,
+    ) -> Mapping[str, Value]:
+        """Add one upload to the average."""
         wire_bytes = 0
-        if report.payload is not None:
-            try:
-                upload = payload.decode(report.payload.data, num_weights=num_weights)
-            except payload.PayloadError as error:
-                raise UploadError(str(error)) from error
-            if upload.values.size != expected:
-                raise UploadError(f"the upload keeps {upload.values.size} weights; the plan says {expected}")
-            weight = float(report.num_examples) if self._strategy.weighting == "samples" else 1.0
-            if expected == num_weights:
-                self._average.add_dense(self._limited(upload.values, self._weights), weight)
+        if upload is not None:
+            assert isinstance(upload, MaskedUpload)
+            weight = float(num_examples) if self._strategy.weighting == "samples" else 1.0
+            values, positions = upload.values, upload.positions
+            if scale < 1.0:
+                base = self._weights if positions is None else positions.take(self._weights)
+                values = base + np.float32(scale) * (values - base)
+            if positions is None:
+                self._average.add_dense(values, weight)
             else:
-                positions = Positions(upload.mask)
-                values = self._limited(upload.values, positions.take(self._weights))
                 self._average.add(values, positions, weight)
-            wire_bytes = report.payload.size
-        elif expected:
-            raise UploadError(f"the reply has no upload; the plan says {expected} weights")
-        columns = self._strategy.account(assignment, expected, report)
+            wire_bytes = upload.num_bytes
+        columns = self._strategy.account(assignment, self._weights.size - assignment.num_pruned, report)
         self._bytes += wire_bytes
         self._bits += int(columns["uplink_bits"] or 0)
         self._latencies[assignment.device] = float(columns.get("latency_s") or 0.0)
         return {**columns, "wire_bytes": wire_bytes}
-
-    def _limited(self, values: Weights, broadcast: Weights) -> Weights:
-        """Return a device's weights within the limit on its update of what it was sent."""
-        limit = self._strategy.norm_limit
-        if math.isinf(limit.norm):
-            return values
-        with np.errstate(over="ignore", invalid="ignore"):
-            update = values - broadcast
-        kept, norm = limit.apply(update)
-        return values if norm <= limit.norm else broadcast + kept
 
     def finish(self) -> tuple[Weights, Mapping[str, Value]]:
         """Average, and sum up the round."""
@@ -91,3 +110,28 @@ class MaskedReceiver:
             "uncovered_share": average.uncovered_share,
             "min_keepers": int(average.counts.min()),
         }
+
+
+def read_upload(
+    assignment: Assignment, report: TrainReport, num_weights: int, bits: int
+) -> payload.Payload | None:
+    """Return a device's upload as far as it is what the plan says; None where nothing was sent.
+
+    Raises:
+        UploadError: if it is absent, damaged, or keeps another number of weights or other bits of each than
+            planned, for which the round was accounted.
+    """
+    expected = num_weights - assignment.num_pruned
+    if report.payload is None:
+        if expected:
+            raise UploadError(f"the reply has no upload; the plan says {expected} weights")
+        return None
+    try:
+        upload = payload.decode(report.payload.data, num_weights=num_weights)
+    except payload.PayloadError as error:
+        raise UploadError(str(error)) from error
+    if upload.num_kept != expected:
+        raise UploadError(f"the upload keeps {upload.num_kept} weights; the plan says {expected}")
+    if upload.bits != bits:
+        raise UploadError(f"the upload has {upload.bits} bits per weight; the plan says {bits}")
+    return upload

@@ -26,8 +26,9 @@ from flwr.app import ArrayRecord, Message, MetricRecord
 
 from protocol.messages import ProbeOrder, TrainReport
 from radio import payload
-from strategies.base import NOT_CONNECTED, Assignment, RoundPlan, Weights, WirelessStrategy
+from strategies.base import NOT_CONNECTED, WirelessStrategy
 from strategies.masked import MaskedReceiver
+from strategies.plan import Assignment, RoundPlan, Weights
 from strategies.records import Value
 
 FloatVector = npt.NDArray[np.float64]
@@ -209,6 +210,11 @@ class MeasuredStrategy(WirelessStrategy):
         """Return a receiver that averages each weight over the devices that kept it."""
         return MaskedReceiver(self, plan, weights)
 
+    @property
+    def bits_per_weight(self) -> int:
+        """Bits of each uploaded weight."""
+        return self.link.bits_per_weight
+
     def account(self, assignment: Assignment, num_kept: int, report: TrainReport) -> dict[str, Value]:
         """Take the device's measurements and return the columns of what it kept, sent and took."""
         device, box = assignment.device, self._boxes[assignment.device]
@@ -253,7 +259,7 @@ class MeasuredStrategy(WirelessStrategy):
 
     def state(self) -> Mapping[str, npt.NDArray[np.generic]]:
         """Return the samples behind the estimates."""
-        stored: dict[str, npt.NDArray[np.generic]] = {}
+        stored = dict(super().state())
         for device, box in self._boxes.items():
             stored[f"compute-{device}"] = np.array(box.compute.samples, dtype=np.float64)
             stored[f"rate-{device}"] = np.array(box.rate.samples, dtype=np.float64)
@@ -261,6 +267,7 @@ class MeasuredStrategy(WirelessStrategy):
 
     def restore(self, state: Mapping[str, npt.NDArray[np.generic]]) -> None:
         """Take the samples back."""
+        super().restore(state)
         for device, box in self._boxes.items():
             for name, estimate in (("compute", box.compute), ("rate", box.rate)):
                 for sample in state.get(f"{name}-{device}", np.zeros(0)).tolist():

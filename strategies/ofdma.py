@@ -22,8 +22,9 @@ from radio.channel import ChannelModel, draw_gain, mean_gain, place_devices
 from radio.latency import device_latency, slack
 from radio.ofdma import RateModel
 from radio.policies import OfdmaProblem, get_policy
-from strategies.base import Assignment, RoundPlan, Weights, WirelessStrategy
+from strategies.base import WirelessStrategy
 from strategies.masked import MaskedReceiver
+from strategies.plan import Assignment, RoundPlan, Weights
 from strategies.records import Value
 
 FloatVector = npt.NDArray[np.float64]
@@ -197,6 +198,11 @@ class OfdmaStrategy(WirelessStrategy):
         if self.cell.charge_mask_bits:
             return payload.payload_bits(self.num_weights, num_kept, self.cell.bits_per_weight)
         return payload.value_bits(num_kept, self.cell.bits_per_weight)
+
+    @property
+    def bits_per_weight(self) -> int:
+        """Bits of each uploaded weight."""
+        return self.cell.bits_per_weight
 
     def account(self, assignment: Assignment, num_kept: int, report: TrainReport) -> dict[str, Value]:
         """Return the columns of what a device kept and sent."""

@@ -46,9 +46,11 @@ from radio.sparse_air import (
     sparse_airtime,
     superpose,
 )
-from strategies.base import Assignment, RoundPlan, Weights, WirelessStrategy
-from strategies.limits import UploadError
+from strategies.base import WirelessStrategy
+from strategies.limits import update_norm
+from strategies.masked import read_upload
 from strategies.ofdma import prune_counts
+from strategies.plan import Assignment, RoundPlan, Upload, Weights
 from strategies.records import Value
 
 FloatVector = npt.NDArray[np.float64]
@@ -298,10 +300,11 @@ class PrunedOverTheAir(OverTheAir):
 
     def state(self) -> Mapping[str, npt.NDArray[np.generic]]:
         """Return the last change of the global part, which ranks the next common mask."""
-        return {"change": self._change}
+        return {**super().state(), "change": self._change}
 
     def restore(self, state: Mapping[str, npt.NDArray[np.generic]]) -> None:
         """Take back the last change of the global part."""
+        super().restore(state)
         self._change = np.asarray(state["change"], np.float32)
 
     def plan(self, server_round: int, devices: Sequence[int]) -> RoundPlan:
@@ -428,7 +431,14 @@ class PrunedOverTheAir(OverTheAir):
         }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
+class _Received(Upload):
+    """One user's update: its retained entries."""
+
+    update: payload.Payload
+
+
+@dataclass(frozen=True, eq=False)
 class _Update:
     """One user's update, dense with zeros where pruned, and its mask."""
 
@@ -447,24 +457,36 @@ class _AirReceiver:
         self._updates: dict[int, _Update] = {}
         self._bytes = 0
 
-    def add(self, assignment: Assignment, report: TrainReport) -> Mapping[str, Value]:
-        """Check and keep one user's update."""
-        expected = self._weights.size - assignment.num_pruned
-        columns: dict[str, Value] = {"kept_weights": expected, "wire_bytes": 0}
-        if report.payload is None:
-            if expected:
-                raise UploadError(f"the reply has no upload; the plan says {expected} weights")
+    def open(self, assignment: Assignment, report: TrainReport) -> _Received | None:
+        """Decode and check one user's update; what the air superposes travels as float32."""
+        upload = read_upload(assignment, report, self._weights.size, bits=32)
+        if upload is None or upload.num_kept == 0:
+            return None
+        return _Received(update_norm(upload.values), upload.num_bytes, upload)
+
+    def add(
+        self,
+        assignment: Assignment,
+        report: TrainReport,
+        upload: Upload | None,
+        *,
+        scale: float,
+        num_examples: int,
+    ) -> Mapping[str, Value]:
+        """Keep one user's update."""
+        columns: dict[str, Value] = {
+            "kept_weights": self._weights.size - assignment.num_pruned,
+            "wire_bytes": 0,
+        }
+        if upload is None:
             return columns
-        try:
-            upload = payload.decode(report.payload.data, num_weights=self._weights.size)
-        except payload.PayloadError as error:
-            raise UploadError(str(error)) from error
-        if upload.num_kept != expected:
-            raise UploadError(f"the upload keeps {upload.num_kept} weights; the plan says {expected}")
-        update, _ = self._strategy.norm_limit.apply(upload.dense())
-        self._updates[assignment.device] = _Update(update, upload.mask, report.num_examples)
-        self._bytes += report.payload.size
-        return {**columns, "wire_bytes": report.payload.size}
+        assert isinstance(upload, _Received)
+        values = upload.update.dense()
+        if scale < 1.0:
+            values *= np.float32(scale)
+        self._updates[assignment.device] = _Update(values, upload.update.mask, num_examples)
+        self._bytes += upload.num_bytes
+        return {**columns, "wire_bytes": upload.num_bytes}
 
     def finish(self) -> tuple[Weights, Mapping[str, Value]]:
         """Let the air add the updates."""

@@ -9,16 +9,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from protocol.untrusted import safe_text
+
 Value = float | int | str | None
 
 ROUND_COLUMNS = (
     "accuracy_mean",
+    "accuracy_samples",
     "accuracy_worst",
     "loss_mean",
+    "loss_median",
     "evaluated",
+    "diverged",
     "participants",
     "replies",
     "failed",
+    "starved",
     "latency_s",
     "uplink_bits",
     "wire_bytes",
@@ -34,6 +40,9 @@ DEVICE_COLUMNS = (
     "latency_s",
     "personal_loss",
     "global_loss",
+    "update_norm",
+    "evaluation",
+    "num_test",
     "test_accuracy",
     "test_loss",
 )
@@ -54,5 +63,7 @@ class RoundLog:
     devices: dict[int, dict[str, Value]] = field(default_factory=dict)
 
     def device(self, index: int, columns: Mapping[str, Value]) -> None:
-        """Add columns to a device's row."""
-        self.devices.setdefault(index, {}).update(columns)
+        """Add columns to a device's row; a text may be the device's own."""
+        self.devices.setdefault(index, {}).update(
+            {name: safe_text(value) if isinstance(value, str) else value for name, value in columns.items()}
+        )

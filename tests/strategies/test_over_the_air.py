@@ -40,7 +40,9 @@ def _round(strategy, seed=0):
         mask[rng.choice(size, assignment.num_pruned, replace=False)] = False
         update = (0.01 * rng.standard_normal(size)).astype(np.float32)
         encoded = np.frombuffer(payload.encode(update, mask), np.uint8) if mask.any() else None
-        receiver.add(assignment, TrainReport(encoded, 10))
+        report = TrainReport(encoded, 10)
+        upload = receiver.open(assignment, report)
+        receiver.add(assignment, report, upload, scale=1.0, num_examples=10)
         if mask.any():
             digital.add((weights + update)[mask], mask)
     return weights, digital.result(weights), receiver.finish()

@@ -1,0 +1,53 @@
+"""The real ClientApp with device 9 hostile; how is in AIRFLOWER_TEST_ATTACK, as JSON.
+
+``norm``: it sends an update of this norm in a random direction that never changes. ``metrics`` and
+``evaluation``: what it writes over its reports.
+"""
+
+import json
+import os
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, Context, Message
+from flwr.clientapp import ClientApp
+
+import client_app.app as real
+from protocol.messages import TrainOrder, read_weights, spec_from_json
+from radio import payload
+
+app = ClientApp()
+HOSTILE = 9
+
+
+def _attack(context: Context) -> dict:
+    mine = context.node_config["partition-id"] == HOSTILE
+    return json.loads(os.environ.get("AIRFLOWER_TEST_ATTACK", "{}")) if mine else {}
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    attack, reply = _attack(context), real.train(message, context)
+    if "norm" in attack:
+        order = TrainOrder.from_records(message.content)
+        weights, spec = read_weights(order.weights), spec_from_json(order.spec)
+        honest = payload.decode(reply.content["upload"]["payload"].numpy().data, num_weights=weights.size)
+        update = np.random.default_rng(1).standard_normal(weights.size).astype(np.float32) * honest.mask
+        update *= np.float32(attack["norm"] / np.linalg.norm(update))
+        values = update if spec.uplink == "analog" else weights + update
+        encoded = payload.encode(values, honest.mask, bits=honest.bits)
+        reply.content["upload"] = ArrayRecord({"payload": Array(np.frombuffer(encoded, np.uint8))})
+    for name, value in attack.get("metrics", {}).items():
+        reply.content["metrics"][name] = value
+    return reply
+
+
+@app.evaluate()
+def evaluate(message: Message, context: Context) -> Message:
+    reply = real.evaluate(message, context)
+    for name, value in _attack(context).get("evaluation", {}).items():
+        reply.content["metrics"][name] = value
+    return reply
+
+
+app.query("hello")(real.hello)
+app.query("save")(real.save)
