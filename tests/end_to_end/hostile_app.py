@@ -1,7 +1,7 @@
 """The real ClientApp with device 9 hostile; how is in AIRFLOWER_TEST_ATTACK, as JSON.
 
-``norm``: it sends an update of this norm in a random direction that never changes. ``metrics`` and
-``evaluation``: what it writes over its reports.
+``norm``: it sends its honest update turned round, with this norm. ``metrics`` and ``evaluation``: what it
+writes over its reports.
 """
 
 import json
@@ -31,9 +31,10 @@ def train(message: Message, context: Context) -> Message:
         order = TrainOrder.from_records(message.content)
         weights, spec = read_weights(order.weights), spec_from_json(order.spec)
         honest = payload.decode(reply.content["upload"]["payload"].numpy().data, num_weights=weights.size)
-        update = np.random.default_rng(1).standard_normal(weights.size).astype(np.float32) * honest.mask
-        update *= np.float32(attack["norm"] / np.linalg.norm(update))
-        values = update if spec.uplink == "analog" else weights + update
+        analog = spec.uplink == "analog"
+        update = honest.dense() if analog else np.where(honest.mask, honest.dense() - weights, np.float32(0))
+        update *= np.float32(-attack["norm"] / np.linalg.norm(update))
+        values = update if analog else weights + update
         encoded = payload.encode(values, honest.mask, bits=honest.bits)
         reply.content["upload"] = ArrayRecord({"payload": Array(np.frombuffer(encoded, np.uint8))})
     for name, value in attack.get("metrics", {}).items():
