@@ -113,3 +113,27 @@ def test_known_positions_change_nothing(share):
         np.testing.assert_array_equal(positions.take(previous), previous[mask])
         known.add(values, positions, device_weight)
     np.testing.assert_array_equal(found.result(previous).weights, known.result(previous).weights)
+
+
+@pytest.mark.parametrize("uploads", [254, 255, 256, 600])
+@pytest.mark.parametrize("shares", [(1.0, 1.0), (2.0, 5.0)])
+def test_more_uploads_than_a_byte_counts(uploads, shares):
+    """Weight 0 is kept by all, weight 1 by every third, weight 2 by the few that keep everything."""
+    rng = np.random.default_rng(uploads)
+    previous = np.array([1, 2, 3], np.float32)
+    average, total, weight, count = MaskedAverage(3), np.zeros(3), np.zeros(3), np.zeros(3, int)
+    for number in range(uploads):
+        share = shares[number % 2]
+        mask = np.array([True, number % 3 == 0, False]) | (number % 100 == 7)
+        values = rng.standard_normal(3).astype(np.float32)
+        if mask.all():
+            average.add_dense(values, share)
+        else:
+            average.add(values[mask], mask, share)
+        total += np.where(mask, share * values.astype(np.float64), 0)
+        weight += share * mask
+        count += mask
+    result = average.result(previous)
+    assert result.counts.tolist() == count.tolist()
+    assert count[0] == uploads
+    np.testing.assert_allclose(result.weights, total / weight, rtol=1e-6)
