@@ -73,9 +73,8 @@ def test_later_rounds_decide_at_once():
     strategy = _strategy("scheme=fedavg")
     for number in (1, 2):
         _round(strategy, [0.01] * 10, number)
-    intake = Intake(
-        strategy, strategy.receive(3, strategy.plan(3, range(10)), np.zeros(strategy.num_weights))
-    )
+    weights = np.zeros(strategy.num_weights, np.float32)
+    intake = Intake(strategy, strategy.receive(3, strategy.plan(3, range(10)), weights))
     assert intake._limit is not None
     assert _round(strategy, [1.0, *[0.01] * 9], 3)[1] == [0]
 
