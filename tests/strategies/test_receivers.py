@@ -105,8 +105,8 @@ def test_a_resumed_strategy_rejects_what_the_first_would():
     assert _round(strategy, steps, 3)[1] == _round(other, steps, 3)[1] == [0, 1, 2, 3, 4, 5]
 
 
-def test_a_round_in_which_nothing_is_sent_takes_no_recorded_time():
-    """Every device infeasible and dropped: no latency, rather than one of 0 s."""
+def test_a_round_in_which_nothing_is_sent_leaves_the_global_part_and_takes_its_time():
+    """Every device infeasible and dropped: each does what it does for itself."""
     strategy = _strategy(
         "radio.latency_threshold_ms=0.01", "radio.when_infeasible=drop", "radio.max_pruning_ratio=0.9"
     )
@@ -118,6 +118,7 @@ def test_a_round_in_which_nothing_is_sent_takes_no_recorded_time():
         assert receiver.open(assignment, report) is None
         receiver.add(assignment, report, None, scale=1.0, num_examples=20)
     weights, columns = receiver.finish()
-    assert columns["latency_s"] is None
+    assert columns["latency_s"] == pytest.approx(max(strategy.cell.fixed_time))
+    assert columns["latency_s"] > 0
     assert columns["uncovered_share"] == 1.0
     assert (weights == 1).all()
