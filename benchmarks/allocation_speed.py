@@ -15,8 +15,8 @@ from collections.abc import Callable
 import numpy as np
 
 from radio.allocation import allocate
+from radio.allocation.reference import allocate_cvxpy
 from radio.arrays import FloatArray
-from radio.reference import allocate_cvxpy
 
 Inputs = tuple[FloatArray, FloatArray, FloatArray, FloatArray]
 

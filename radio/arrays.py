@@ -5,6 +5,8 @@ Every check raises a `ValueError` that names the parameter, the offending value 
 
 from __future__ import annotations
 
+from typing import get_args
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -62,3 +64,10 @@ def count(name: str, value: int, minimum: int = 0) -> int:
     if isinstance(value, bool) or int(value) != value or value < minimum:
         raise ValueError(f"{name} = {value} must be an integer >= {minimum}")
     return int(value)
+
+
+def choice(name: str, value: object, kind: object) -> None:
+    """Refuse a `value` that is none of the literals of `kind`."""
+    if value not in get_args(kind):
+        valid = ", ".join(str(one) for one in get_args(kind))
+        raise ValueError(f"{name} = {value!r} is unknown; valid: {valid}")

@@ -21,7 +21,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from radio.arrays import count, non_negative, positive
+from radio.arrays import choice, count, non_negative, positive
 
 Form = Literal["paper", "corrected"]
 
@@ -165,6 +165,5 @@ def bound(constants: BoundConstants, pruning_ratio_sum: float, *, form: Form = "
 
 def _checked(form: str) -> bool:
     """Return whether the corrected form is meant."""
-    if form not in ("paper", "corrected"):
-        raise ValueError(f"form = {form!r} is unknown; valid: paper, corrected")
+    choice("form", form, Form)
     return form == "corrected"

@@ -16,12 +16,13 @@ import numpy.typing as npt
 
 from protocol.messages import TrainReport
 from protocol.streams import generator
-from radio import ofdma, payload
+from radio import payload
 from radio.allocation import Allocation, AllocationStatus, WhenInfeasible
+from radio.allocation.policies import OfdmaProblem, get_policy
 from radio.channel import ChannelModel, draw_gain, mean_gain, place_devices
+from radio.channel import rates as uplink
+from radio.channel.rates import RateModel
 from radio.latency import device_latency, slack
-from radio.ofdma import RateModel
-from radio.policies import OfdmaProblem, get_policy
 from strategies.base import WirelessStrategy
 from strategies.masked import MaskedReceiver
 from strategies.plan import Assignment, RoundPlan, Weights
@@ -66,8 +67,8 @@ class OfdmaCell:
         """Return the rates over channels of these power gains, (..., K): what plans and what accounts."""
         if self.noise_model == "proportional":
             density = self.noise_power / self.bandwidth
-            return ofdma.proportional_noise(gain, self.bandwidth, self.transmit_power, density)
-        return ofdma.fixed_noise(gain, self.bandwidth, self.transmit_power, self.noise_power)
+            return uplink.proportional_noise(gain, self.bandwidth, self.transmit_power, density)
+        return uplink.fixed_noise(gain, self.bandwidth, self.transmit_power, self.noise_power)
 
 
 _STATUS_NAMES = {int(status): status.name.lower() for status in AllocationStatus}

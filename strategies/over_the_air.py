@@ -19,22 +19,7 @@ import numpy.typing as npt
 from protocol.messages import TrainReport
 from protocol.streams import generator
 from radio import payload
-from radio.aircomp import (
-    Mode,
-    Packing,
-    airtime_s,
-    average,
-    design_link,
-    effective_channels,
-    estimate_channels,
-    measure,
-    symbols,
-)
-from radio.beamforming import beamform
-from radio.beamforming import resolve as resolve_beamformer
-from radio.channel import ChannelModel, draw_vectors, mean_gain, place_devices
-from radio.scheduling import Schedule, resolve, schedule
-from radio.sparse_air import (
+from radio.air.sparse import (
     Airtime,
     CountMode,
     choose_common_mask,
@@ -46,6 +31,21 @@ from radio.sparse_air import (
     sparse_airtime,
     superpose,
 )
+from radio.air.transceiver import (
+    Mode,
+    airtime_s,
+    average,
+    design_link,
+    effective_channels,
+    estimate_channels,
+    measure,
+    symbols,
+)
+from radio.air.zero_forcing import Packing
+from radio.beamforming import beamform
+from radio.beamforming import resolve as resolve_beamformer
+from radio.channel import ChannelModel, draw_vectors, mean_gain, place_devices
+from radio.scheduling import Schedule, resolve, schedule
 from strategies.base import WirelessStrategy
 from strategies.limits import update_norm
 from strategies.masked import read_upload

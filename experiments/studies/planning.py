@@ -8,10 +8,10 @@ import numpy as np
 
 from experiments.studies import StudyResult
 from protocol.streams import generator
+from radio.allocation.policies import printed_values
 from radio.channel import draw_gain, mean_gain, place_devices
+from radio.channel.rates import full_band_rate
 from radio.latency import slack
-from radio.ofdma import full_band_rate
-from radio.policies import printed_values
 from server_app.job import build_strategy, ofdma_cell, prepare
 from server_app.settings import Settings
 from strategies.ofdma import OfdmaStrategy

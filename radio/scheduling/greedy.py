@@ -13,10 +13,11 @@ Rows of the K x K Gram matrix are formed on demand and for all L sets at once: m
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 
+from radio.arrays import choice
 from radio.beamforming.ascent import ascend
 from radio.beamforming.problem import Complex, Real, gains, principal_beam
 from radio.scheduling.problem import BeamSolver, Selection, Users, best_for_beam, strongest
@@ -32,8 +33,7 @@ def grow_sets(channels: Complex, num_selected: int, seeds: Users, rule: Rule = "
     Raises:
         ValueError: for an unknown rule.
     """
-    if rule not in get_args(Rule):
-        raise ValueError(f"rule = {rule!r} is unknown; valid: {', '.join(get_args(Rule))}")
+    choice("rule", rule, Rule)
     transposed = np.ascontiguousarray(channels.T)
     count = len(seeds)
     rows = np.arange(count)
@@ -86,9 +86,8 @@ def score_set(channels: Complex, users: Users, score: Score, beamformer: BeamSol
         return float(gains(chosen, principal_beam(chosen)).min())
     if score == "mm":
         return float(ascend(chosen, principal_beam(chosen)[None])[1][0])
-    if score == "beam":
-        return beamformer(chosen).min_gain
-    raise ValueError(f"score = {score!r} is unknown; valid: {', '.join(get_args(Score))}")
+    choice("score", score, Score)
+    return beamformer(chosen).min_gain
 
 
 def candidate_sets(channels: Complex, num_selected: int, candidates: int, rule: Rule) -> Users:

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from radio.aircomp import (
+from radio.air.sparse import common_scale, design_sparse_link, receive, superpose
+from radio.air.transceiver import (
     average,
     design_link,
     estimate_channels,
@@ -21,7 +22,6 @@ from radio.aircomp import (
     misalignment_variance,
 )
 from radio.beamforming import beamform
-from radio.sparse_air import common_scale, design_sparse_link, receive, superpose
 
 Floats = NDArray[np.float64]
 USERS, ANTENNAS = 4, 3

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from radio.aircomp import (
+from radio.air.transceiver import (
     airtime_s,
     average,
     design_link,

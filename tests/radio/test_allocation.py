@@ -18,15 +18,15 @@ from radio.allocation import (
     least_max_pruning_ratio,
     least_pruning_ratio,
 )
+from radio.allocation.certificates import verify_kkt
+from radio.allocation.policies import printed_values
+from radio.allocation.proportional_noise import allocate_proportional_noise
+from radio.allocation.reference import allocate_cvxpy
 from radio.arrays import FloatArray
-from radio.certificates import verify_kkt
 from radio.channel import ChannelModel, draw_gain, mean_gain, place_devices
+from radio.channel.rates import fixed_noise, full_band_rate, proportional_noise, rate
 from radio.latency import slack
-from radio.ofdma import fixed_noise, full_band_rate, proportional_noise, rate
-from radio.policies import printed_values
 from radio.profiles import get_profile
-from radio.proportional_noise import allocate_proportional_noise
-from radio.reference import allocate_cvxpy
 
 INTERIOR, SATURATED, STARVED, INFEASIBLE, FLOOR = AllocationStatus
 
@@ -370,8 +370,8 @@ def test_a_search_cut_short_says_how_far_the_optimum_can_be(monkeypatch: pytest.
     seed = HARD_SEEDS[0]
     case, m = hard_case(seed)
     whole = allocate(*case.inputs, overhead_bits=m)
-    monkeypatch.setattr("radio.uploaders.least_trials", 0)
-    monkeypatch.setattr("radio.uploaders.work", 0)
+    monkeypatch.setattr("radio.allocation.uploaders.least_trials", 0)
+    monkeypatch.setattr("radio.allocation.uploaders.work", 0)
     cut = allocate(*case.inputs, overhead_bits=m)
     assert cut.gap > 0
     assert cut.objective - cut.gap <= whole.objective + 1e-9

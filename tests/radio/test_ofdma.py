@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from radio.ofdma import full_band_rate, rate, round_to_resource_blocks
+from radio.channel.rates import full_band_rate, rate, round_to_resource_blocks
 
 
 def test_rate_of_a_unit_snr_channel_is_the_bandwidth() -> None:

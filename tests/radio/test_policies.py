@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from radio.allocation import Allocation, AllocationStatus, allocate, ratio_at_rate
-from radio.ofdma import fixed_noise, proportional_noise
-from radio.policies import POLICIES, OfdmaProblem, get_policy, policy, printed_values
+from radio.allocation.policies import POLICIES, OfdmaProblem, get_policy, policy, printed_values
+from radio.channel.rates import fixed_noise, proportional_noise
 from radio.profiles import get_profile
 
 INTERIOR, SATURATED, STARVED, INFEASIBLE, FLOOR = AllocationStatus
@@ -197,7 +197,7 @@ def example_policy(problem: OfdmaProblem, *, pruning_ratio: float | None = None)
 
 
 def test_a_policy_can_be_named_by_its_path() -> None:
-    assert get_policy("radio.policies:joint") is POLICIES["joint"]
+    assert get_policy("radio.allocation.policies:joint") is POLICIES["joint"]
 
 
 @pytest.mark.parametrize(
@@ -205,8 +205,8 @@ def test_a_policy_can_be_named_by_its_path() -> None:
     [
         ("best", "policy = 'best' is unknown; valid: .*equal_bandwidth, .*joint"),
         ("radio.nowhere:f", "cannot be imported"),
-        ("radio.policies:nothing", "cannot be imported"),
-        ("radio.policies:POLICIES", "must be a function"),
+        ("radio.allocation.policies:nothing", "cannot be imported"),
+        ("radio.allocation.policies:POLICIES", "must be a function"),
     ],
 )
 def test_unknown_policies_are_named(name: str, text: str) -> None:

@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from radio.beamforming import beamform
-from radio.sparse_air import (
+from radio.air.sparse import (
     Superposition,
     choose_common_mask,
     common_pruning_for_budget,
@@ -23,6 +22,7 @@ from radio.sparse_air import (
     sparse_airtime,
     superpose,
 )
+from radio.beamforming import beamform
 
 
 def round_of(

@@ -11,16 +11,16 @@ sufficient. The paper drops the constraints b >= 0 and rho >= 0 between its eqs.
 
     b_k(lambda) = clip((sqrt(w_k r_k (D_k Q_k + m_k G_k) / lambda) - Q_k) / (r_k G_k), low_k, cap_k),
 
-with lambda such that they sum to one (`radio.waterfill`). r is the full-band rate, D = T_th - T0 the
-slack, G the time of the dense global steps, Q the bits of the dense upload, m a charge in bits for
-headers and positions that does not shrink with the ratio and is saved only by not uploading.
+with lambda such that they sum to one (`waterfill`). r is the full-band rate, D = T_th - T0 the slack, G
+the time of the dense global steps, Q the bits of the dense upload, m a charge in bits for headers
+and positions that does not shrink with the ratio and is saved only by not uploading.
 
 This fixed charge (m > 0 with rho_max = 1) makes the choice of *who* uploads combinatorial. The
 concave envelope of every device's gain is then filled instead; if no device ends on the envelope's
 chord this is the optimum, else at most one (several if they are identical) does. The best of three
 roundings, each solved exactly for its set of uploaders, then starts a branch and bound over who uploads
-(`radio.uploaders`), which ends at the optimum; with very many devices it may stop before, and
-`Allocation.gap` says how far the optimum can be. `radio.certificates.verify_kkt` gives the duality gap
+(`uploaders`), which ends at the optimum; with very many devices it may stop before, and
+`Allocation.gap` says how far the optimum can be. `certificates.verify_kkt` gives the duality gap
 against the envelope in every case.
 """
 
@@ -33,9 +33,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from radio.arrays import BoolArray, FloatArray, finite, in_unit_interval, non_negative, positive
-from radio.uploaders import choose_uploaders
-from radio.waterfill import Demand, fill
+from radio.allocation.uploaders import choose_uploaders
+from radio.allocation.waterfill import Demand, fill
+from radio.arrays import BoolArray, FloatArray, choice, finite, in_unit_interval, non_negative, positive
 
 WhenInfeasible = Literal["raise", "relax", "drop"]
 
@@ -223,8 +223,7 @@ def allocate(
         InfeasibleAllocationError: (a ValueError) under `raise`, if `max_pruning_ratio` does not fit.
         ValueError: if an argument is outside its range.
     """
-    if when_infeasible not in ("raise", "relax", "drop"):
-        raise ValueError(f"when_infeasible = {when_infeasible!r} is unknown; valid: raise, relax, drop")
+    choice("when_infeasible", when_infeasible, WhenInfeasible)
     problem, shape = _prepare(
         full_band_rate,
         slack,
@@ -504,7 +503,7 @@ def _search_uploaders(
 
 
 class _FixedNoiseGains:
-    """What `radio.uploaders` asks of one round, a problem of a single row."""
+    """What `radio.allocation.uploaders` asks of one round, a problem of a single row."""
 
     def __init__(self, problem: _Problem, charged: BoolArray) -> None:
         self._problem = problem

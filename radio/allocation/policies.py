@@ -19,7 +19,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike
 
-from radio.allocation import (
+from radio.allocation.optimum import (
     Allocation,
     AllocationStatus,
     WhenInfeasible,
@@ -27,9 +27,9 @@ from radio.allocation import (
     least_pruning_ratio,
     ratio_at_rate,
 )
+from radio.allocation.proportional_noise import allocate_at
 from radio.arrays import BoolArray, FloatArray, in_unit_interval, non_negative
-from radio.ofdma import FixedNoise, ProportionalNoise, RateModel
-from radio.proportional_noise import allocate_at
+from radio.channel.rates import FixedNoise, ProportionalNoise, RateModel
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def get_policy(name: str) -> Policy:
 
 @policy("joint")
 def joint(problem: OfdmaProblem, *, pruning_ratio: float | None = None) -> Allocation:
-    """Exact joint optimum at the rates of the round (`radio.allocation`, `radio.proportional_noise`).
+    """Exact joint optimum at the rates of the round (`optimum`, `proportional_noise`).
 
     Raises:
         ValueError: for a rate model of one's own, which has no solver here.

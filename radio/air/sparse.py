@@ -34,7 +34,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from radio.aircomp import Packing, airtime_s, check_choice, check_positive, symbols, turn
+from radio.air.transceiver import airtime_s, symbols, turn
+from radio.air.zero_forcing import Packing, zero_forcing
+from radio.arrays import choice, non_negative, positive
 from radio.beamforming.problem import Complex, Real, check_channels
 
 CountMode = Literal["bitmap", "common_mask", "count_free"]
@@ -147,23 +149,13 @@ def design_sparse_link(
             count it).
     """
     checked = check_channels(channels)
-    check_choice("packing", packing, Packing)
-    check_positive("power", power)
-    check_positive("noise_power", noise_power, zero=True)
-    receive = np.asarray(beam, dtype=np.complex128)
-    receive = receive / np.linalg.norm(receive)
-    projected = checked @ receive.conj()
-    gain = np.abs(projected) ** 2
-    if not gain.min() > 0.0:
-        raise ValueError(
-            f"beam is orthogonal to the channel of user {int(gain.argmin())}; leave that user out"
-        )
-    eta = float(power * gain.min())
+    inverse = zero_forcing(
+        checked, beam, np.ones(len(checked)), power=power, noise_power=noise_power, packing=packing
+    )
     arrival = np.ones(len(checked), dtype=np.complex128)
     if true_channels is not None:
-        arrival = (check_channels(true_channels) @ receive.conj()) / projected
-    variance = noise_power / eta / (1.0 if packing == "iq" else 2.0)
-    return SparseLink(np.sqrt(eta) * projected.conj() / gain, eta, variance, arrival, packing)
+        arrival = inverse.arrival(true_channels)
+    return SparseLink(inverse.transmit, inverse.eta, inverse.noise_variance, arrival, packing)
 
 
 def common_scale(root_mean_squares: ArrayLike) -> float:
@@ -238,7 +230,7 @@ def divisors(superposition: Superposition, mode: CountMode) -> NDArray[np.int32]
     Raises:
         ValueError: for an unknown mode, or "common_mask" without a common mask.
     """
-    check_choice("count_mode", mode, CountMode)
+    choice("count_mode", mode, CountMode)
     if mode == "bitmap":
         return superposition.counts
     if mode == "count_free":
@@ -306,8 +298,8 @@ def receive(
     before = np.asarray(current)
     if before.shape != superposition.total.shape:
         raise ValueError(f"current has shape {before.shape}; expected {superposition.total.shape}")
-    check_positive("scale", scale)
-    check_positive("noise_variance", noise_variance, zero=True)
+    positive("scale", scale)
+    non_negative("noise_variance", noise_variance)
     if min_count < 1:
         raise ValueError(
             f"min_count = {min_count} must be at least 1; a weight without a holder keeps its value"
@@ -419,8 +411,8 @@ def sparse_airtime(
     Raises:
         ValueError: for an unknown mode, a missing `common_entries`, or a rate that is not positive.
     """
-    check_choice("count_mode", mode, CountMode)
-    check_positive("bandwidth_hz", bandwidth_hz)
+    choice("count_mode", mode, CountMode)
+    positive("bandwidth_hz", bandwidth_hz)
     entries = size
     if mode == "common_mask":
         if common_entries is None or not 0 <= common_entries <= size:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from radio.allocation import Allocation, AllocationStatus, allocate, least_pruning_ratio
+from radio.allocation.optimum import Allocation, AllocationStatus, allocate, least_pruning_ratio
 from radio.arrays import BoolArray, FloatArray
 
 

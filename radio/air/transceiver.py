@@ -34,15 +34,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from radio.air.zero_forcing import Packing, ZeroForcing, zero_forcing
+from radio.arrays import choice, non_negative, positive
 from radio.beamforming.problem import Complex, Real, check_channels
 
 Mode = Literal["per_user", "common"]
-Packing = Literal["iq", "real"]
 Simulation = Literal["fast", "antennas"]
 Vector = NDArray[np.floating]
 Updates = NDArray[np.floating] | Sequence[Vector] | Callable[[int], Vector]
@@ -50,18 +51,6 @@ Updates = NDArray[np.floating] | Sequence[Vector] | Callable[[int], Vector]
 
 SILENT_STD = 1e-12  # a user of smaller deviation has nothing to send but its mean
 _PIECE = 1 << 18  # entries handled at once, even
-
-
-def check_choice(name: str, value: str, kind: object) -> None:
-    """Raise ValueError if `value` is none of the literals of `kind`."""
-    if value not in get_args(kind):
-        raise ValueError(f"{name} = {value!r} is unknown; valid: {', '.join(get_args(kind))}")
-
-
-def check_positive(name: str, value: float, *, zero: bool = False) -> None:
-    """Raise ValueError unless `value` is finite and positive (or zero, if allowed)."""
-    if not np.isfinite(value) or value < 0.0 or (value == 0.0 and not zero):
-        raise ValueError(f"{name} = {value} must be finite and {'>= 0' if zero else '> 0'}")
 
 
 @dataclass(frozen=True)
@@ -79,37 +68,49 @@ class Link:
     """The analog uplink of one round, as the server designs it.
 
     Attributes:
-        beam: (N,) unit-norm receive beam m.
-        estimated: (M, N) channels the design used.
+        inverse: zero forcing of the channels that the design used.
         weights: (M,) aggregation weights phi_k, summing to 1.
-        transmit: (M,) complex transmit coefficients b_k; 0 for a silent user.
         amplitude: (M,) w_k.
         shift: (M,) what user k subtracts before sending.
         divisor: (M,) what it divides by.
         offset: what the server adds back.
-        eta: receive scaling; infinite if all users are silent.
         power: P0 in watt.
         noise_power: sigma^2 per antenna in watt.
-        noise_variance: error variance per real entry due to receiver noise.
         packing: "iq" or "real".
         symbol_mean, symbol_std: (M,) mean and deviation of the normalised entries u_k.
     """
 
-    beam: Complex
-    estimated: Complex
+    inverse: ZeroForcing
     weights: Real
-    transmit: Complex
     amplitude: Real
     shift: Real
     divisor: Real
     offset: float
-    eta: float
     power: float
     noise_power: float
-    noise_variance: float
     packing: Packing
     symbol_mean: Real
     symbol_std: Real
+
+    @property
+    def beam(self) -> Complex:
+        """Return the (N,) unit-norm receive beam m."""
+        return self.inverse.beam
+
+    @property
+    def transmit(self) -> Complex:
+        """Return the (M,) complex transmit coefficients b_k; 0 for a silent user."""
+        return self.inverse.transmit
+
+    @property
+    def eta(self) -> float:
+        """Return the receive scaling; infinite if all users are silent."""
+        return self.inverse.eta
+
+    @property
+    def noise_variance(self) -> float:
+        """Return the error variance per real entry due to receiver noise."""
+        return self.inverse.noise_variance
 
 
 @dataclass(frozen=True)
@@ -202,7 +203,7 @@ def estimate_channels(channels: Complex, error_variance: float, rng: np.random.G
     Raises:
         ValueError: if `error_variance` is negative or not finite.
     """
-    check_positive("error_variance", error_variance, zero=True)
+    non_negative("error_variance", error_variance)
     pair = rng.standard_normal((*channels.shape, 2)) * np.sqrt(0.5 * error_variance)
     return np.asarray(channels + pair[..., 0] + 1j * pair[..., 1])
 
@@ -232,7 +233,7 @@ def effective_channels(
     users have reported their statistics.
     """
     checked = check_channels(channels)
-    check_choice("mode", mode, Mode)
+    choice("mode", mode, Mode)
     amplitude = _amplitudes(statistics, check_weights(weights, len(checked)), mode)[0]
     sending = amplitude > 0.0
     relative = amplitude[sending] / amplitude[sending].mean() if sending.any() else amplitude[sending]
@@ -266,43 +267,19 @@ def design_link(
         ValueError: for bad channels, powers, weights or names, or a beam that a sending user cannot reach.
     """
     checked = check_channels(channels)
-    check_choice("mode", mode, Mode)
-    check_choice("packing", packing, Packing)
-    check_positive("power", power)
-    check_positive("noise_power", noise_power, zero=True)
+    choice("mode", mode, Mode)
     phi = check_weights(weights, len(checked))
-    receive = np.asarray(beam, dtype=np.complex128)
-    norm = float(np.linalg.norm(receive))
-    if receive.shape != (checked.shape[1],) or not np.isfinite(norm) or norm == 0.0:
-        raise ValueError(
-            f"beam has shape {receive.shape}, norm {norm}; expected ({checked.shape[1]},), norm > 0"
-        )
-    receive = receive / norm
     amplitude, shift, divisor, offset = _amplitudes(statistics, phi, mode)
-    sending = amplitude > 0.0
-    projected = checked @ receive.conj()
-    gain = projected.real**2 + projected.imag**2
-    if not (gain[sending] > 0.0).all():
-        user = int(np.flatnonzero(sending & (gain <= 0.0))[0])
-        raise ValueError(f"beam is orthogonal to the channel of user {user}; no power can invert a gain of 0")
-    transmit = np.zeros(len(checked), dtype=np.complex128)
-    eta = np.inf
-    if sending.any():
-        eta = float(power * (gain[sending] / amplitude[sending] ** 2).min())
-        transmit[sending] = amplitude[sending] * np.sqrt(eta) * projected[sending].conj() / gain[sending]
+    inverse = zero_forcing(checked, beam, amplitude, power=power, noise_power=noise_power, packing=packing)
     return Link(
-        beam=receive,
-        estimated=checked,
+        inverse=inverse,
         weights=phi,
-        transmit=transmit,
         amplitude=amplitude,
         shift=shift,
         divisor=divisor,
         offset=offset,
-        eta=eta,
         power=power,
         noise_power=noise_power,
-        noise_variance=noise_power / eta / (1.0 if packing == "iq" else 2.0),
         packing=packing,
         symbol_mean=(statistics.mean - shift) / divisor,
         symbol_std=statistics.std / divisor,
@@ -310,12 +287,10 @@ def design_link(
 
 
 def arrival(link: Link, channels: ArrayLike | None) -> Complex:
-    """Return a_k = m^H h_k b_k / (sqrt(eta) w_k), (M,); exactly 1 if `channels` is None (known channels)."""
+    """Return a_k, (M,), over the true channels; exactly 1 if `channels` is None (known channels)."""
     if channels is None:
         return np.ones(len(link.transmit), dtype=np.complex128)
-    projected = check_channels(channels) @ link.beam.conj()
-    designed = link.estimated @ link.beam.conj()
-    return np.where(link.amplitude > 0.0, projected / np.where(designed == 0.0, 1.0, designed), 1.0)
+    return link.inverse.arrival(channels)
 
 
 def misalignment_variance(link: Link, channels: ArrayLike | None) -> float:
@@ -338,8 +313,8 @@ def expected_misalignment_variance(link: Link, error_variance: float) -> float:
     h_k, whether or not the updates are independent. Exact for an error independent of the estimate (the MMSE
     estimator), first order for h + e.
     """
-    check_positive("error_variance", error_variance, zero=True)
-    gain = np.abs(link.estimated @ link.beam.conj()) ** 2
+    non_negative("error_variance", error_variance)
+    gain = np.abs(link.inverse.projected) ** 2
     sending = link.amplitude > 0.0
     energy = link.amplitude**2 * (link.symbol_std**2 + link.symbol_mean**2)
     total = float((energy[sending] / gain[sending]).sum()) * error_variance
@@ -357,7 +332,7 @@ def airtime_s(size: int, bandwidth_hz: float, packing: Packing = "iq") -> float:
     Raises:
         ValueError: unless `bandwidth_hz` is positive.
     """
-    check_positive("bandwidth_hz", bandwidth_hz)
+    positive("bandwidth_hz", bandwidth_hz)
     return symbols(size, packing) / bandwidth_hz
 
 
@@ -367,7 +342,7 @@ def combined_noise(size: int, link: Link, rng: np.random.Generator, simulation: 
     "antennas" draws the noise of every antenna and combines it; "fast" draws the combined noise, which for a
     unit-norm beam has the same distribution.
     """
-    check_choice("simulation", simulation, Simulation)
+    choice("simulation", simulation, Simulation)
     if link.noise_variance == 0.0:
         return np.zeros(size)
     if simulation == "fast":

@@ -14,17 +14,17 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import ArrayLike
 
-from radio.allocation import (
+from radio.allocation.optimum import (
     Allocation,
     AllocationStatus,
     InfeasibleAllocationError,
     WhenInfeasible,
     ratio_at_rate,
 )
-from radio.arrays import BoolArray, FloatArray, finite, in_unit_interval, non_negative, positive
-from radio.ofdma import LOG_TINY, ProportionalNoise, proportional_noise
+from radio.allocation.uploaders import choose_uploaders
+from radio.arrays import BoolArray, FloatArray, choice, finite, in_unit_interval, non_negative, positive
+from radio.channel.rates import LOG_TINY, ProportionalNoise, proportional_noise
 from radio.roots import decreasing_root
-from radio.uploaders import choose_uploaders
 
 _LN2 = float(np.log(2.0))
 
@@ -86,8 +86,7 @@ def allocate_at(
     when_infeasible: WhenInfeasible = "raise",
 ) -> Allocation:
     """Do the same for a rate model; `rates.snr` is (K,)."""
-    if when_infeasible not in ("raise", "relax", "drop"):
-        raise ValueError(f"when_infeasible = {when_infeasible!r} is unknown; valid: raise, relax, drop")
+    choice("when_infeasible", when_infeasible, WhenInfeasible)
     snr, d, g, q, m, w = (
         np.array(a)
         for a in np.broadcast_arrays(
@@ -229,7 +228,7 @@ def _settle_limit(
 
 
 class _UploadGains:
-    """What `radio.uploaders` asks of a round."""
+    """What `radio.allocation.uploaders` asks of a round."""
 
     def __init__(self, devices: _Devices) -> None:
         self._devices = devices

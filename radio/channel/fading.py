@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from radio.arrays import ComplexArray, FloatArray, count, finite, non_negative, positive
+from radio.arrays import ComplexArray, FloatArray, choice, count, finite, non_negative, positive
 
 Placement = Literal["rings", "random"]
 Fading = Literal["rayleigh", "none"]
@@ -61,10 +61,8 @@ class ChannelModel:
             raise ValueError(
                 f"min_distance = {self.min_distance} m must not exceed cell_radius = {self.cell_radius} m"
             )
-        if self.placement not in ("rings", "random"):
-            raise ValueError(f"placement = {self.placement!r} is unknown; valid: rings, random")
-        if self.fading not in ("rayleigh", "none"):
-            raise ValueError(f"fading = {self.fading!r} is unknown; valid: rayleigh, none")
+        choice("placement", self.placement, Placement)
+        choice("fading", self.fading, Fading)
 
 
 def place_devices(model: ChannelModel, rng: np.random.Generator) -> FloatArray:

@@ -1,0 +1,1 @@
+"""Over-the-air aggregation: `transceiver` for dense updates, `sparse` for pruned ones."""

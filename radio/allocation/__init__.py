@@ -1,0 +1,32 @@
+"""Joint bandwidth and pruning: `allocate` is the exact optimum, a policy is one function.
+
+| module | what it is |
+|---|---|
+| `optimum` | the optimum where noise does not depend on the share, in O(K log K) |
+| `proportional_noise` | the optimum where noise grows with the share |
+| `policies` | what the `allocation` key of a scheme names |
+| `uploaders`, `waterfill` | who uploads; sharing one unit exactly |
+| `certificates`, `reference` | evidence: KKT residuals and duality gap; the same problem by cvxpy |
+"""
+
+from radio.allocation.optimum import (
+    Allocation,
+    AllocationStatus,
+    InfeasibleAllocationError,
+    WhenInfeasible,
+    allocate,
+    least_max_pruning_ratio,
+    least_pruning_ratio,
+    ratio_at_rate,
+)
+
+__all__ = [
+    "Allocation",
+    "AllocationStatus",
+    "InfeasibleAllocationError",
+    "WhenInfeasible",
+    "allocate",
+    "least_max_pruning_ratio",
+    "least_pruning_ratio",
+    "ratio_at_rate",
+]
