@@ -15,14 +15,12 @@ from __future__ import annotations
 import os
 import subprocess
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from engines.superlink import (
     CONNECTION,
     Flwr,
-    absolute,
     app_folder,
     commands,
     end,
@@ -31,17 +29,17 @@ from engines.superlink import (
     follow,
     free_ports,
     wait_for,
+    with_absolute_paths,
 )
 from server_app.run import SUMMARY
 from server_app.settings import Settings
 
 
-def run_flower(settings: Settings, overrides: Sequence[str], folder: Path) -> dict[str, Any]:
+def run_flower(settings: Settings, folder: Path) -> dict[str, Any]:
     """Run a job through `flwr run` on a private SuperLink and return its summary.
 
     Args:
-        settings: the checked settings.
-        overrides: the Hydra overrides that gave them; the ServerApp composes them again.
+        settings: the checked settings; the ServerApp gets these, and composes nothing.
         folder: where the records go.
 
     Raises:
@@ -83,7 +81,7 @@ def run_flower(settings: Settings, overrides: Sequence[str], folder: Path) -> di
             workers = settings.engine.workers or os.cpu_count() or 1
             run_id = flwr.submit(
                 app,
-                absolute(settings, overrides),
+                with_absolute_paths(settings),
                 folder,
                 Path(scratch),
                 federation=f"num-supernodes={settings.fleet.num_devices} client-resources-num-cpus=1 "

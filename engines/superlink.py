@@ -20,9 +20,11 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
+from protocol.own_files import for_other_processes
+from server_app.overrides import joined, override
 from server_app.run import LOG_FILE, SUMMARY, RunFailedError
-from server_app.schema import ConfigError
-from server_app.settings import Settings
+from server_app.schema import ConfigError, build
+from server_app.settings import Settings, flatten, keys_of_kind
 
 log = logging.getLogger(__name__)
 
@@ -58,17 +60,17 @@ class Flwr:
     def submit(
         self,
         app: Path,
-        overrides: Sequence[str],
+        job: Sequence[str] | Settings,
         folder: Path,
         scratch: Path,
         *,
         federation: str = "",
     ) -> str:
-        """Submit the app with these Hydra overrides and return the run's id.
+        """Submit the app with a job and return the run's id.
 
         Args:
             app: the source tree.
-            overrides: given to the ServerApp, which composes them.
+            job: Hydra overrides, which the ServerApp composes; or settings, which it takes as they are.
             folder: where the ServerApp leaves its records.
             scratch: a folder for the run-config file.
             federation: settings of Flower's simulation, or "".
@@ -77,9 +79,14 @@ class Flwr:
             RunFailedError: if the SuperLink does not accept it.
         """
         run_config = scratch / "run-config.toml"
-        text = " ".join(_quoted(override) for override in overrides)
-        values = {"overrides": text, "out-dir": str(folder)}
-        run_config.write_text("".join(f"{name} = {json.dumps(value)}\n" for name, value in values.items()))
+        described = (
+            {"settings": json.dumps(job.to_dict())}
+            if isinstance(job, Settings)
+            else {"overrides": joined(job)}
+        )
+        values = {**described, "out-dir": str(folder)}
+        text = "".join(f"{name} = {toml_text(value)}\n" for name, value in values.items())
+        run_config.write_text(text, encoding="utf-8")
         simulation = ("--federation-config", federation) if federation else ()
         answer = self._json("run", str(app), CONNECTION, "--run-config", str(run_config), *simulation)
         if not answer.get("success"):
@@ -255,14 +262,26 @@ def kill_all(process: subprocess.Popen[bytes]) -> None:
 
 def absolute(settings: Settings, overrides: Sequence[str]) -> list[str]:
     """Return the overrides with paths that hold in any working directory."""
-    paths = {"resume": settings.resume, "dataset.root": settings.dataset.root}
-    paths["tracker.database"] = settings.tracker.database
-    extra = [f"{name}={Path(path).expanduser().resolve()}" for name, path in paths.items() if path]
-    return [*overrides, *extra]
+    held = flatten(with_absolute_paths(settings).to_dict())
+    return [*overrides, *(override(name, held[name]) for name in keys_of_kind("path") if held[name])]
 
 
-def _quoted(override: str) -> str:
-    return "'" + override.replace("'", "'\"'\"'") + "'"
+def with_absolute_paths(settings: Settings) -> Settings:
+    """Return settings whose paths hold in any working directory."""
+    tree = settings.to_dict()
+    for name in keys_of_kind("path"):
+        *groups, last = name.split(".")
+        node = tree
+        for group in groups:
+            node = node[group]
+        if node[last]:
+            node[last] = str(Path(node[last]).expanduser().resolve())
+    return build(Settings, tree)
+
+
+def toml_text(text: str) -> str:
+    """Return a text as TOML writes it: as JSON, but for letters beyond the first plane and DEL."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def commands() -> Path:
@@ -289,6 +308,7 @@ def environment(commands_folder: Path, home: Path) -> dict[str, str]:
     """Return the environment of Flower's processes: their own home; nothing fetched, nothing reported."""
     return {
         **os.environ,
+        **for_other_processes(),
         "FLWR_HOME": str(home),
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
         "FLWR_TELEMETRY_ENABLED": "0",

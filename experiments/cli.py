@@ -6,20 +6,14 @@ anything is trained: all jobs of a sweep, too (`experiments.command_line`).
 
 from __future__ import annotations
 
-import gc
 import logging
-import logging.config
 import os
 import sys
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from experiments.beside import beside
-
-if TYPE_CHECKING:  # at run time the two processes of a start import them at once
-    from experiments.command_line import ComposedJob
-    from server_app.settings import Settings
+from experiments.command_line import ComposedJob, compose
+from server_app.schema import ConfigError
+from server_app.settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -29,53 +23,18 @@ CONFIG_ERROR, RUN_ERROR, INTERRUPTED = 2, 1, 130
 def main() -> None:
     """Run the command line; exits with 2 for a wrong configuration and 1 for a failed run."""
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
-    gc.disable()  # until the imports are done: they make no garbage, and looking for it takes a third longer
-    arguments = sys.argv[1:]
     try:
-        if _is_one_job_in_process(arguments):
-            job = beside(lambda hand_over: _compose(arguments, hand_over), meanwhile=_import_engine)
-            logging.config.dictConfig(job.logging)
-            execute(job)
-        else:
-            _compose(arguments, execute)
+        compose(sys.argv[1:], execute)
+    except ConfigError as error:
+        print(f"airflower: {error}", file=sys.stderr)
+        sys.exit(CONFIG_ERROR)
     except KeyboardInterrupt:
         print("airflower: interrupted", file=sys.stderr)
         sys.exit(INTERRUPTED)
 
 
-def _compose(arguments: Sequence[str], run: Callable[[ComposedJob], None]) -> None:
-    from experiments.command_line import compose
-    from server_app.schema import ConfigError
-
-    try:
-        compose(arguments, run)
-    except ConfigError as error:
-        print(f"airflower: {error}", file=sys.stderr)
-        sys.exit(CONFIG_ERROR)
-
-
-def _is_one_job_in_process(arguments: Sequence[str]) -> bool:
-    """Return whether these are plain overrides of one job, and a second core can compose it."""
-    others = ("-", "hydra", "experiment=", "study", "engine=flower", "engine=ray")
-    return (
-        hasattr(os, "fork")
-        and (os.cpu_count() or 1) > 1
-        and not any(
-            argument.lstrip("+~").startswith(others) and not argument.startswith("hydra.run.dir=")
-            for argument in arguments
-        )
-    )
-
-
-def _import_engine() -> None:
-    """Import what takes a second: torch, Flower, and what drives them."""
-    import server_app.run  # noqa: F401
-
-
 def execute(job: ComposedJob) -> None:
     """Run one job; its records go to its folder. Exits if it fails, unless others of a sweep follow."""
-    from server_app.schema import ConfigError
-
     _console()
     if job.in_sweep:
         from experiments.sweep import is_finished, refresh, start_afresh
@@ -86,7 +45,7 @@ def execute(job: ComposedJob) -> None:
             return
         start_afresh(job.folder)
     try:
-        run_job(job.settings, job.overrides, job.folder)
+        run_job(job.settings, job.folder)
     except ConfigError as error:
         log.error("airflower: %s", error)
         _fail(job, error, CONFIG_ERROR)
@@ -108,39 +67,28 @@ def _fail(job: ComposedJob, error: Exception, status: int) -> None:
     note_failure(job.folder, error)
 
 
-def run_job(settings: Settings, overrides: Sequence[str], folder: Path) -> None:
+def run_job(settings: Settings, folder: Path) -> None:
     """Run the job on the engine that it names."""
     log.info("records: %s", folder)
-    work = _work(settings, overrides, folder)
-    if not gc.isenabled():  # the first job of a sweep: what later ones leave behind is to be collected
-        gc.freeze()  # nothing imported so far is garbage, nor ever looked at again by the worker processes
-        gc.enable()
-    work()
-
-
-def _work(settings: Settings, overrides: Sequence[str], folder: Path) -> Callable[[], object]:
-    """Import what the job needs, and return what runs it."""
     if settings.study.name is not None:
         from experiments.studies import run_study
         from server_app.run import record_run
 
-        return lambda: record_run(settings, folder, lambda: run_study(settings, folder))
-    if settings.engine.name == "flower":
+        record_run(settings, folder, lambda: run_study(settings, folder))
+    elif settings.engine.name == "flower":
         from engines.flower import run_flower
 
-        return lambda: run_flower(settings, overrides, folder)
-    if settings.engine.name == "ray":
+        run_flower(settings, folder)
+    elif settings.engine.name == "ray":
         from engines.ray import run_ray
 
-        return lambda: run_ray(settings, folder)
-    from engines.inprocess import open_grid
-    from server_app.run import run
+        run_ray(settings, folder)
+    else:
+        from engines.inprocess import open_grid
+        from server_app.run import run
 
-    def in_process() -> None:
         with open_grid(settings) as grid:
             run(settings, grid, folder)
-
-    return in_process
 
 
 def _console() -> None:

@@ -1,17 +1,27 @@
-"""From the command line to jobs: Hydra composes them, all are checked before the first one runs."""
+"""From the command line to jobs: Hydra composes them, all are checked before the first one runs.
+
+Hydra's own command line does the work, so that its flags mean here what its documentation says. Its callback
+`CheckFirst` (named in ``conf/config.yaml``) looks at the composed configuration before any folder is made.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
+from experiments.sweep import DEFAULT_JOB, DEFAULT_SWEEP, say_how_it_ended, subfolder, sweep_name
+from protocol.own_files import find_own_modules
+from server_app.overrides import as_meant, override
 from server_app.schema import ConfigError
-from server_app.settings import Settings, compose_config, compose_settings, settings_from_config
+from server_app.settings import Settings, explained, search_own_configuration, settings_from_config
 
 
 @dataclass(frozen=True)
@@ -23,14 +33,38 @@ class ComposedJob:
         overrides: those of this job.
         folder: for its records, absolute.
         in_sweep: whether it is one of several.
-        logging: Hydra's, as `logging.config.dictConfig` takes it.
     """
 
     settings: Settings
     overrides: list[str]
     folder: Path
     in_sweep: bool
-    logging: dict[str, Any]
+
+
+class _Refused(BaseException):
+    """Carries an error through Hydra, which turns every Exception of a callback into a warning."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+@dataclass
+class _Command:
+    """What the command's callback and its end have to know.
+
+    Attributes:
+        arguments: its overrides, as they were typed.
+        jobs: settings of each job of a sweep, by its folder.
+        folder: of the sweep; None for a single job.
+    """
+
+    arguments: Sequence[str] = ()
+    jobs: dict[Path, Settings] = field(default_factory=dict)
+    folder: Path | None = None
+
+
+_command = _Command()  # Hydra makes the callback itself; one command runs in a process
 
 
 def compose(arguments: Sequence[str], run: Callable[[ComposedJob], None]) -> None:
@@ -38,79 +72,139 @@ def compose(arguments: Sequence[str], run: Callable[[ComposedJob], None]) -> Non
 
     Raises:
         ConfigError: if anything about any job is wrong; no job has then run.
+        SystemExit: if a job of a sweep has not completed.
     """
-    _check(arguments)
     import hydra
+    from hydra._internal.utils import get_args_parser  # there is no public way to know its flags
+
+    find_own_modules()
+    flags = get_args_parser().parse_args(list(arguments))
+    _command.__init__(flags.overrides)  # type: ignore[misc]
+    meant = dict(zip(flags.overrides, as_meant(flags.overrides, sweep=flags.multirun), strict=True))
+    sys.argv = [sys.argv[0], *(meant.get(argument, argument) for argument in arguments)]
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # its errors come here, and are said in our words
+    search_own_configuration()
+
+    def task(config: DictConfig) -> None:
+        _run_composed(config, run)
+
+    with explained():
+        try:
+            hydra.main(version_base="1.3", config_path="pkg://conf", config_name="config")(task)()
+        except _Refused as refused:
+            raise refused.error from refused
+    if _command.folder is not None:
+        say_how_it_ended(_command.folder, _command.jobs)
+
+
+def _run_composed(config: DictConfig, run: Callable[[ComposedJob], None]) -> None:
+    # At this module's level: a process of a launcher imports the module, and with it the names of folders.
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
-    def job(config: DictConfig) -> None:
-        known = HydraConfig.get()
-        logging = OmegaConf.to_container(known.job_logging, resolve=True)
-        assert isinstance(logging, dict)
-        run(
-            ComposedJob(
-                settings=settings_from_config(config),
-                overrides=list(known.overrides.task),
-                folder=Path(known.runtime.output_dir),
-                in_sweep=known.mode == RunMode.MULTIRUN,
-                logging={str(key): value for key, value in logging.items()},
-            )
-        )
-
-    hydra.main(version_base="1.3", config_path="pkg://conf", config_name="config")(job)()
+    known = HydraConfig.get()
+    job = ComposedJob(
+        settings=settings_from_config(config),
+        overrides=list(known.overrides.task),
+        folder=Path(known.runtime.output_dir),
+        in_sweep=known.mode == RunMode.MULTIRUN,
+    )
+    if job.in_sweep:  # known already, unless a sweeper thought of it just now
+        _command.jobs.setdefault(job.folder, job.settings)
+    run(job)
 
 
-def _check(arguments: Sequence[str]) -> None:
-    """Compose and check every job that the command line asks for, as far as Hydra's own flags allow."""
-    if any(
-        flag in arguments for flag in ("--help", "-h", "--hydra-help", "--info", "--version", "--cfg", "-c")
-    ):
-        return
-    overrides = [argument for argument in arguments if not argument.startswith("-") and "=" in argument]
-    mode, params = sweep_plan(overrides)
-    if "--multirun" not in arguments and "-m" not in arguments and mode != "MULTIRUN":
-        compose_settings(overrides)
-        return
-    from experiments.sweep import sweep_name  # here: the process of a single job unpickles from this module
+class CheckFirst(Callback):  # type: ignore[misc]
+    """Hydra callback: everything about every job is checked before a folder is made or anything trained."""
 
-    os.environ.setdefault("AIRFLOWER_SWEEP", sweep_name(overrides))
-    for job in expand_sweep([*params, *overrides]):
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Check one job as far as the configuration goes; the rest is checked as soon as it runs."""
+        with _refusing():
+            _settings(config)
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Name the folders of the sweep and of its jobs, and check every job as its run would."""
+        with _refusing():
+            sweep = config.hydra.sweep
+            if sweep.dir == DEFAULT_SWEEP:
+                sweep.dir = f"{Path(DEFAULT_SWEEP).parent}/{sweep_name(_command.arguments)}"
+                config.hydra.overrides.hydra.append(override("hydra.sweep.dir", sweep.dir))
+            _command.folder = Path(sweep.dir)
+            if config.hydra.sweeper._target_ != "hydra._internal.core_plugins.basic_sweeper.BasicSweeper":
+                return  # one that thinks of jobs as it goes; each is checked when it runs
+            jobs, swept = _jobs(config)
+            if DEFAULT_JOB in OmegaConf.to_yaml(config.hydra.sweep, resolve=False):
+                config.hydra.overrides.hydra.append(f'hydra.sweep.subdir="{subfolder(swept)}"')
+            _check(config, jobs)
+
+
+def _check(config: DictConfig, jobs: Sequence[Sequence[str]]) -> None:
+    """Check jobs, and note where each will be.
+
+    Raises:
+        ConfigError: naming the job.
+    """
+    from hydra.core.global_hydra import GlobalHydra
+
+    from experiments.checks import check_fully
+
+    loader = GlobalHydra.instance().config_loader()
+    seen: set[str] = set()
+    for overrides in jobs:
         try:
-            compose_settings(job)
+            with explained():
+                job = loader.load_sweep_config(config, list(overrides))
+            settings = _settings(job)
+            check_fully(settings, seen)
         except ConfigError as error:
-            raise ConfigError(f"{error} (in the job {' '.join(job)})") from error
+            raise ConfigError(f"{error} (in the job {' '.join(overrides)})") from error
+        subfolder = str(OmegaConf.select(job, "hydra.sweep.subdir"))
+        _command.jobs[(Path(config.hydra.sweep.dir) / subfolder).absolute()] = settings
 
 
-def sweep_plan(overrides: Sequence[str]) -> tuple[str | None, list[str]]:
-    """Return what the configuration itself says of a sweep: Hydra's mode, and overrides to sweep over.
-
-    Raises:
-        ConfigError: for an unknown experiment or size.
-    """
-    relevant = ("experiment=", "size=", "budget.", "hydra")
-    chosen = [override for override in overrides if override.startswith(relevant)]
-    if not any(override.startswith("experiment=") for override in chosen):
-        return None, []
-    hydra = compose_config(chosen, with_hydra=True).hydra
-    return str(hydra.mode or "").removeprefix("RunMode.") or None, [
-        f"{name}={value}" for name, value in (hydra.sweeper.params or {}).items()
-    ]
-
-
-def expand_sweep(overrides: Sequence[str]) -> list[list[str]]:
-    """Return the overrides of every job of a sweep.
-
-    Raises:
-        ConfigError: if an override cannot be parsed.
-    """
+def _jobs(config: DictConfig) -> tuple[list[list[str]], list[str]]:
+    """Return the overrides of every job of a sweep, as Hydra's sweeper will, and the keys that differ."""
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.global_hydra import GlobalHydra
     from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
 
+    params = [f"{name}={value}" for name, value in (config.hydra.sweeper.params or {}).items()]
+    parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+    parsed = parser.parse_overrides([*params, *config.hydra.overrides.task])
+    last = {found.get_key_element(): found for found in parsed}  # the last one of a key counts
+    batches = BasicSweeper.split_arguments(parsed, max_batch_size=None)
+    swept = [key for key, found in last.items() if found.is_sweep_override()]
+    return [list(job) for batch in batches for job in batch], swept
+
+
+def sweep_of(overrides: Sequence[str]) -> tuple[list[list[str]], list[str]]:
+    """Return the jobs of ``airflower --multirun`` with these overrides, and the keys in which they differ.
+
+    Raises:
+        ConfigError: if an override cannot be parsed or names what is not there.
+    """
+    from hydra import initialize_config_module
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.types import RunMode
+
+    search_own_configuration()
+    with initialize_config_module(version_base="1.3", config_module="conf"), explained():
+        composer = GlobalHydra.instance().hydra
+        assert composer is not None
+        config = composer.compose_config(
+            "config", as_meant(overrides, sweep=True), RunMode.MULTIRUN, with_log_configuration=False
+        )
+        return _jobs(config)
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
     try:
-        parsed = OverridesParser.create().parse_overrides(overrides=list(overrides))
-        batches = BasicSweeper.split_arguments(parsed, max_batch_size=None)
-    except HydraException as error:
-        raise ConfigError(str(error)) from error
-    return [list(job) for batch in batches for job in batch]
+        with explained():
+            yield
+    except Exception as error:
+        raise _Refused(error) from error
+
+
+def _settings(config: DictConfig) -> Settings:
+    return settings_from_config(OmegaConf.masked_copy(config, [str(n) for n in config if n != "hydra"]))

@@ -1,7 +1,7 @@
 """Sweeps that go on where they stopped.
 
-A job of a sweep has a folder named after its overrides, inside a folder named after the command. A job
-whose folder already holds a completed run of the same configuration is skipped; any other folder is
+A job of a sweep has a folder named after what the sweep varies, inside a folder named after the command.
+A job whose folder already holds a completed run of the same configuration is skipped; any other folder is
 emptied and its job done anew, so that an interrupted sweep ends with the files of an uninterrupted one.
 """
 
@@ -11,14 +11,15 @@ import hashlib
 import json
 import logging
 import re
+import shlex
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from server_app.recorder import write_json
 from server_app.settings import Settings
@@ -46,6 +47,60 @@ def sweep_name(arguments: Sequence[str]) -> str:
     if rest or not parts:
         parts.append(hashlib.sha256("\n".join(rest).encode()).hexdigest()[:8])
     return re.sub(r"[^\w.,=-]", "_", "-".join(parts))
+
+
+# What conf/config.yaml says: replaced by a name of the command, and by names of its jobs.
+DEFAULT_SWEEP = "multirun/sweep"
+DEFAULT_JOB = "subdir: ${hydra.job.override_dirname}"
+_LONGEST_NAME = 120  # bytes; file systems allow 255, and some things append to it
+_RESOLVER = "airflower_job_folder"
+
+
+def subfolder(swept: Sequence[str]) -> str:
+    """Return the interpolation that names a job's folder after the keys that are swept."""
+    keys = " ".join(swept)
+    return (
+        f"${{{_RESOLVER}:${{hydra.overrides.task}},'{keys}',"
+        "${hydra.sweep.dir},${hydra.job.override_dirname}}"
+    )
+
+
+def job_name(overrides: Sequence[str], swept: Collection[str]) -> str:
+    """Return the name of a job's folder: what is swept, bounded, unique within its sweep.
+
+    Where letters had to be replaced or left out, a digest of all of them follows.
+
+    Args:
+        overrides: of the job.
+        swept: keys that differ between jobs, as in `overrides`; none: all keys name it.
+    """
+    chosen = [one for one in overrides if not swept or one.partition("=")[0] in swept]
+    whole = ",".join(one.lstrip("+") for one in chosen) or "job"
+    name = re.sub(r"[^\w.,=+-]", "_", whole)
+    if name == whole and len(name.encode()) <= _LONGEST_NAME:
+        return name
+    digest = hashlib.sha256(whole.encode()).hexdigest()[:10]
+    short = name.encode()[: _LONGEST_NAME - len(digest) - 1].decode(errors="ignore")
+    return f"{short}-{digest}"
+
+
+def _job_folder(task: Sequence[str], keys: str, sweep: str, former: str) -> str:
+    """Return a job's folder in its sweep; one that has the name of former versions is gone on with."""
+    swept = keys.split()
+    differ_only_there = any(_FORMERLY_LEFT_OUT.fullmatch(key) for key in swept)
+    if not differ_only_there and len(former.encode()) < 256 and "/" not in former:
+        with suppress(OSError):
+            if Path(sweep, former, "config.yaml").is_file():
+                return former
+    return job_name(task, swept)
+
+
+# Keys that names of former versions left out, so that two jobs could have one folder.
+_FORMERLY_LEFT_OUT = re.compile(
+    r"\+*(experiment|size|tracker|engine|engine\.workers|dataset\.(root|download))"
+)
+
+OmegaConf.register_new_resolver(_RESOLVER, _job_folder, replace=True)
 
 
 def is_finished(folder: Path, settings: Settings) -> bool:
@@ -93,26 +148,19 @@ def note_failure(folder: Path, error: BaseException) -> None:
         )
 
 
-def unfinished_jobs(folder: Path) -> list[str]:
-    """Return the names of the jobs in a sweep folder that have not completed."""
-    names = []
-    for job in sorted(path.parent for path in folder.glob("*/.hydra")):
-        try:
-            status = json.loads((job / "summary.json").read_text())["status"]
-        except (OSError, ValueError, KeyError):
-            status = "interrupted"
-        if status != "completed":
-            names.append(job.name)
-    return names
+def say_how_it_ended(folder: Path, jobs: Mapping[Path, Settings]) -> None:
+    """Say whether the jobs of this sweep have completed; others in the same folder do not matter.
 
+    Args:
+        folder: of the sweep.
+        jobs: settings by folder.
 
-class SweepEnd(Callback):  # type: ignore[misc]
-    """Hydra callback: a sweep with a failed job ends with exit status 1, after all others have run."""
-
-    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Name the jobs that failed."""
-        folder = Path(config.hydra.sweep.dir)
-        if failed := unfinished_jobs(folder):
-            print(f"airflower: {len(failed)} job(s) of {folder} failed: {'; '.join(failed)}", file=sys.stderr)
-            sys.exit(1)
-        print(f"airflower: all jobs completed; draw them with: airflower-report {folder}")
+    Raises:
+        SystemExit: with status 1, if one has not.
+    """
+    failed = [str(job.name) for job, settings in jobs.items() if not is_finished(job, settings)]
+    if failed:
+        print(f"airflower: {len(failed)} job(s) of {folder} failed: {'; '.join(failed)}", file=sys.stderr)
+        sys.exit(1)
+    command = shlex.join(["airflower-report", str(folder)])
+    print(f"airflower: all {len(jobs)} job(s) completed; draw them with: {command}")

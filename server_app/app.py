@@ -1,22 +1,30 @@
 """The Flower ServerApp: `flwr run . --run-config 'overrides="scheme=proposed seed=3"'`."""
 
-import shlex
+import json
 from datetime import datetime
 from pathlib import Path
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from protocol.own_files import find_own_modules
+from server_app.overrides import split
 from server_app.run import run
-from server_app.settings import compose_settings
+from server_app.schema import build
+from server_app.settings import Settings, compose_settings
 
 app = ServerApp()
 
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Compose the settings from the run-config and run them on the connected devices."""
-    settings = compose_settings(shlex.split(str(context.run_config.get("overrides", ""))))
+    """Take the settings from the run-config, or compose them, and run them on the connected devices."""
+    find_own_modules()
+    given = str(context.run_config.get("settings", ""))
+    if given:
+        settings = build(Settings, json.loads(given))
+    else:
+        settings = compose_settings(split(str(context.run_config.get("overrides", ""))))
     folder = str(context.run_config.get("out-dir", "")) or f"outputs/{datetime.now():%Y-%m-%d/%H-%M-%S}"
     path = Path(folder).expanduser().resolve()
     print(f"records: {path}", flush=True)

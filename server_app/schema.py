@@ -26,10 +26,11 @@ def key(
     minimum: float | None = None,
     above: float | None = None,
     maximum: float | None = None,
+    path: bool = False,
 ) -> Any:
-    """Declare the admissible numbers of one key of a settings dataclass."""
-    limits = {"minimum": minimum, "above": above, "maximum": maximum}
-    return dataclasses.field(metadata={name: limit for name, limit in limits.items() if limit is not None})
+    """Declare the admissible numbers of one key of a settings dataclass, and whether it holds a path."""
+    facts = {"minimum": minimum, "above": above, "maximum": maximum, "path": path or None}
+    return dataclasses.field(metadata={name: fact for name, fact in facts.items() if fact is not None})
 
 
 def build(cls: type[T], values: Mapping[str, Any], path: str = "") -> T:

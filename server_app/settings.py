@@ -7,14 +7,17 @@ and milliseconds appear only here and in ``conf/``: the rest of the code takes S
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_origin, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from protocol.own_files import own_configuration
 from protocol.training import TrainingSpec
+from server_app.overrides import as_meant, remedy
 from server_app.schema import ConfigError, build, key, suggest
 
 
@@ -98,7 +101,7 @@ class DatasetSettings:
     """The images."""
 
     name: str = key()
-    root: str | None = key()
+    root: str | None = key(path=True)
     download: bool = key()
 
 
@@ -179,7 +182,7 @@ class TrackerSettings:
     """Where metrics go beside the CSV records."""
 
     name: Literal["none", "tensorboard", "mlflow"] = key()
-    database: str | None = key()
+    database: str | None = key(path=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,7 +193,7 @@ class Settings:
     rounds: int = key(minimum=1)
     evaluate_every: int = key(minimum=1)
     checkpoint_every: int = key(minimum=0)
-    resume: str | None = key()
+    resume: str | None = key(path=True)
     fleet: FleetSettings
     radio: RadioSettings
     channel: ChannelSettings
@@ -215,6 +218,18 @@ class Settings:
     def to_dict(self) -> dict[str, Any]:
         """Return nested plain values, as in the configuration files."""
         return dataclasses.asdict(self)
+
+
+def keys_of_kind(kind: Literal["path", "open"], cls: type = Settings, path: str = "") -> tuple[str, ...]:
+    """Return the dotted keys that hold a path, or whose entries are up to the chosen part ("open")."""
+    hints, found = get_type_hints(cls), list[str]()
+    for field in dataclasses.fields(cls):
+        full, hint = f"{path}{field.name}", hints[field.name]
+        if dataclasses.is_dataclass(hint):
+            found += keys_of_kind(kind, cast(type, hint), f"{full}.")
+        elif "path" in field.metadata if kind == "path" else get_origin(hint) is Mapping:
+            found.append(full)
+    return tuple(found)
 
 
 # `budget` (conf/size) only holds values that an experiment refers to.
@@ -307,30 +322,71 @@ def compose_settings(overrides: Sequence[str]) -> Settings:
     return settings_from_config(compose_config(overrides))
 
 
-def compose_config(overrides: Sequence[str], *, with_hydra: bool = False) -> DictConfig:
-    """Compose ``conf/`` with Hydra overrides, turning Hydra's errors into ones with the valid choices.
+def search_own_configuration() -> None:
+    """Have Hydra search ``conf/`` of the user's working directory, after the app's own."""
+    from hydra.core.config_search_path import ConfigSearchPath
+    from hydra.core.plugins import Plugins
+    from hydra.plugins.search_path_plugin import SearchPathPlugin
 
-    `with_hydra` keeps Hydra's own node, where an experiment says what to sweep over.
+    class OwnConfiguration(SearchPathPlugin):  # type: ignore[misc]
+        def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+            if (folder := own_configuration()) is not None:
+                search_path.append(provider="working directory", path=f"file://{folder}")
+
+    known = Plugins.instance().discover(SearchPathPlugin)
+    if not any(plugin.__name__ == OwnConfiguration.__name__ for plugin in known):
+        Plugins.instance().register(OwnConfiguration)
+
+
+def compose_config(overrides: Sequence[str]) -> DictConfig:
+    """Compose ``conf/`` with Hydra overrides, turning Hydra's errors into ones with the valid choices.
 
     Raises:
         ConfigError: for an override that cannot be parsed, an unknown key or an unknown choice.
     """
     from hydra import compose, initialize_config_module
-    from hydra.errors import HydraException, MissingConfigException
 
-    with initialize_config_module(version_base="1.3", config_module="conf"):
-        try:
-            config: DictConfig = compose("config", overrides=list(overrides), return_hydra_config=with_hydra)
-            return config
-        except MissingConfigException as error:
-            raise ConfigError(str(error).split("\nConfig search path")[0].strip()) from error
-        except (HydraException, OmegaConfBaseException) as error:
-            cause = error.__cause__
-            if isinstance(cause, OmegaConfBaseException) and cause.full_key:
-                parent, _, name = str(cause.full_key).rpartition(".")
-                base = compose("config")
-                node = OmegaConf.select(base, parent) if parent else base
-                if isinstance(node, DictConfig) and name not in node:
-                    valid = [str(other) for other in node]
-                    raise ConfigError(f"unknown key {cause.full_key}; {suggest(name, valid)}") from error
-            raise ConfigError(f"{getattr(error, 'override', '') or ''} {error}".strip()) from error
+    search_own_configuration()
+    with initialize_config_module(version_base="1.3", config_module="conf"), explained():
+        config: DictConfig = compose("config", overrides=as_meant(overrides))
+        return config
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Turn an error of Hydra or OmegaConf into one that names the key, the value and what would be valid.
+
+    Raises:
+        ConfigError: in place of theirs.
+    """
+    from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+
+    try:
+        yield
+    except MissingConfigException as error:
+        raise ConfigError(str(error).split("\nConfig search path")[0].strip()) from error
+    except OverrideParseException as error:
+        first = str(error).strip().splitlines()[0]
+        raise ConfigError(f"{error.override}: {first}; {remedy(error.override)}") from error
+    except (HydraException, OmegaConfBaseException) as error:
+        cause = error.__cause__
+        if isinstance(cause, OmegaConfBaseException) and cause.full_key:
+            parent, _, name = str(cause.full_key).rpartition(".")
+            valid = _names_in(parent)
+            if valid and name not in valid:
+                raise ConfigError(f"unknown key {cause.full_key}; {suggest(name, valid)}") from error
+        raise ConfigError(f"{getattr(error, 'override', '') or ''} {error}".strip()) from error
+
+
+def _names_in(path: str) -> list[str]:
+    """Return the names that a group of keys has in the default configuration."""
+    from hydra import compose, initialize_config_module
+    from hydra.core.global_hydra import GlobalHydra
+
+    if GlobalHydra.instance().is_initialized():
+        base = compose("config")
+    else:
+        with initialize_config_module(version_base="1.3", config_module="conf"):
+            base = compose("config")
+    node = OmegaConf.select(base, path) if path else base
+    return [str(name) for name in node] if isinstance(node, DictConfig) else []

@@ -101,7 +101,7 @@ def _processes_with(mark: str) -> int:
 @pytest.mark.slow
 def test_flower_gives_the_same_records_and_leaves_no_process(tmp_path):
     overrides = [*SMALL, "rounds=2"]
-    run_flower(compose_settings(overrides), overrides, tmp_path / "flower")
+    run_flower(compose_settings(overrides), tmp_path / "flower")
     run_small(tmp_path / "inprocess", "rounds=2")
     assert records(tmp_path / "flower") == records(tmp_path / "inprocess")
     listing = subprocess.run(["ps", "-ewwo", "args"], capture_output=True, text=True, check=True).stdout
@@ -112,7 +112,7 @@ def test_flower_gives_the_same_records_and_leaves_no_process(tmp_path):
 def test_a_run_that_fails_in_flower_fails_here(tmp_path):
     overrides = [*SMALL, "training.global_learning_rate=1e38", "fleet.max_failed_rounds=1"]
     with pytest.raises(RunFailedError, match="no device gave a usable reply"):
-        run_flower(compose_settings(overrides), overrides, tmp_path)
+        run_flower(compose_settings(overrides), tmp_path)
 
 
 @pytest.mark.slow
@@ -126,5 +126,5 @@ def test_code_in_the_working_directory_does_not_shadow_the_app(tmp_path, monkeyp
     monkeypatch.delenv("PYTHONPATH", raising=False)
     assert os.getcwd() == str(trap)
     overrides = [*SMALL, "rounds=1"]
-    summary = run_flower(compose_settings(overrides), overrides, tmp_path / "out")
+    summary = run_flower(compose_settings(overrides), tmp_path / "out")
     assert summary["status"] == "completed"

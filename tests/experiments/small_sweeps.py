@@ -1,6 +1,5 @@
 """Small runs and sweeps for the tests of trackers, sweeps and reports."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -34,11 +33,9 @@ def airflower(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]
 
 def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     """Start the command in `folder`."""
-    environment = {name: value for name, value in os.environ.items() if name != "AIRFLOWER_SWEEP"}
     return subprocess.Popen(
         [sys.executable, "-m", "experiments.cli", *arguments],
         cwd=folder,
-        env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 import conf
-from experiments.command_line import expand_sweep, sweep_plan
+from experiments.command_line import sweep_of
 from experiments.report.folders import Run
 from experiments.report.metrics import matches
 from experiments.report.spec import read_report
@@ -22,9 +22,7 @@ REQUIRED = {
 
 def jobs_of(experiment, size):
     overrides = [f"experiment={experiment}", f"size={size}"]
-    mode, params = sweep_plan(overrides)
-    assert mode == "MULTIRUN"
-    return expand_sweep([*params, *overrides])
+    return sweep_of(overrides)[0]
 
 
 def test_every_figure_and_table_has_its_experiment():
@@ -76,7 +74,7 @@ def test_every_experiment_runs_and_reports(tmp_path, data_root, monkeypatch):
         for i, job in enumerate((jobs[0], jobs[-1])):
             learned = any("actor_critic" in override for override in job)
             overrides = [*job, *tiny, *(["+scheduler.options.updates=5"] if learned else [])]
-            run_job(compose_settings(overrides), overrides, tmp_path / "runs" / experiment / str(i))
+            run_job(compose_settings(overrides), tmp_path / "runs" / experiment / str(i))
     page = build_report([tmp_path / "runs"], tmp_path / "report")
     text = page.read_text()
     for experiment in EXPERIMENTS:

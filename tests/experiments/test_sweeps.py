@@ -7,7 +7,7 @@ import time
 import pytest
 from small_sweeps import TINY, airflower, start
 
-from experiments.command_line import expand_sweep, sweep_plan
+from experiments.command_line import sweep_of
 from experiments.sweep import is_finished, sweep_name
 from server_app.settings import compose_settings
 
@@ -143,8 +143,7 @@ def test_the_same_command_names_the_same_folder():
 
 def test_the_command_line_replaces_what_an_experiment_sweeps_over():
     overrides = ["experiment=p1_fig6", "size=quick", "seed=7"]
-    mode, params = sweep_plan(overrides)
-    jobs = expand_sweep([*params, *overrides])
-    assert mode == "MULTIRUN"
+    jobs, swept = sweep_of(overrides)
     assert len(jobs) == 4
+    assert swept == ["radio.latency_threshold_ms"]
     assert all("seed=7" in job for job in jobs)

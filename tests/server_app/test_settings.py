@@ -2,7 +2,7 @@
 
 import pytest
 
-from experiments.command_line import expand_sweep
+from experiments.command_line import sweep_of
 from server_app.job import build_strategy, prepare
 from server_app.schema import ConfigError
 from server_app.settings import compose_settings
@@ -74,6 +74,7 @@ def test_pruning_only_has_its_own_budget_and_the_command_line_wins():
 
 
 def test_a_sweep_is_expanded_into_all_its_jobs():
-    jobs = expand_sweep(["scheme=proposed,fedavg", "radio.latency_threshold_ms=15,20", "seed=1"])
+    jobs, swept = sweep_of(["scheme=proposed,fedavg", "radio.latency_threshold_ms=15,20", "seed=1"])
     assert len(jobs) == 4
+    assert swept == ["scheme", "radio.latency_threshold_ms"]
     assert ["scheme=fedavg", "radio.latency_threshold_ms=15", "seed=1"] in jobs
