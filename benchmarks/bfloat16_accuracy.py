@@ -8,7 +8,6 @@ On a processor without bfloat16 instructions the products are emulated: the same
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import tempfile
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 from benchmarks.jobs import run_job
+from engines.processors import usable_processors
 
 PRECISIONS = ("float32", "bfloat16")
 
@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--dataset", default="mnist")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--workers", type=int, default=usable_processors())
     parser.add_argument("overrides", nargs="*", help="further overrides, as on the airflower command line")
     options = parser.parse_args(arguments)
 

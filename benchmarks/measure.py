@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from engines.processors import usable_processors
+
 
 @dataclass(frozen=True)
 class Figure:
@@ -122,7 +124,7 @@ def machine_facts() -> dict[str, Any]:
         pass
     return {
         "processor": model,
-        "cores": os.cpu_count(),
+        "cores": usable_processors(),
         "vector_units": torch.backends.cpu.get_cpu_capability(),
         "bfloat16": "yes" if multiplies_bfloat16() else "no",
         "load_before": round(os.getloadavg()[0], 1),

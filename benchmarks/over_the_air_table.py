@@ -12,13 +12,13 @@ diverged and was stopped.
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.jobs import run_job
+from engines.processors import usable_processors
 from server_app.recorder import read_table
 from server_app.run import RunFailedError
 from strategies.base import DivergedError
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--methods", nargs="+", default=list(METHODS))
     parser.add_argument("--partition", default="shards", choices=("shards", "iid"))
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--workers", type=int, default=usable_processors())
     parser.add_argument("--out", type=Path, help="keep the run folders here")
     parser.add_argument("overrides", nargs="*", help="further overrides, as on the airflower command line")
     options = parser.parse_args(arguments)

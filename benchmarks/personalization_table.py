@@ -9,7 +9,6 @@ and spread over the seeds), the bits uploaded, and the emulated round latencies.
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import tempfile
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.jobs import run_job
+from engines.processors import usable_processors
 
 BASELINE = "personalization_only"
 
@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--schemes", nargs="+", default=["proposed", BASELINE])
     parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--workers", type=int, default=usable_processors())
     parser.add_argument("--out", type=Path, help="keep the run folders here")
     parser.add_argument("overrides", nargs="*", help="further overrides, as on the airflower command line")
     options = parser.parse_args(arguments)

@@ -12,12 +12,12 @@ What a bare ``flwr run .`` leaves to chance is settled here:
 
 from __future__ import annotations
 
-import os
 import subprocess
 import tempfile
 from pathlib import Path
 from typing import Any
 
+from engines.processors import usable_processors
 from engines.superlink import (
     CONNECTION,
     Flwr,
@@ -78,7 +78,7 @@ def run_flower(settings: Settings, folder: Path) -> dict[str, Any]:
         run_id = ""
         try:
             wait_for(port, superlink, folder)
-            workers = settings.engine.workers or os.cpu_count() or 1
+            workers = settings.engine.workers or usable_processors()
             run_id = flwr.submit(
                 app,
                 with_absolute_paths(settings),

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import os
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence, Sized
@@ -23,6 +22,7 @@ from flwr.serverapp import Grid
 
 from engines.allocator import keep_freed_memory
 from engines.device_states import DeviceStates
+from engines.processors import usable_processors
 from engines.shared_arrays import Block, shared_arrays
 from engines.workers import FIRST_NODE, TRAIN, App, Runner, Worker, WorkerDiedError
 from server_app.settings import Settings
@@ -293,7 +293,7 @@ def open_grid(
         workers: processes; default: `engine.workers`, else one per core, and one process for a GPU.
     """
     engine, devices = settings.engine, settings.fleet.num_devices
-    cores = 1 if engine.device == "cuda" else os.cpu_count() or 1
+    cores = 1 if engine.device == "cuda" else usable_processors()
     return InProcessGrid(
         client_app,
         devices,

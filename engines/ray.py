@@ -17,6 +17,7 @@ from typing import Any
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from engines.processors import usable_processors
 from server_app.run import run
 from server_app.settings import Settings
 
@@ -48,7 +49,7 @@ def run_ray(
 
     backend: dict[str, Any] = {"client_resources": {"num_cpus": 1, "num_gpus": 0}}
     if "RAY_ADDRESS" not in os.environ:  # the size of an existing cluster is not ours to set
-        count = workers or settings.engine.workers or os.cpu_count() or 1
+        count = workers or settings.engine.workers or usable_processors()
         backend["init_args"] = {"num_cpus": count, "include_dashboard": False}
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")

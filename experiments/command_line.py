@@ -78,10 +78,11 @@ def compose(arguments: Sequence[str], run: Callable[[ComposedJob], None]) -> Non
     from hydra._internal.utils import get_args_parser  # there is no public way to know its flags
 
     find_own_modules()
-    flags = get_args_parser().parse_args(list(arguments))
+    flags = get_args_parser().parse_intermixed_args(list(arguments))
     _command.__init__(flags.overrides)  # type: ignore[misc]
-    meant = dict(zip(flags.overrides, as_meant(flags.overrides, sweep=flags.multirun), strict=True))
-    sys.argv = [sys.argv[0], *(meant.get(argument, argument) for argument in arguments)]
+    others = [argument for argument in arguments if argument not in flags.overrides]
+    # Hydra wants all overrides together; a flag such as --info would take the next one for its value.
+    sys.argv = [sys.argv[0], *as_meant(flags.overrides, sweep=flags.multirun), *others]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # its errors come here, and are said in our words
     search_own_configuration()
 

@@ -8,7 +8,6 @@ server's part of a round and most studies would leave all cores but one idle.
 from __future__ import annotations
 
 import argparse
-import os
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from engines.processors import usable_processors
 from experiments.sweep import sweep_name
 
 MULTIRUN = Path("multirun")
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     known = ", ".join(found)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"{known}; or KEY=VALUE, for all of them")
-    cores = os.cpu_count() or 1
+    cores = usable_processors()
     parser.add_argument("--jobs", type=int, default=cores, help="sweeps at once (default: one per core)")
     parser.add_argument("--out", type=Path, default=Path("report"), help="folder of the report")
     options = parser.parse_args(arguments)
@@ -81,7 +81,7 @@ def _sweep(name: str, overrides: Sequence[str]) -> str | None:
     started = time.monotonic()
     with log.open("w") as file:
         code = subprocess.run(
-            [sys.executable, "-m", "experiments.cli", "--multirun", *overrides, "engine.workers=1"],
+            [sys.executable, "-P", "-m", "experiments.cli", "--multirun", *overrides, "engine.workers=1"],
             stdout=file,
             stderr=subprocess.STDOUT,
             check=False,

@@ -17,7 +17,7 @@ def sweeps(monkeypatch, tmp_path):
         commands.append(command)
         code = 1 if "experiment=p1_fig5" in command else 0
         if code == 0:
-            folder = tmp_path / "multirun" / reproduce.sweep_name(command[4:])
+            folder = tmp_path / "multirun" / reproduce.sweep_name(command[5:])
             folder.mkdir(parents=True, exist_ok=True)
         return type("Done", (), {"returncode": code})()
 
@@ -33,7 +33,7 @@ def test_every_experiment_is_run_once_and_the_one_that_measures_time_is_last(swe
     names = [next(a for a in c if a.startswith("experiment=")).split("=")[1] for c in commands]
     assert sorted(names) == sorted(reproduce.experiments())
     assert names[-1] == "p2_table2"
-    assert all(c[:4] == [sys.executable, "-m", "experiments.cli", "--multirun"] for c in commands)
+    assert all(c[:5] == [sys.executable, "-P", "-m", "experiments.cli", "--multirun"] for c in commands)
     assert all("size=quick" in c for c in commands)
 
 
