@@ -118,41 +118,6 @@ class Allocation:
 def _ones(weights: ArrayLike | None) -> FloatArray:
     return np.asarray(1.0 if weights is None else weights, dtype=np.float64)
 
-    @classmethod
-    def of(cls, bandwidth_fraction: ArrayLike, pruning_ratio: ArrayLike) -> Allocation:
-        """Return the allocation with these shares and ratios: what a policy of one's own returns.
-
-        Args:
-            bandwidth_fraction: (..., K) b >= 0, of sum at most 1.
-            pruning_ratio: (..., K) rho in [0, 1]; below 1 needs a share above 0, and 1 uploads nothing.
-
-        Raises:
-            ValueError: naming what is violated and by which value.
-        """
-        share, ratio = np.broadcast_arrays(
-            non_negative("bandwidth_fraction", bandwidth_fraction),
-            in_unit_interval("pruning_ratio", pruning_ratio),
-        )
-        if (total := share.sum(axis=-1).max(initial=0.0)) > 1 + 1e-9:
-            raise ValueError(f"bandwidth_fraction sums to {total:.9g}; all devices share one band: at most 1")
-        if (without := (ratio < 1) & (share == 0)).any():
-            device = int(np.argwhere(without)[0][-1])
-            raise ValueError(
-                f"pruning_ratio = {ratio[without][0]:g} of device {device} with bandwidth_fraction 0; "
-                "a device without bandwidth uploads nothing: its ratio is 1"
-            )
-        status = np.select(
-            [ratio == 0, ratio == 1], [AllocationStatus.SATURATED, AllocationStatus.STARVED], 0
-        )
-        return cls(
-            bandwidth_fraction=share.copy(),
-            pruning_ratio=ratio.copy(),
-            multiplier=np.full(share.shape[:-1], np.nan),
-            status=status.astype(np.int8),
-            objective=np.asarray(ratio.sum(axis=-1)),
-            max_pruning_ratio=np.ones(share.shape[:-1]),
-        )
-
 
 @dataclass(frozen=True)
 class _Problem:

@@ -6,10 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-
-from radio.allocation import Allocation, AllocationStatus
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 QUICK = (
@@ -55,22 +52,3 @@ def test_the_recipe_runs_as_printed(tmp_path, engine):
         )
         assert result.returncode == 0, result.stdout + result.stderr
         assert (tmp_path / f"out{number}" / "rounds.csv").read_text().count("\n") == 2
-
-
-def test_an_allocation_of_ones_own_is_checked():
-    found = Allocation.of([0.6, 0.4, 0.0], [0.0, 0.5, 1.0])
-    assert found.status.tolist() == [
-        AllocationStatus.SATURATED,
-        AllocationStatus.INTERIOR,
-        AllocationStatus.STARVED,
-    ]
-    assert found.objective == pytest.approx(1.5)
-    for share, ratio, message in (
-        ([0.6, 0.5], [0, 0], r"sums to 1\.1"),
-        ([1.0, 0.0], [0, 0.5], "pruning_ratio = 0.5 of device 1 with bandwidth_fraction 0"),
-        ([-0.1, 0.5], [0, 0], "bandwidth_fraction"),
-        ([0.5, 0.5], [0, 1.5], "pruning_ratio"),
-        ([0.5, np.nan], [0, 0], "bandwidth_fraction"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            Allocation.of(share, ratio)
