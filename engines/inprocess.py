@@ -29,8 +29,7 @@ from server_app.settings import Settings
 
 log = logging.getLogger(__name__)
 
-# A worker gets a sixteenth of its share at once: fewer exchanges, and no worker waits long for the last one.
-_TASKS_PER_WORKER = 16
+# A worker is given one device at a time: one that never answers has no neighbours to take with it.
 _TOGETHER_PER_WORKER = 2  # tasks of devices that are trained together: the more at once, the better
 
 
@@ -168,8 +167,7 @@ class InProcessGrid(Grid):
         if self._num_workers == 1:
             yield from self._process_here(_tasks(coming, number if together else 1), deadline)
             return
-        share = _TOGETHER_PER_WORKER if together else _TASKS_PER_WORKER
-        size = max(1, number // (share * self._num_workers))
+        size = max(1, number // (_TOGETHER_PER_WORKER * self._num_workers)) if together else 1
         head = [*itertools.islice(coming, max(size, 2))]  # what these share, all do
         waiting, replies = deque[str](), dict[str, Message]()
 

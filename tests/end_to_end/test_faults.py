@@ -78,6 +78,15 @@ def test_a_device_that_hangs_does_not_stall_the_run(tmp_path, monkeypatch):
     assert failed == [("1", "9", "no reply before the round closed")]
 
 
+@pytest.mark.slow
+def test_a_silent_device_of_a_hundred_is_the_only_one_that_is_lost(tmp_path, monkeypatch):
+    """Its worker had been given the next two as well."""
+    monkeypatch.setenv("AIRFLOWER_TEST_FAULTS", "3:hang")
+    few = ("partition=iid", "partition.samples_per_device=14", "fleet.num_devices=100")
+    run_small(tmp_path, "rounds=1", *few, "fleet.round_timeout_s=25", app="faulty_app:app", workers=2)
+    assert read_table(tmp_path / "rounds.csv")[0]["failed"] == "3"
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_run_whose_every_device_fails_is_a_failed_run(tmp_path, monkeypatch, workers):
     monkeypatch.setenv("AIRFLOWER_TEST_FAULTS", "all:raise")
