@@ -1,28 +1,48 @@
-"""The commands `deploy/local-fleet` and `deploy/make-test-ca`."""
+"""The commands `airflower-fleet` and `airflower-supernode`."""
 
 from __future__ import annotations
 
 import argparse
 import logging
 import signal
+import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
 
-from deploy.credentials import make_credentials
 from server_app.schema import ConfigError
 
 log = logging.getLogger(__name__)
 
 CONFIG_ERROR, RUN_ERROR, INTERRUPTED = 2, 1, 130
+_STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+
+
+def fleet(arguments: Sequence[str] | None = None) -> int:
+    """Run a subcommand of ``airflower-fleet``; return its exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given and given[0] in _COMMANDS:
+        return _COMMANDS[given[0]](given[1:])
+    parser = argparse.ArgumentParser(prog="airflower-fleet", description="Fleets of SuperNodes.")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for name, command in _COMMANDS.items():
+        text = str(command.__doc__).partition("\n")[0].rstrip(".")
+        commands.add_parser(name, help=text, add_help=False)
+    parser.parse_args(given)
+    return CONFIG_ERROR
 
 
 def local_fleet(arguments: Sequence[str] | None = None) -> int:
-    """Run a job on a fleet of processes on this machine; return 0 only if the run completed."""
+    """Run a job on a fleet of processes on this machine.
+
+    Returns:
+        0 only if the run completed.
+    """
     parser = argparse.ArgumentParser(
-        prog="local-fleet",
+        prog="airflower-fleet run",
         description="Start a SuperLink with TLS and N authenticated SuperNodes here, run the job, stop all.",
     )
     parser.add_argument("--nodes", type=int, required=True, metavar="N", help="number of SuperNodes")
@@ -37,22 +57,26 @@ def local_fleet(arguments: Sequence[str] | None = None) -> int:
     try:
         _run(options, folder)
     except ConfigError as error:
-        log.error("local-fleet: %s", error)
+        log.error("airflower-fleet: %s", error)
         return CONFIG_ERROR
     except KeyboardInterrupt:
-        log.error("local-fleet: interrupted")
+        log.error("airflower-fleet: interrupted")
         return INTERRUPTED
     except Exception as error:
-        log.error("local-fleet: the run failed: %s: %s", type(error).__name__, error)
+        log.error("airflower-fleet: the run failed: %s: %s", type(error).__name__, error)
         return RUN_ERROR
     return 0
 
 
 def _run(options: argparse.Namespace, folder: Path) -> None:
+    from deploy.credentials import roster
     from deploy.local_fleet import LocalFleet
     from deploy.resources import Usage
     from engines.superlink import absolute
+    from server_app.overrides import override
+    from server_app.run import SUMMARY
     from server_app.settings import compose_settings
+    from server_app.watch import close_summary
 
     if options.nodes < 1:
         raise ConfigError(f"--nodes {options.nodes}; a fleet has at least 1 node")
@@ -60,18 +84,27 @@ def _run(options: argparse.Namespace, folder: Path) -> None:
         raise ConfigError("fleet.num_devices is given by --nodes")
     settings = compose_settings([f"fleet.num_devices={options.nodes}", *options.overrides])
     log.info("records: %s", folder)
-    with tempfile.TemporaryDirectory(prefix="airflower-fleet-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="airflower-fleet-") as scratch, ExitStack() as last:
+        last.callback(close_summary, folder / SUMMARY)  # when the ServerApp is gone
         state = options.state_dir.resolve() if options.state_dir else None
-        with LocalFleet(Path(scratch), options.nodes, folder / "logs", state_dir=state) as fleet:
-            log.info("SuperLink (TLS, SuperNode keys) on 127.0.0.1:%d", fleet.port)
+        with LocalFleet(
+            Path(scratch), options.nodes, folder / "logs", state_dir=state, throw_away=True
+        ) as started:
+            log.info("SuperLink (TLS, SuperNode keys) on 127.0.0.1:%d", started.port)
+            log.info("its control API, for the operator: 127.0.0.1:%d, loopback only", started.control_port)
             for index in range(options.nodes):
-                fleet.start_node(index)
+                started.start_node(index)
             log.info("%d SuperNodes started", options.nodes)
+            overrides = absolute(settings, options.overrides)
+            if settings.fleet.roster is None and settings.fleet.identity == "key":
+                # The keys are new each time: a run that continues another one is told whose is whose.
+                path = str(roster(started.credentials, options.nodes))
+                overrides.append(override("fleet.roster", path))
             usage = Usage()
             watch = usage.sample if options.resources else (lambda: None)
-            fleet.run(absolute(settings, options.overrides), folder, watch)
+            started.run(overrides, folder, watch)
             if options.resources:
-                facts = fleet.flwr.run_facts(fleet.run_id)
+                facts = started.flwr.run_facts(started.run_id)
                 for line in usage.lines(
                     folder / "logs" / "warm.log", facts, nodes=options.nodes, rounds=settings.rounds
                 ):
@@ -79,9 +112,11 @@ def _run(options: argparse.Namespace, folder: Path) -> None:
 
 
 def make_test_ca(arguments: Sequence[str] | None = None) -> int:
-    """Make a test CA, the SuperLink's certificate and SuperNode keys."""
+    """Make a CA, the SuperLink's certificate and SuperNode keys."""
+    from deploy.credentials import make_credentials, roster
+
     parser = argparse.ArgumentParser(
-        prog="make-test-ca",
+        prog="airflower-fleet credentials",
         description="Make a CA, the SuperLink's certificate and SuperNode keys for a trial fleet.",
     )
     parser.add_argument("folder", type=Path)
@@ -90,42 +125,76 @@ def make_test_ca(arguments: Sequence[str] | None = None) -> int:
         "--host",
         action="append",
         dest="hosts",
-        help="name or address of the SuperLink; repeatable (localhost and 127.0.0.1)",
+        help="name or address of the SuperLink; repeatable (localhost and 127.0.0.1 are always in it)",
     )
     parser.add_argument("--days", type=int, default=365, help="validity of the certificates (365)")
     options = parser.parse_args(arguments)
     try:
-        make_credentials(
-            options.folder,
-            nodes=options.nodes,
-            hosts=options.hosts or ("localhost", "127.0.0.1"),
-            days=options.days,
+        made = make_credentials(
+            options.folder, nodes=options.nodes, hosts=options.hosts or (), days=options.days
         )
+        roster(made, options.nodes)
     except (ValueError, OSError) as error:
-        print(f"make-test-ca: {error}", file=sys.stderr)
+        print(f"airflower-fleet: {error}", file=sys.stderr)
         return CONFIG_ERROR
     print(f"CA, certificate and {options.nodes} keys: {options.folder}")
     return 0
 
 
+def serve_gate(arguments: Sequence[str] | None = None) -> int:
+    """Pass the calls of SuperNodes on to a SuperLink on loopback, and no others."""
+    from deploy import gate
+
+    return gate.main(arguments)
+
+
+def check(arguments: Sequence[str] | None = None) -> int:
+    """Look at a SuperLink from here: is it reachable, and is only what nodes need?
+
+    Returns:
+        0 if it is reachable and its control interface is not.
+    """
+    from deploy.exposure import main
+
+    return main(arguments)
+
+
+_COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "run": local_fleet,
+    "credentials": make_test_ca,
+    "gate": serve_gate,
+    "check": check,
+}
+
+
 def supernode(arguments: Sequence[str] | None = None) -> int:
     """Keep ``flower-supernode`` running with these arguments and a warm process beside it."""
-    from deploy.supernode import keep_running
+    from deploy.supernode import NodeOptions, keep_running, start_command
 
+    given = list(sys.argv[1:] if arguments is None else arguments)
     _interrupt_once()
     try:
-        return keep_running(sys.argv[1:] if arguments is None else arguments)
+        if {"--help", "-h", "--version", "-V"} & set(given):
+            return subprocess.call([*start_command(), *given])
+        options = NodeOptions.read(given)
+        for line in options.check().splitlines():
+            print(f"supernode: {line}", flush=True)
+        return keep_running(given, options)
+    except ConfigError as error:
+        print(f"supernode: {error}", file=sys.stderr)
+        return CONFIG_ERROR
     except KeyboardInterrupt:
         return 0  # told to stop: not a failure to a supervisor
 
 
 def _interrupt_once() -> None:
-    """Let the first Ctrl-C or SIGTERM unwind, and no other disturb it: nothing is to stay behind."""
+    """Let the first Ctrl-C, SIGTERM or SIGHUP unwind, and no other disturb it: nothing is to stay behind."""
 
     def interrupt(*_: object) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in _STOPPING:
             signal.signal(number, signal.SIG_IGN)
         raise KeyboardInterrupt
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, interrupt)
+    for number in _STOPPING:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup stays so
+            signal.signal(number, interrupt)

@@ -6,6 +6,7 @@ only; whoever has ``ca.key`` can pose as the SuperLink, so keep it off the machi
 ======================  ====  ==========================================================
 ca.crt, ca.key          0644  the certificate that every SuperNode trusts; its key (0600)
 server.crt, server.key  0644  the SuperLink's certificate; its key (0600)
+roster                  0644  which key is which device, for ``fleet.roster``
 nodes/node-000          0600  a SuperNode's private key (ECDSA, P-384, OpenSSH format)
 nodes/node-000.pub      0644  its public key, to be registered with the SuperLink
 ======================  ====  ==========================================================
@@ -25,6 +26,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+LOOPBACK = ("localhost", "127.0.0.1")
 _PRIVATE, _PUBLIC, _FOLDER = 0o600, 0o644, 0o700
 
 
@@ -54,19 +56,18 @@ class Credentials:
         return self.folder / "nodes" / f"node-{index:03d}"
 
 
-def make_credentials(
-    folder: Path, *, nodes: int, hosts: Sequence[str] = ("localhost", "127.0.0.1"), days: int = 365
-) -> Credentials:
+def make_credentials(folder: Path, *, nodes: int, hosts: Sequence[str] = (), days: int = 365) -> Credentials:
     """Make a CA, a SuperLink certificate for `hosts` (names or addresses) and `nodes` SuperNode keys.
 
+    The certificate names loopback too: that is where the SuperLink listens, behind the gate.
+
     Raises:
-        ValueError: if a number is not positive or there is no host.
+        ValueError: if a number is not positive.
         FileExistsError: if one of the files is there; nothing is ever overwritten.
     """
     if nodes < 1 or days < 1:
         raise ValueError(f"nodes = {nodes}, days = {days}; both must be at least 1")
-    if not hosts:
-        raise ValueError("hosts is empty; the certificate needs at least one name or address")
+    names = dict.fromkeys([*hosts, *LOOPBACK])  # each once
     made = Credentials(folder)
     for directory in (folder, folder / "nodes"):
         directory.mkdir(mode=_FOLDER, parents=True, exist_ok=True)
@@ -85,7 +86,7 @@ def make_credentials(
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_usage(sign_certificates=False), critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
-        .add_extension(x509.SubjectAlternativeName([_host(host) for host in hosts]), critical=False)
+        .add_extension(x509.SubjectAlternativeName([_host(name) for name in names]), critical=False)
         .add_extension(
             x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key()), critical=False
         )
@@ -98,6 +99,17 @@ def make_credentials(
     for index in range(nodes):
         make_node_key(made.node_key(index))
     return made
+
+
+def roster(made: Credentials, nodes: int) -> Path:
+    """Write which key is which device, for ``fleet.roster``; return the file."""
+    lines = [
+        f"{index} {made.node_key(index).with_name(f'{made.node_key(index).name}.pub').read_text()}"
+        for index in range(nodes)
+    ]
+    path = made.folder / "roster"
+    _write(path, "".join(lines).encode(), _PUBLIC)
+    return path
 
 
 def make_node_key(path: Path) -> None:

@@ -1,20 +1,23 @@
 """A whole fleet on this machine: a SuperLink with TLS, SuperNodes with keys, real processes, real sockets.
 
 Everything listens on loopback, on free ports, with a Flower home and an empty working directory of its
-own for each process, so that neither another fleet nor code lying around can mix in. Nothing stays
-behind when the `LocalFleet` is closed. Tests give boxes network namespaces and links of their own.
+own for each process, so that neither another fleet nor code lying around can mix in. As on real machines the
+nodes reach the gate only (see `gate`), and the SuperLink listens on loopback. Nothing stays behind when the
+`LocalFleet` is closed, or when its process is killed. Tests give nodes network namespaces and links.
 """
 
 from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from deploy import warm
+from deploy import gate, warm
 from deploy.credentials import Credentials, make_credentials
+from engines.guard import Guard
 from engines.superlink import (
     CONNECTION,
     Flwr,
@@ -44,8 +47,13 @@ class LocalFleet:
         num_nodes: SuperNodes whose keys are made and registered.
         logs: folder of the processes' logs, ``superlink.log`` and ``node-000.log`` ...
         state_dir: folder below which the devices keep their personal parts; default: in `scratch`.
-        host: address of this machine on which the SuperLink listens.
+        host: address of this machine on which the gate listens for nodes.
         warm_start: whether the nodes share a process that has torch imported already (see `warm`).
+        throw_away: whether `scratch` is removed in the end, also if this process is killed.
+
+    Attributes:
+        port: of the gate, for nodes.
+        control_port: of the SuperLink, on loopback: for the operator.
     """
 
     def __init__(
@@ -57,6 +65,7 @@ class LocalFleet:
         state_dir: Path | None = None,
         host: str = "127.0.0.1",
         warm_start: bool = True,
+        throw_away: bool = False,
     ) -> None:
         if num_nodes < 1:
             raise ValueError(f"num_nodes = {num_nodes}; a fleet has at least 1 node")
@@ -64,10 +73,8 @@ class LocalFleet:
         self.scratch, self.logs = scratch, logs
         self.state_dir = state_dir or scratch / "state"
         self.host = host
-        self.credentials: Credentials = make_credentials(
-            scratch / "keys", nodes=num_nodes, hosts=("localhost", host)
-        )
-        self.port = free_ports(1)[0]
+        self.credentials: Credentials = make_credentials(scratch / "keys", nodes=num_nodes, hosts=(host,))
+        self.port, self.control_port = free_ports(2)
         self.nodes: dict[int, subprocess.Popen[bytes]] = {}
         self.run_id = ""
         self._commands = commands()
@@ -75,13 +82,21 @@ class LocalFleet:
         home, folder = self._places("operator")
         (home / "config.toml").write_text(
             f'[superlink]\ndefault = "{CONNECTION}"\n[superlink.{CONNECTION}]\n'
-            f'address = "{host}:{self.port}"\n'
+            f'address = "127.0.0.1:{self.control_port}"\n'
             f'root-certificates = "{self.credentials.ca_certificate}"\n'
         )
-        self.flwr = Flwr(self._commands / "flwr", folder, environment(self._commands, home))
+        self.flwr = Flwr(
+            self._commands / "flwr",
+            folder,
+            environment(self._commands, home),
+            address=f"127.0.0.1:{self.control_port}",
+            trust=self.credentials.ca_certificate,
+        )
+        self._guard = Guard(*([scratch] if throw_away else []))
         try:
             self._node_variables = self._start_warm_server() if warm_start else {}
             self.superlink = self.start_superlink()
+            self._start_gate()
             for index in range(num_nodes):
                 self.flwr.register(self._public_key(index), f"node-{index:03d}")
         except BaseException:  # nobody has the fleet yet who could close it
@@ -96,7 +111,10 @@ class LocalFleet:
 
     def close(self) -> None:
         """End every process of the fleet, and wait until they are gone."""
-        end(*self._all)
+        try:
+            end(*self._all)
+        finally:
+            self._guard.close()
         self._all.clear()
         self.nodes.clear()
 
@@ -115,14 +133,14 @@ class LocalFleet:
                 *("--ssl-certfile", str(keys.server_certificate)),
                 *("--ssl-keyfile", str(keys.server_key)),
                 *("--enable-supernode-auth", "--disable-runtime-dependency-installation"),
-                *("--host", self.host, "--port", str(self.port)),
+                *("--host", "127.0.0.1", "--port", str(self.control_port)),
                 *("--isolation", "subprocess", "--database", str(home / "state.db")),
             ],
             home,
             folder,
             self.logs / "superlink.log",
         )
-        wait_for(self.port, self.superlink, self.logs, self.host)
+        wait_for(self.control_port, self.superlink, self.logs / "superlink.log", trust=keys.ca_certificate)
         return self.superlink
 
     def start_node(
@@ -144,11 +162,11 @@ class LocalFleet:
             config: more of its node-config.
             key: its private key; default: the registered one.
             tls: whether it speaks TLS; without, it has no key either.
-            superlink_port: a port of this machine that leads to the SuperLink; default: the SuperLink's.
+            superlink_port: a port of this machine that leads to the SuperLink; default: the gate's.
             name: names its log and its folders; default: by its index.
             kept_running: whether `deploy/supernode` starts it again when it ends.
-            inside: a command that runs its arguments in a box of their own, such as ``ip netns exec NAME``;
-                the box then has a warm process of its own. Implies `kept_running`.
+            inside: a command that runs its arguments in a network of their own, such as ``ip netns exec
+                NAME``; the node then has a warm process of its own. Implies `kept_running`.
         """
         name = name or f"node-{index:03d}"
         home, folder = self._places(name)
@@ -168,7 +186,7 @@ class LocalFleet:
         )
         command = ["flower-supernode"]
         if kept_running or inside:
-            command = [*inside, sys.executable, str(app_folder() / "deploy" / "supernode")]
+            command = [*inside, sys.executable, str(Path(__file__).with_name("supernode"))]
         process = self._start(
             [
                 *command,
@@ -207,7 +225,9 @@ class LocalFleet:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / SUMMARY).unlink(missing_ok=True)
         overrides = [f"fleet.num_devices={self.num_nodes}", *overrides]
-        self.run_id = self.flwr.submit(app_folder(), overrides, folder.resolve(), self.scratch)
+        with tempfile.TemporaryDirectory(dir=self.scratch) as folder_of_app:
+            app = app_folder(Path(folder_of_app))
+            self.run_id = self.flwr.submit(app, overrides, folder.resolve(), self.scratch)
         return self.run_id
 
     def run(
@@ -224,6 +244,21 @@ class LocalFleet:
         finally:
             if not finished(folder):
                 self.flwr.stop(run_id)
+
+    def _start_gate(self) -> None:
+        keys = self.credentials
+        options = gate.GateOptions(
+            self.host,
+            self.port,
+            f"127.0.0.1:{self.control_port}",
+            keys.server_certificate,
+            keys.server_key,
+            keys.ca_certificate,
+        )
+        home, folder = self._places("gate")
+        command = [sys.executable, "-I", gate.__file__, *gate.arguments(options)]
+        process = self._start(command, home, folder, self.logs / "gate.log")
+        wait_for(self.port, process, self.logs / "gate.log", self.host, trust=keys.ca_certificate)
 
     def _start_warm_server(self) -> dict[str, str]:
         folder = self.scratch / "warm"
@@ -250,6 +285,7 @@ class LocalFleet:
             "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": _TASK_POLL_SECONDS,
             **environment(self._commands, home),
             **(variables or {}),
+            **self._guard.variables,
         }
         with output.open("ab") as stream:
             process = subprocess.Popen(

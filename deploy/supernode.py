@@ -7,31 +7,49 @@ over, and a server thread keeps the process; here it ends when Flower's main fun
 again after a wait that doubles up to a quarter of a minute; one that had been up for a while starts over with
 a short wait. What no new start mends (a wrong argument, an unreadable key, another Flower version) ends it.
 
-Beside it runs the warm process (see `warm`), unless one is there already.
+Before it is started, what its operator has set is looked at: a picture folder that is of no use, a
+missing index or a taken port is said here, not in the third failed round. Without ``--port`` it
+gets a free one, so that several nodes may share a machine. Beside it runs the warm process (see `warm`),
+unless one is there already. However this process ends, nothing of it stays behind (see `engines.guard`).
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from flwr.app import Context, RecordDict
+from flwr.common.config import parse_config_args
+
+from client_app.device import device_index
 from deploy import warm
-from engines.superlink import commands, end
+from engines.diagnose import trouble
+from engines.guard import Guard
+from engines.superlink import commands, end, free_ports
+from protocol.messages import MessageError
+from server_app.schema import ConfigError
+from task.datasets import DatasetUnavailableError
+from task.local_images import describe_images
 
 _FIRST_WAIT, _LONGEST_WAIT = 1.0, 15.0
 _SETTLED_SECONDS = 60.0
 
 # Exit codes of Flower for what a new start does not mend; argparse ends with 2 for a wrong argument.
-_STOPPING = (signal.SIGTERM, signal.SIGINT)
+_STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_NOT_CONNECTED = 305  # Flower's code; the reason that it gives is not always the true one
+_USUAL_PORT = 9094
 _HOPELESS = frozenset({2, 302, 303, 304, 600, 602, 603, 604, 605, 606})
 _START = """
 import os, sys
@@ -50,6 +68,85 @@ os._exit(code)
 _EXIT_CODE = re.compile(rb"Exit Code: (\d+)")
 
 
+@dataclass(frozen=True)
+class NodeOptions:
+    """What this command looks at of the arguments that it hands on."""
+
+    superlink: str
+    root_certificates: Path | None
+    insecure: bool
+    node_config: str
+    host: str
+    port: int | None
+
+    @staticmethod
+    def read(arguments: Sequence[str]) -> NodeOptions:
+        """Read them.
+
+        Raises:
+            ConfigError: if one is not what it should be.
+        """
+        parser = argparse.ArgumentParser(add_help=False, exit_on_error=False)
+        parser.add_argument("--superlink", default="127.0.0.1:8000")
+        parser.add_argument("--root-certificates", type=Path)
+        parser.add_argument("--insecure", action="store_true")
+        parser.add_argument("--node-config", default="")
+        parser.add_argument("--host", default="127.0.0.1")
+        parser.add_argument("--port", type=int)
+        try:
+            known, _ = parser.parse_known_args(arguments)
+        except argparse.ArgumentError as error:
+            raise ConfigError(str(error)) from error
+        return NodeOptions(**vars(known))
+
+    def check(self) -> str:
+        """Check the node's own settings, and say what is there.
+
+        Raises:
+            ConfigError: if one of them is of no use.
+        """
+        if self.port is not None and not _free(self.host, self.port):
+            raise ConfigError(
+                f"--port {self.port}: another process has taken it (a second SuperNode on this machine?); "
+                "leave the option out, and a free port is chosen"
+            )
+        if not self.node_config:
+            return "no --node-config: the runs of airflower ask for partition-id and num-partitions"
+        try:
+            config = parse_config_args([self.node_config])
+        except (ValueError, SystemExit) as error:
+            raise ConfigError(f"--node-config {self.node_config!r}: {error}") from error
+        try:
+            index, number = device_index(Context(0, 0, config, RecordDict(), {}))
+            lines = [f"device {index} of {number}"]
+            if images := config.get("data-dir"):
+                lines.append(describe_images(str(images)))
+        except (MessageError, DatasetUnavailableError) as error:
+            raise ConfigError(str(error)) from error
+        return "\n".join(lines)
+
+    def port_arguments(self) -> list[str]:
+        """Return ``--port`` with a port that is free now, or nothing where the operator has chosen."""
+        if self.port is not None:
+            return []
+        port = _USUAL_PORT if _free(self.host, _USUAL_PORT) else free_ports(1)[0]
+        return ["--port", str(port)]
+
+    def trouble(self) -> str:
+        """Return what is wrong with the connection to the SuperLink, or ""."""
+        return "" if self.insecure else trouble(self.superlink, self.root_certificates)
+
+
+def _free(host: str, port: int) -> bool:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+    return True
+
+
 class Waits:
     """How long to wait before each new start."""
 
@@ -64,16 +161,22 @@ class Waits:
         return wait
 
 
-def keep_running(arguments: Sequence[str]) -> int:
+def keep_running(arguments: Sequence[str], options: NodeOptions | None = None) -> int:
     """Run ``flower-supernode`` with these arguments until it is stopped.
+
+    `options`, as read from the arguments, say which port it gets and what is wrong with its connection.
 
     It is stopped by an exception, such as a handler of SIGTERM raises; nothing of it then stays behind.
     It returns only where starting it again is no use: 2.
     """
     found = commands()
-    with tempfile.TemporaryDirectory(prefix="airflower-warm-") as folder:
+    with (
+        tempfile.TemporaryDirectory(prefix="airflower-warm-") as folder,
+        Guard(Path(folder)) as guard,
+    ):
         variables = {**os.environ, "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
         variables.setdefault("FLWR_SUPEREXEC_TASK_POLL_INTERVAL", "0.1")
+        variables |= guard.variables
         variables["PYTHONUNBUFFERED"] = "1"  # its output goes through a pipe, and is to be seen at once
         warm_process = None
         if "AIRFLOWER_WARM_SOCKET" not in variables:
@@ -84,7 +187,7 @@ def keep_running(arguments: Sequence[str]) -> int:
                 start_new_session=True,
             )
         try:
-            return _again_and_again([*start_command(), *arguments], variables)
+            return _keep([*start_command(), *arguments], options, variables)
         finally:
             if warm_process is not None:
                 end(warm_process)
@@ -95,13 +198,15 @@ def start_command() -> list[str]:
     return [sys.executable, "-P", "-c", _START]  # -P: what lies in the working directory is not imported
 
 
-def _again_and_again(command: Sequence[str], variables: Mapping[str, str]) -> int:
+def _keep(command: Sequence[str], options: NodeOptions | None, variables: Mapping[str, str]) -> int:
     waits = Waits()
     while True:
         started = time.monotonic()
-        code = _run(command, variables)
+        code = _run([*command, *(options.port_arguments() if options else [])], variables)
         if code in _HOPELESS:
             return 2
+        if code == _NOT_CONNECTED and options and (reason := options.trouble()):
+            print(f"supernode: {reason}", flush=True)
         wait = waits.after(time.monotonic() - started)
         print(f"supernode: ended with {_named(code)}; starting it again in {wait:g} s", flush=True)
         time.sleep(wait)

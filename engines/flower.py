@@ -43,10 +43,10 @@ def run_flower(settings: Settings, folder: Path) -> dict[str, Any]:
         folder: where the records go.
 
     Raises:
-        ConfigError: if the app's source tree or Flower's commands cannot be found.
+        ConfigError: if Flower's commands cannot be found.
         RunFailedError: if the SuperLink does not start or the run does not complete.
     """
-    app, command_folder = app_folder(), commands()
+    command_folder = commands()
     folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     (folder / SUMMARY).unlink(missing_ok=True)
@@ -77,10 +77,10 @@ def run_flower(settings: Settings, folder: Path) -> dict[str, Any]:
         flwr = Flwr(command_folder / "flwr", neutral, variables)
         run_id = ""
         try:
-            wait_for(port, superlink, folder)
+            wait_for(port, superlink, folder / "superlink.log")
             workers = settings.engine.workers or usable_processors()
             run_id = flwr.submit(
-                app,
+                app_folder(Path(scratch)),
                 with_absolute_paths(settings),
                 folder,
                 Path(scratch),

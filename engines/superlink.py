@@ -15,11 +15,13 @@ import socket
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
+from engines.diagnose import trouble
 from protocol.own_files import for_other_processes
 from server_app.overrides import joined, override
 from server_app.run import LOG_FILE, SUMMARY, RunFailedError
@@ -34,25 +36,45 @@ _STATUS_SECONDS = 5.0
 _GRACE_SECONDS = 20.0
 
 
-def app_folder() -> Path:
-    """Return the source tree that `flwr run` packs.
-
-    Raises:
-        ConfigError: if only the installed packages are there.
-    """
+def app_folder(scratch: Path) -> Path:
+    """Return the folder that `flwr run` packs: the clone, or, where there is none, a copy in `scratch`."""
     root = Path(__file__).resolve().parents[1]
-    if not (root / "pyproject.toml").is_file():
-        raise ConfigError(
-            "engine = flower needs airflower's source tree (with its pyproject.toml) for `flwr run`; "
-            "install it with `pip install -e .` from a clone, or use engine=inprocess"
-        )
-    return root
+    project = root / "pyproject.toml"
+    if project.is_file() and tomllib.loads(project.read_text())["project"]["name"] == "airflower":
+        return root
+    project = Path(__file__).with_name("pyproject.toml")  # the wheel brings the clone's
+    patterns = tomllib.loads(project.read_text())["tool"]["flwr"]["app"]["fab-include"]
+    made = scratch / "app"
+    made.mkdir()
+    shutil.copy(project, made)
+    for pattern in patterns:
+        for source in root.glob(pattern):
+            target = made / source.relative_to(root)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source, target)
+    return made
 
 
 class Flwr:
-    """The `flwr` command against our own SuperLink."""
+    """The `flwr` command against our own SuperLink.
 
-    def __init__(self, command: Path, folder: Path, environment: dict[str, str]) -> None:
+    Args:
+        command: its path.
+        folder: its working directory.
+        environment: its environment; the Flower home is in it.
+        address, trust: of the SuperLink and its CA, to say what is wrong with the connection; "": no TLS.
+    """
+
+    def __init__(
+        self,
+        command: Path,
+        folder: Path,
+        environment: dict[str, str],
+        *,
+        address: str = "",
+        trust: Path | None = None,
+    ) -> None:
+        self._address, self._trust = address, trust
         self._command = command
         self._folder = folder
         self._environment = environment
@@ -128,8 +150,13 @@ class Flwr:
         try:
             answer = json.loads(result.stdout)
         except json.JSONDecodeError:
-            return {"success": False, "error": (result.stdout + result.stderr).strip()[-2000:]}
-        return answer if isinstance(answer, dict) else {}
+            answer = {"success": False, "error": (result.stdout + result.stderr).strip()[-2000:]}
+        if not isinstance(answer, dict):
+            return {}
+        failed = answer.get("success") is False and self._address
+        if failed and (reason := trouble(self._address, self._trust)):
+            return {"success": False, "error": reason}
+        return answer
 
     def _call(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -199,23 +226,41 @@ def finished(folder: Path) -> dict[str, Any] | None:
     return summary if summary.get("status") in ("completed", "failed") else None
 
 
-def wait_for(port: int, superlink: subprocess.Popen[bytes], folder: Path, host: str = "127.0.0.1") -> None:
-    """Wait until the SuperLink listens on a port of this machine.
+def wait_for(
+    port: int,
+    process: subprocess.Popen[bytes],
+    log_file: Path,
+    host: str = "127.0.0.1",
+    *,
+    trust: Path | None = None,
+) -> None:
+    """Wait until a process listens on a port of this machine.
+
+    Args:
+        port: the port.
+        process: is to listen on it.
+        log_file: what it has to say if it does not.
+        host: its address.
+        trust: the CA of its certificate: what another process answers on that port does not count.
 
     Raises:
         RunFailedError: with the end of its log, if it does not.
     """
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
-        if superlink.poll() is not None:
+        if process.poll() is not None:
             break
-        with socket.socket() as probe:
-            probe.settimeout(1)
-            if probe.connect_ex((host, port)) == 0:
+        if trust is not None:
+            if not trouble(f"{host}:{port}", trust):
                 return
+        else:
+            with socket.socket() as probe:
+                probe.settimeout(1)
+                if probe.connect_ex((host, port)) == 0:
+                    return
         time.sleep(0.2)
-    text = (folder / "superlink.log").read_text(errors="replace")[-2000:]
-    raise RunFailedError(f"the SuperLink did not start on {host}:{port}:\n{text}")
+    text = log_file.read_text(errors="replace")[-2000:]
+    raise RunFailedError(f"{log_file.stem} did not start on {host}:{port}:\n{text}")
 
 
 def end(*processes: subprocess.Popen[bytes]) -> None:

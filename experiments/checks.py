@@ -26,9 +26,9 @@ def check_fully(settings: Settings, seen: set[str]) -> None:
         resolve(settings.study.name)
         return
     if settings.engine.name == "flower":
-        from engines.superlink import app_folder, commands
+        from engines.superlink import commands
 
-        app_folder(), commands()
+        commands()
     deciding = {name: value for name, value in settings.to_dict().items() if name not in _NO_MATTER}
     identity = json.dumps(deciding, sort_keys=True, default=str)
     if identity not in seen:

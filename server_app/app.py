@@ -9,9 +9,10 @@ from flwr.serverapp import Grid, ServerApp
 
 from protocol.own_files import find_own_modules
 from server_app.overrides import split
-from server_app.run import run
+from server_app.run import SUMMARY, run
 from server_app.schema import build
 from server_app.settings import Settings, compose_settings
+from server_app.watch import watched
 
 app = ServerApp()
 
@@ -28,5 +29,6 @@ def main(grid: Grid, context: Context) -> None:
     folder = str(context.run_config.get("out-dir", "")) or f"outputs/{datetime.now():%Y-%m-%d/%H-%M-%S}"
     path = Path(folder).expanduser().resolve()
     print(f"records: {path}", flush=True)
-    # With engine=flower this is a simulation that the airflower command has started on its own machine.
-    run(settings, grid, path, on_nodes=settings.engine.name != "flower")
+    with watched(path / SUMMARY):
+        # With engine=flower this is a simulation that the airflower command has started on its own machine.
+        run(settings, grid, path, on_nodes=settings.engine.name != "flower")

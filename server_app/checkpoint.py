@@ -47,6 +47,8 @@ _FREE = (
     "fleet.start_timeout_s",
     "fleet.min_devices",
     "fleet.max_failed_rounds",
+    "fleet.identity",
+    "fleet.roster",
 )
 
 
@@ -95,7 +97,8 @@ def save(
     shutil.rmtree(partial, ignore_errors=True)
     personal = partial / "personal"
     personal.mkdir(parents=True)
-    fleet, state = strategy.fleet, strategy.state()
+    fleet = strategy.fleet
+    state = {**strategy.state(), **fleet.state()}
     order = SaveOrder(
         str(personal.resolve()), strategy.spec, strategy.resume_dir, strategy.run, strategy.resume_run
     ).to_records()

@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from server_app.schema import ConfigError
 from server_app.settings import Settings
 from strategies.base import WirelessStrategy
 from strategies.fleet import Fleet
+from strategies.identity import read_roster
 from strategies.limits import NormLimit
 from strategies.measured import MeasuredLink, MeasuredStrategy, UplinkProbe
 from strategies.ofdma import OfdmaCell, OfdmaStrategy
@@ -136,6 +138,22 @@ def device_spec(settings: Settings) -> DeviceSpec:
     return DeviceSpec(run_key=digest[:16], **values)
 
 
+def _fleet(settings: Settings, spec: str) -> Fleet:
+    """Return the fleet, with the roster that the settings name.
+
+    Raises:
+        ConfigError: if the roster cannot be used.
+    """
+    fleet = settings.fleet
+    if fleet.roster is None:
+        return Fleet(fleet.num_devices, spec=spec, by_key=fleet.identity == "key")
+    path = Path(fleet.roster).expanduser()
+    try:
+        return Fleet(fleet.num_devices, spec=spec, roster=read_roster(path, fleet.num_devices))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"fleet.roster = {fleet.roster}: {error}") from error
+
+
 def build_strategy(
     job: Job,
     *,
@@ -156,7 +174,7 @@ def build_strategy(
         "seed": settings.seed,
         "num_weights": job.split.shared.size,
         "spec": job.spec.to_json(),
-        "fleet": Fleet(settings.fleet.num_devices, spec=job.spec.to_json()),
+        "fleet": _fleet(settings, job.spec.to_json()),
         "devices_per_round": settings.fleet.devices_per_round,
         "evaluate_every": settings.evaluate_every,
         "evaluate_participants": settings.fleet.evaluate == "participants",

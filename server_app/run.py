@@ -135,6 +135,7 @@ def _run_with(job: Job, grid: Grid, folder: Path, probe: ProbeSink | None) -> di
     )
     if start:
         strategy.restore(start.state)
+        strategy.fleet.restore(start.state)
     recorder = Recorder(
         folder,
         round_columns=strategy.round_columns,

@@ -37,6 +37,8 @@ class FleetSettings:
     max_failed_rounds: int = key(minimum=1)
     divergence_loss: float = key(above=0)
     evaluate: Literal["all", "participants"] = key()
+    identity: Literal["key", "index"] = key()
+    roster: str | None = key(path=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,6 +269,11 @@ def _check_together(settings: Settings) -> None:
 
         if not torch.cuda.is_available():
             raise ConfigError("engine.device = cuda, but PyTorch finds no CUDA device here; valid here: cpu")
+    if fleet.roster is not None and fleet.identity == "index":
+        raise ConfigError(
+            f"fleet.roster = {fleet.roster} says which key is which device, but with fleet.identity = index "
+            "keys do not count; leave one of them out"
+        )
     if fleet.devices_per_round is not None and fleet.devices_per_round > fleet.num_devices:
         raise ConfigError(
             f"fleet.devices_per_round = {fleet.devices_per_round} is above "

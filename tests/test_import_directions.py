@@ -14,7 +14,8 @@ ALLOWED = {
     "task": {"torch", "torchvision", "numpy", "sklearn", "PIL"},
     "protocol": {"numpy", "flwr"},
     "client_app": {"flwr", "torch", "numpy", "task", "protocol", "radio.payload"},
-    "strategies": {"flwr", "numpy", "scipy", "torch", "radio", "protocol"},  # torch: the learned scheduler
+    # torch: the learned scheduler; cryptography, which Flower brings: the keys of nodes
+    "strategies": {"flwr", "numpy", "scipy", "torch", "cryptography", "radio", "protocol"},
 }
 
 

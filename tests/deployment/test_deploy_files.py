@@ -1,11 +1,11 @@
 """Units, containers and image name what exists: options, paths, keys."""
 
 import fnmatch
-import os
 import re
 import shlex
 import shutil
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 UNITS = sorted((DEPLOY / "systemd").glob("*.service"))
 SERVICES = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]
-IMAGE_ROOT = "/app/"
+SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
 
 
 def _unit_command(unit: Path) -> list[str]:
@@ -35,24 +35,27 @@ COMMANDS = {
 
 @pytest.fixture(scope="module")
 def options() -> dict[str, set[str]]:
-    """The options that Flower's commands have."""
+    """The options that the commands have."""
     found = {}
-    for command in ("flower-superlink", "flower-supernode"):
-        text = subprocess.run(
-            [str(commands() / command), "--help"], capture_output=True, text=True, check=True
-        ).stdout
-        found[command] = set(re.findall(r"--[a-z][a-z-]+", text))
+    gate = "import sys; from deploy.cli import fleet; sys.exit(fleet())"  # installed or not
+    for name, command in (
+        ("flower-superlink", [str(commands() / "flower-superlink")]),
+        ("flower-supernode", [str(commands() / "flower-supernode")]),
+        ("airflower-fleet", [sys.executable, "-c", gate, "gate"]),
+    ):
+        text = subprocess.run([*command, "--help"], capture_output=True, text=True, check=True, cwd=ROOT)
+        found[name] = set(re.findall(r"--[a-z][a-z-]+", text.stdout))
     return found
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_option_is_one_of_the_command(name, options):
     command = COMMANDS[name]
-    which = "flower-superlink" if command[0].endswith("flower-superlink") else "flower-supernode"
-    if which == "flower-supernode":  # deploy/supernode hands its arguments on
-        assert command[0].endswith("python")
-        script = command[1].removeprefix("/opt/airflower/app/").removeprefix(IMAGE_ROOT)
-        assert os.access(ROOT / script, os.X_OK)
+    which = Path(command[0]).name
+    assert which in {"flower-superlink", *SCRIPTS}
+    if which == "airflower-fleet":
+        assert command[1] == "gate"
+    which = which.replace("airflower-supernode", "flower-supernode")  # it hands them on
     given = {word for word in command if word.startswith("--")}
     assert given
     assert given <= options[which]
@@ -80,6 +83,26 @@ def test_systemd_accepts_the_units(tmp_path):
     assert said == []
 
 
+def test_nothing_but_the_door_listens_beyond_loopback():
+    """No unit, container or line of the guide opens the SuperLink itself to the fleet's network."""
+    guide = (ROOT / "docs" / "deployment.md").read_text().replace("\\\n", " ")
+    printed = [shlex.split(line) for line in guide.splitlines() if line.startswith("flower-superlink ")]
+    superlinks = [command for command in COMMANDS.values() if command[0].endswith("flower-superlink")]
+    assert len(superlinks) == 2
+    assert len(printed) == 1
+    for command in (*superlinks, *printed):
+        assert command[command.index("--host") + 1] == "127.0.0.1"
+        assert "--enable-supernode-auth" in command
+        assert not {"--insecure", "--control-api-address", "--fleet-api-address"} & set(command)
+    assert SERVICES["gate"]["network_mode"] == "service:superlink"
+    assert SERVICES["superlink"]["ports"] == ["8443:8443"]
+    for name, service in SERVICES.items():
+        assert name == "superlink" or "ports" not in service
+    for name, command in COMMANDS.items():
+        if "node" in name:
+            assert command[command.index("--superlink") + 1] in ("superlink:8443", "${SUPERLINK}")
+
+
 def test_units_find_flowers_helpers_and_start_in_an_empty_folder():
     """`flower-superlink` starts `flower-superexec` from its PATH; what lies in the folder shadows the app."""
     for unit in UNITS:
@@ -87,7 +110,8 @@ def test_units_find_flowers_helpers_and_start_in_an_empty_folder():
         assert "RuntimeDirectory=" in text
         assert "WorkingDirectory=/run/" in text
         assert "NoNewPrivileges=true" in text
-    assert "Environment=PATH=/opt/airflower/venv/bin:" in (UNITS[0]).read_text()
+    superlink = DEPLOY / "systemd" / "airflower-superlink.service"
+    assert "Environment=PATH=/opt/airflower/venv/bin:" in superlink.read_text()
 
 
 def test_a_container_sees_no_private_key_but_its_own(tmp_path):
@@ -105,6 +129,7 @@ def test_a_container_sees_no_private_key_but_its_own(tmp_path):
         seen[name] = {source.removeprefix("../") for source, _, _ in mounts} & private
     assert seen == {
         "superlink": {"keys/server.key"},
+        "gate": {"keys/server.key"},
         "node-0": {"keys/nodes/node-000"},
         "node-1": {"keys/nodes/node-001"},
     }

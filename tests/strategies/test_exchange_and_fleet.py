@@ -1,16 +1,22 @@
 """A round closes at its deadline, each answer counts once, and a device keeps its place."""
 
+import shutil
+import subprocess
 import time
 from uuid import uuid4
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
+from flwr.proto.node_pb2 import NodeInfo
 from flwr.supercore.task_identity import TaskIdentity
 
 from protocol.messages import DEVICE, vector_record
 from strategies.exchange import exchange
 from strategies.fleet import Fleet, FleetError
+from strategies.identity import fingerprint, read_roster
 
 
 class SlowGrid:
@@ -215,3 +221,143 @@ def test_a_node_that_answers_with_an_error_is_no_device():
 )
 def test_a_vector_record_is_what_flower_makes(vector):
     assert vector_record("x", vector) == ArrayRecord({"x": Array(vector)})
+
+
+class KeyedGrid(SlowGrid):
+    """Nodes with keys: `device[node]` as above, `key[node]` a public key, the oldest first."""
+
+    def __init__(self, device, key):
+        super().__init__(device)
+        self.key = key
+
+    def get_nodes(self):
+        order = {node: place for place, node in enumerate(self.key)}
+        return [
+            NodeInfo(
+                node_id=node, public_key=self.key[node], registered_at=f"2026-01-01T00:00:{order[node]:02d}"
+            )
+            for node in self.device
+        ]
+
+
+def _public_key():
+    return (
+        ec.generate_private_key(ec.SECP384R1())
+        .public_key()
+        .public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    )
+
+
+KEYS = [_public_key() for _ in range(4)]
+
+
+def _joined(fleet, grid):
+    for _ in range(3):
+        fleet.refresh(grid)
+    return {device: fleet.node_of(device) for device in fleet.connected}
+
+
+def test_a_node_that_waits_for_an_index_does_not_get_it_when_its_device_reboots(caplog):
+    grid = KeyedGrid({21: 0, 22: 1}, {21: KEYS[0], 22: KEYS[1], 5: KEYS[2]})
+    fleet = Fleet(2)
+    fleet.wait(grid, 1.0)
+    grid.device[5] = 1  # registered, with a lower node id, and patient
+    assert _joined(fleet, grid) == {0: 21, 1: 22}
+    del grid.device[22]  # the device reboots
+    assert _joined(fleet, grid) == {0: 21}
+    assert fleet.device_of(5) is None  # nothing that it sends is taken for the device's
+    grid.device[22] = 1  # with a key it is the same node
+    assert _joined(fleet, grid) == {0: 21, 1: 22}
+    (clash,) = [record.message for record in caplog.records if "clash" in record.message]
+    assert fingerprint(KEYS[2]) in clash
+    assert fingerprint(KEYS[1]) in clash
+    assert "device 1" in clash
+
+
+def test_of_two_nodes_that_come_at_once_the_key_that_was_registered_first_has_the_index():
+    grid = KeyedGrid({7: 0, 99: 0, 50: 1}, {99: KEYS[0], 7: KEYS[1], 50: KEYS[2]})
+    assert _joined(Fleet(2), grid) == {0: 99, 1: 50}
+
+
+def test_a_key_has_one_index():
+    """A node that was device 0 in the run before is not device 1 in the run that continues it."""
+    before = Fleet(2)
+    _joined(before, KeyedGrid({1: 0}, {1: KEYS[0]}))
+    fleet = Fleet(2)
+    fleet.restore(before.state())
+    assert _joined(fleet, KeyedGrid({8: 1, 9: 0}, {8: KEYS[0], 9: KEYS[1]})) == {}
+    assert _joined(fleet, KeyedGrid({10: 0, 11: 1}, {10: KEYS[0], 11: KEYS[2]})) == {0: 10, 1: 11}
+
+
+def test_a_roster_settles_it_for_good():
+    roster = {0: fingerprint(KEYS[0]), 1: fingerprint(KEYS[1])}
+    grid = KeyedGrid({1: 0, 2: 1, 3: 0}, {3: KEYS[2], 1: KEYS[1], 2: KEYS[0]})
+    assert _joined(Fleet(2, roster=roster), grid) == {}  # swapped, and a third one
+    grid = KeyedGrid({1: 0, 2: 1, 3: 0}, {3: KEYS[2], 1: KEYS[0], 2: KEYS[1]})
+    assert _joined(Fleet(2, roster=roster), grid) == {0: 1, 1: 2}
+    before = Fleet(2)
+    _joined(before, KeyedGrid({1: 0, 2: 1}, {1: KEYS[3], 2: KEYS[1]}))
+    after = Fleet(2, roster=roster)  # device 0 was given a new key
+    after.restore(before.state())
+    assert _joined(after, KeyedGrid({5: 0, 2: 1, 1: 0}, {1: KEYS[3], 5: KEYS[0], 2: KEYS[1]})) == {0: 5, 1: 2}
+
+
+def test_a_clash_is_named_where_devices_are_missing():
+    fleet = Fleet(2)
+    with pytest.raises(
+        FleetError, match=r"1 of 2 devices .*says that it is device 0, but device 0 belongs to"
+    ):
+        fleet.wait(KeyedGrid({1: 0, 2: 0}, {1: KEYS[0], 2: KEYS[1]}), 0.3, poll=0.01)
+
+
+def test_where_keys_do_not_count_an_index_is_free_when_its_node_is_gone():
+    fleet = Fleet(1, by_key=False)
+    grid = KeyedGrid({21: 0}, {21: KEYS[0], 5: KEYS[1]})
+    fleet.wait(grid, 1.0)
+    grid.device = {5: 0}
+    assert _joined(fleet, grid) == {0: 5}
+    assert fleet.state() == {}
+
+
+def test_one_node_outside_the_fleet_does_not_keep_the_others_from_starting():
+    fleet = Fleet(2)
+    fleet.wait(SlowGrid({11: 0, 12: 1, 13: 7}), 5.0, poll=0.01)
+    assert fleet.connected == [0, 1]
+
+
+def _roster_line(index, pem, comment="box"):
+    text = load_pem_public_key(pem).public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
+    return f"{index} {text} {comment}\n"
+
+
+def test_a_roster_is_read_as_openssh_writes_keys(tmp_path):
+    path = tmp_path / "roster"
+    path.write_text("# the laboratory\n\n" + _roster_line(1, KEYS[1]) + _roster_line(0, KEYS[0]))
+    assert read_roster(path, 2) == {0: fingerprint(KEYS[0]), 1: fingerprint(KEYS[1])}
+
+
+@pytest.mark.skipif(shutil.which("ssh-keygen") is None, reason="no ssh-keygen")
+def test_fingerprints_are_those_that_openssh_shows(tmp_path):
+    path = tmp_path / "node.pub"
+    path.write_text(_roster_line(0, KEYS[0])[2:])
+    shown = subprocess.run(
+        ["ssh-keygen", "-lf", str(path)], capture_output=True, text=True, check=True
+    ).stdout
+    assert fingerprint(KEYS[0]) == shown.split()[1]
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        (_roster_line(2, KEYS[0]), "line 1: '2' is no index"),
+        (_roster_line("-1", KEYS[0]), "line 1: '-1' is no index"),
+        (_roster_line(0, KEYS[0]) + _roster_line(0, KEYS[1]), "line 2"),
+        (_roster_line(0, KEYS[0]) + _roster_line(1, KEYS[0]), "line 2"),
+        ("0 keys/nodes/node-000.pub\n", "line 1: no public key"),
+        ("# nobody\n", "names no device"),
+    ],
+)
+def test_a_wrong_roster_is_named(tmp_path, text, named):
+    (tmp_path / "roster").write_text(text)
+    with pytest.raises(ValueError, match=named):
+        read_roster(tmp_path / "roster", 2)
