@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -62,6 +63,7 @@ def record(folder: Path, names: list[str]) -> None:
     for name in names:
         print(name, flush=True)
         target = folder / name
+        shutil.rmtree(target, ignore_errors=True)
         subprocess.run(
             [str(Path(sys.executable).with_name("airflower")), *JOBS[name], f"hydra.run.dir={target}"],
             check=True,

@@ -10,6 +10,7 @@ from flwr.common.constant import ErrorCode
 from client_app import device, many
 from protocol.messages import (
     METRICS,
+    SAVED,
     EvaluateOrder,
     HelloOrder,
     MessageError,
@@ -73,9 +74,10 @@ def hello(message: Message, context: Context) -> Message:
 
 @app.query("save")
 def save(message: Message, context: Context) -> Message:
-    """Write the personal part to the checkpoint; a device that never trained has none to write."""
-    device.save(SaveOrder.from_records(message.content), context)
-    return Message(device.introduce(HelloOrder(), context).to_records(), reply_to=message)
+    """Store the personal part for a checkpoint; a device that never trained has none to store."""
+    report = device.save(SaveOrder.from_records(message.content), context)
+    who = device.introduce(HelloOrder(), context).to_records()
+    return Message(RecordDict({**who, SAVED: report.to_record()}), reply_to=message)
 
 
 def _reply(message: Message, answer: object) -> Message:

@@ -28,6 +28,7 @@ from protocol.messages import (
     Introduction,
     MessageError,
     SaveOrder,
+    SaveReport,
     TrainOrder,
     TrainReport,
     read_mask,
@@ -164,8 +165,8 @@ class Assignment:
     @property
     def personal(self) -> npt.NDArray[np.float32]:
         """The personal part to start from, float32 (N_v,)."""
-        found = self.recovered.personal
-        return self.bench.initial_personal if found is None else found
+        found = self.recovered.part
+        return self.bench.initial_personal if found is None else found.weights
 
     def batch_generator(self) -> torch.Generator:
         """Return the generator of the round's mini-batches, freshly seeded."""
@@ -226,6 +227,7 @@ def report(work: Assignment, result: LocalResult, seconds: float) -> TrainReport
                 ("measured-seconds-per-weight-step", seconds / weight_steps(bench, num_examples)),
                 ("stated-uplink-bps", _stated_rate(context)),
                 ("state-set-aside", float(work.recovered.set_aside or math.nan)),
+                ("state-lost", float(work.recovered.lost or math.nan)),
             )
             if math.isfinite(value)
         },
@@ -233,7 +235,9 @@ def report(work: Assignment, result: LocalResult, seconds: float) -> TrainReport
     probe = work.order.probe
     if probe is not None and not math.isfinite(_stated_rate(context)):
         send_probe(probe, str(context.node_config.get("probe-address", "")) or probe.address)
-    work.places.keep(result.personal)  # last: a device that fails keeps its old personal part
+    work.places.keep(
+        result.personal, work.order.round
+    )  # last: a device that fails keeps its old personal part
     return made
 
 
@@ -267,11 +271,11 @@ def test(order: EvaluateOrder, context: Context) -> Evaluation:
     """Test the global part with this device's personal part on its own test samples."""
     bench, index = _bench(order.spec, context)
     images, labels = bench.data.test(bench.parts[index].test)
-    own = _places(bench.spec, order, index, context).recover(bench.initial_personal.size).personal
+    own = _places(bench.spec, order, index, context).recover(bench.initial_personal.size).part
     return evaluate(
         bench.network,
         shared=read_weights(order.weights),
-        personal=bench.initial_personal if own is None else own,
+        personal=bench.initial_personal if own is None else own.weights,
         images=images,
         labels=labels,
     )
@@ -305,18 +309,23 @@ def introduce(order: HelloOrder, context: Context) -> Introduction:
     )
 
 
-def save(order: SaveOrder, context: Context) -> None:
-    """Write the personal part to the checkpoint, if there is one yet.
+def save(order: SaveOrder, context: Context) -> SaveReport:
+    """Store the personal part for a checkpoint, if there is one yet.
 
     Raises:
-        StateError: if it cannot be written.
+        StateError: if it cannot be stored, or only parts of later rounds are left.
     """
     bench, index = _bench(order.spec, context)
     places = _places(bench.spec, order, index, context)
-    personal = places.recover(bench.initial_personal.size).personal
-    if personal is not None:
-        target = places.checkpoint or state.state_file(order.directory, index)
-        state.save_file(target, index, personal)
+    recovered = places.recover(bench.initial_personal.size, order.round)
+    if recovered.part is None:
+        if recovered.lost is not None or recovered.set_aside:
+            raise state.StateError(
+                "the personal part is lost: nothing can be stored before the next training"
+            )
+        return SaveReport(0)
+    written = places.store(recovered.part, order.directory, order.round, order.keep)
+    return SaveReport(recovered.part.round, written.sha256, written.size, own=places.own is not None)
 
 
 def weight_steps(bench: Workbench, num_samples: int) -> float:
@@ -353,6 +362,7 @@ def _places(
         run=order.run,
         resume_run=order.resume_run,
         resume_dir=order.resume_dir,
+        resume=state.Resume(order.resume_round, order.resume_part),
     )
 
 

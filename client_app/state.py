@@ -1,12 +1,15 @@
 """A device's personal part between rounds: in Flower's Context, and on disk.
 
-It never travels to the server. Flower's Context lives in the SuperNode's memory, so a box that is to
+It never travels to the server. Flower's Context lives in the SuperNode's memory, so a node that is to
 survive a restart names a folder of its own (node-config ``state-dir``); the personal part is then also
 written there after every round, under a key of run and device. A checkpoint is one more copy.
 
-A file is written to a temporary name, flushed and renamed, so that a crash or a full disk leaves the old
-file or the new one. The format is NumPy's zip archive without pickle, with a SHA-256 over contents and
-key; a file that is damaged or another's is set aside under another name and never loaded.
+Every copy knows the round after which it stands, and the last two rounds are kept: a checkpoint of the last
+*finished* round can so be made while some devices have trained the next one already, and a device that
+continues a run takes the part of exactly the round that the checkpoint expects, or says which it holds.
+
+A file is written whole or not at all, with a SHA-256 over contents and key; one that is damaged or another's
+is set aside under another name and never loaded.
 """
 
 from __future__ import annotations
@@ -14,42 +17,73 @@ from __future__ import annotations
 import hashlib
 import itertools
 import logging
-import os
 import re
-import zipfile
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from flwr.app import ArrayRecord, Context
 
-from protocol.messages import read_array, replace_vector, vector_record
+from protocol.archives import ArchiveError, Written, read_archive, write_archive
+from protocol.messages import UNKNOWN_ROUND, read_array, replace_vector, vector_record
 
 log = logging.getLogger(__name__)
 
 Personal = npt.NDArray[np.float32]
 
 _RECORD = "personal"
+_VERSIONS = 2
 _RUN_NAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z-]{0,99}")
+_FILE_NAME = re.compile(r"device-(\d{6,})-round-(\d{6,})\.npz")
 
 
 class StateError(RuntimeError):
     """A stored personal part is damaged or belongs to something else, or it cannot be stored."""
 
 
-def remember(context: Context, personal: Personal) -> None:
-    """Keep the personal part, float32 of shape (N_v,), in the device's Context for the next round."""
-    record = context.state.get(_RECORD)
-    array = record.get("weights") if isinstance(record, ArrayRecord) else None
-    if array is None or not replace_vector(array, personal):
-        context.state[_RECORD] = vector_record("weights", personal)
+@dataclass(frozen=True)
+class Part:
+    """A personal part.
+
+    Attributes:
+        weights: float32, shape (N_v,).
+        round: after which it stands.
+    """
+
+    weights: Personal
+    round: int
 
 
-def recall(context: Context) -> Personal | None:
-    """Return the personal part of the last finished round, or None for a new device."""
+def remember(context: Context, part: Part) -> None:
+    """Keep a part in the device's Context, beside that of the round before it."""
     record = context.state.get(_RECORD)
-    return read_array(record, "weights", np.float32) if isinstance(record, ArrayRecord) else None
+    if not isinstance(record, ArrayRecord):
+        record = context.state[_RECORD] = ArrayRecord()
+    stale = sorted((name for name in record if name != str(part.round)), key=int)[: -(_VERSIONS - 1)]
+    array = record.pop(stale[0]) if stale else record.pop(str(part.round), None)
+    for name in stale[1:]:
+        del record[name]
+    if array is None or not replace_vector(array, part.weights):
+        array = vector_record("weights", part.weights)["weights"]
+    record[str(part.round)] = array
+
+
+def recall(context: Context, until: int | None = None) -> Part | None:
+    """Return the newest part in the Context, of round `until` at the latest; None without one."""
+    rounds = [number for number in _remembered(context) if until is None or number <= until]
+    record = context.state.get(_RECORD)
+    if not rounds or not isinstance(record, ArrayRecord):
+        return None
+    return Part(read_array(record, str(max(rounds)), np.float32), max(rounds))
+
+
+def _remembered(context: Context) -> set[int]:
+    record = context.state.get(_RECORD)
+    return {int(name) for name in record} if isinstance(record, ArrayRecord) else set()
 
 
 @dataclass(frozen=True)
@@ -57,12 +91,28 @@ class Recovered:
     """What a device knows of its personal part.
 
     Attributes:
-        personal: float32, shape (N_v,); None for a device that has none yet.
+        part: its personal part; None for a device that has none yet.
         set_aside: number of damaged files that were found and set aside.
+        lost: the round of the part that the checkpoint expects and nothing is left of; None if all is well.
     """
 
-    personal: Personal | None
+    part: Part | None
     set_aside: int = 0
+    lost: int | None = None
+
+
+@dataclass(frozen=True)
+class Resume:
+    """What a run that continues another expects of a device.
+
+    Attributes:
+        round: last round of the checkpoint; 0 for a run that continues none.
+        part: the round of the device's part in it: 0 if it had none yet, `UNKNOWN_ROUND` if the checkpoint
+            does not know; then the newest part up to `round` is right.
+    """
+
+    round: int = 0
+    part: int = UNKNOWN_ROUND
 
 
 @dataclass(frozen=True)
@@ -72,50 +122,140 @@ class Places:
     Attributes:
         context: Flower's memory of the device.
         device: index of the device.
-        own: the device's own file of this run, or None for a device without a folder of its own.
-        earlier: its part in the checkpoint that the run continues, or None.
-        checkpoint: where its part of the next checkpoint goes, or None where the server says it.
+        own: the device's own folder of this run, or None for a device without one.
+        earlier: folder with its part in the checkpoint that the run continues, or None.
+        resume: which part that has to be.
     """
 
     context: Context
     device: int
     own: Path | None
     earlier: Path | None
-    checkpoint: Path | None
+    resume: Resume = Resume()
 
-    def recover(self, size: int) -> Recovered:
-        """Find the personal part of `size` weights: in memory, on the box's disk, in the checkpoint.
+    def recover(self, size: int, until: int | None = None) -> Recovered:
+        """Find the personal part of `size` weights: in memory, on the device's disk, in the checkpoint.
 
         A file that cannot be used is set aside, and the next place is looked at.
-        """
-        found, set_aside = recall(self.context), 0
-        for path in (self.own, self.earlier):
-            if found is not None:
-                break
-            if path is None:
-                continue
-            try:
-                found = load_file(path, self.device)
-                if found is not None and found.size != size:
-                    raise StateError(f"{path} holds {found.size} weights; the personal part has {size}")
-            except StateError as error:
-                found, set_aside = None, set_aside + 1
-                log.warning("device %d: %s; kept as %s", self.device, error, _set_aside(path))
-        return Recovered(found, set_aside)
 
-    def keep(self, personal: Personal) -> None:
+        Args:
+            size: N_v.
+            until: its last round at most; None: the newest.
+
+        Raises:
+            StateError: if the device holds parts, but not the one that is asked for.
+        """
+        found = recall(self.context, until)
+        if found is not None:
+            return Recovered(found)
+        set_aside = 0
+        if self.own is not None:
+            found, set_aside = self._newest(self._files(self.own, until), size)
+        if found is None and self.earlier is not None and self.resume.part != 0:
+            found, more = self._expected(size)
+            set_aside += more
+        if found is None and until is not None:
+            later = {part for part in (*self._rounds(self.own), *_remembered(self.context)) if part > until}
+            # A single one is that of a device which had none before.
+            if len(later) >= _VERSIONS or (later and set_aside):
+                raise StateError(
+                    f"the personal part of round {until} is asked for; the device holds {_listed(later)} only"
+                )
+        expected = self.resume.part if self.resume.part > 0 else None
+        return Recovered(found, set_aside, expected if found is None else None)
+
+    def keep(self, personal: Personal, server_round: int) -> None:
         """Store the personal part after a round: on disk first, then in memory.
 
         Raises:
             StateError: if the disk does not take it; the old part then stands, in both places.
         """
+        part = Part(personal, server_round)
         if self.own is not None:
-            save_file(self.own, self.device, personal)
-        remember(self.context, personal)
+            save_file(state_file(self.own, self.device, server_round), self.device, part)
+            for path in sorted(self._files(self.own, None), reverse=True)[_VERSIONS:]:
+                path.unlink(missing_ok=True)
+        remember(self.context, part)
+
+    def store(self, part: Part, directory: str, server_round: int, keep: Sequence[int]) -> Written:
+        """Store the part for a checkpoint: in the device's own folder, else in `directory`.
+
+        Args:
+            part: the device's part.
+            directory: where to, without a folder of one's own.
+            server_round: of the checkpoint.
+            keep: earlier checkpoints that are still kept; copies for others are removed.
+
+        Raises:
+            StateError: if the disk does not take it.
+        """
+        folder = Path(directory) if self.own is None else checkpoint_folder(self.own, server_round)
+        written = save_file(state_file(folder, self.device, part.round), self.device, part)
+        if self.own is not None:
+            kept = {checkpoint_folder(self.own, number).name for number in (server_round, *keep)}
+            for old in folder.parent.iterdir():
+                if old.name not in kept:
+                    shutil.rmtree(old, ignore_errors=True)
+        return written
+
+    def _expected(self, size: int) -> tuple[Part | None, int]:
+        """Find the part of the checkpoint that the run continues, in it or beside it."""
+        assert self.earlier is not None
+        exact = self.resume.part > 0
+        wanted = self.resume.part if exact else self.resume.round or None
+        folders = (self.earlier, *sorted((self.earlier / "checkpoint").glob("round-*")))
+        files = [
+            path
+            for folder in folders
+            for path in self._files(folder, wanted)
+            if not exact or _round_of(path) == wanted
+        ]
+        found, set_aside = self._newest(files, size)
+        held = {part for folder in folders for part in self._rounds(folder)}
+        if found is None and held and not set_aside:
+            raise StateError(
+                f"the checkpoint of round {self.resume.round} expects the device's personal part of round "
+                f"{wanted}; the device holds {_listed(held)}. Continue from a checkpoint that it has a part "
+                f"of, or remove {self.earlier} on the device to let it start afresh"
+            )
+        return found, set_aside
+
+    def _newest(self, files: Iterable[Path], size: int) -> tuple[Part | None, int]:
+        """Return the newest part that can be used, and how many files had to be set aside before."""
+        set_aside = 0
+        for path in sorted(files, key=_round_of, reverse=True):
+            try:
+                part = load_file(path, self.device)
+                if part.weights.size != size:
+                    raise StateError(
+                        f"{path} holds {part.weights.size} weights; the personal part has {size}"
+                    )
+                return part, set_aside
+            except StateError as error:
+                set_aside += 1
+                log.warning("device %d: %s; kept as %s", self.device, error, _set_aside(path))
+        return None, set_aside
+
+    def _files(self, folder: Path, until: int | None) -> Iterator[Path]:
+        """Yield the device's files in a folder, those of round `until` at the latest."""
+        for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+            name = _FILE_NAME.fullmatch(path.name)
+            if name and int(name[1]) == self.device and (until is None or int(name[2]) <= until):
+                yield path
+
+    def _rounds(self, folder: Path | None) -> set[int]:
+        return set() if folder is None else {_round_of(path) for path in self._files(folder, None)}
 
 
 def places(
-    context: Context, device: int, *, run_key: str, run: str, resume_run: str, resume_dir: str
+    context: Context,
+    device: int,
+    *,
+    run_key: str,
+    run: str,
+    resume_run: str,
+    resume_dir: str,
+    resume: Resume = Resume(),  # frozen
 ) -> Places:
     """Return where a device keeps its part: in its own folder if its node-config has a ``state-dir``.
 
@@ -123,95 +263,95 @@ def places(
         context: the device's Context.
         device: its index.
         run_key, run, resume_run, resume_dir: as in `protocol.messages.DeviceSpec` and `TrainOrder`.
+        resume: what the run that is continued expects of the device.
 
     Raises:
         StateError: if ``state-dir`` is no absolute path, or a run's name could lead out of it.
     """
     folder = context.node_config.get("state-dir", "")
     if not folder:
-        earlier = state_file(resume_dir, device) if resume_dir else None
-        return Places(context, device, None, earlier, None)
+        return Places(context, device, None, Path(resume_dir) if resume_dir else None, resume)
     if not isinstance(folder, str) or not Path(folder).is_absolute():
         raise StateError(f"state-dir = {folder!r} in the node's configuration; it must be an absolute path")
     for name in (f"{run_key}-{run}", f"{run_key}-{resume_run or run}"):
         if not _RUN_NAME.fullmatch(name):
             raise StateError(f"the run is called {name!r}; letters, digits and hyphens are expected")
-    own = Path(folder) / f"{run_key}-{run}"
-    before = Path(folder) / f"{run_key}-{resume_run}" / "checkpoint"
-    return Places(
-        context,
-        device,
-        own=state_file(own, device),
-        earlier=state_file(before, device) if resume_run else None,
-        checkpoint=state_file(own / "checkpoint", device),
-    )
+    earlier = Path(folder) / f"{run_key}-{resume_run}" if resume_run else None
+    return Places(context, device, Path(folder) / f"{run_key}-{run}", earlier, resume)
 
 
-def state_file(directory: str | os.PathLike[str], device: int) -> Path:
-    """Return where a device's personal part is stored below `directory`."""
-    return Path(directory) / f"device-{device:06d}.npz"
+def state_file(directory: Path, device: int, server_round: int) -> Path:
+    """Return where a device's personal part of a round is stored below `directory`."""
+    return directory / f"device-{device:06d}-round-{server_round:06d}.npz"
 
 
-def save_file(path: Path, device: int, personal: Personal) -> None:
+def checkpoint_folder(own: Path, server_round: int) -> Path:
+    """Return where a device's copies for a checkpoint lie below its folder of a run."""
+    return own / "checkpoint" / f"round-{server_round:06d}"
+
+
+def save_file(path: Path, device: int, part: Part) -> Written:
     """Write the personal part atomically, readable by its owner only.
 
     Raises:
         StateError: if the disk does not take it; an older file then stands.
     """
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    digest = np.frombuffer(_digest(device, personal), np.uint8)
+    digest = np.frombuffer(_digest(device, part), np.uint8)
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for abandoned in path.parent.glob(f"{path.stem}.*.tmp"):  # of a process that was killed
+        for abandoned in path.parent.glob(f"device-{device:06d}-*.tmp"):  # of a process that was killed
             abandoned.unlink(missing_ok=True)
-        try:
-            with open(temporary, "wb", opener=_private) as file:
-                np.savez(file, allow_pickle=False, personal=personal, device=np.int64(device), sha256=digest)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-            _flush_folder(path.parent)
-        finally:
-            temporary.unlink(missing_ok=True)
+        arrays: dict[str, npt.NDArray[Any]] = {
+            "personal": part.weights,
+            "device": np.array(device),
+            "round": np.array(part.round),
+            "sha256": digest,
+        }
+        return write_archive(path, arrays, mode=0o600)
     except OSError as error:
         raise StateError(f"the personal part cannot be stored: {error}") from error
 
 
-def load_file(path: Path, device: int) -> Personal | None:
-    """Return the stored personal part, or None where there is no such file.
+def load_file(path: Path, device: int) -> Part:
+    """Return the stored personal part.
 
     Raises:
         StateError: if the file is damaged or is another device's.
     """
-    if not path.is_file():
-        return None
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            personal, owner = archive["personal"], int(archive["device"])
-            digest = archive["sha256"].tobytes()
-    except (
-        OSError,
-        ValueError,
-        TypeError,
-        KeyError,
-        EOFError,
-        zipfile.BadZipFile,
-        NotImplementedError,
-    ) as error:
+        arrays = read_archive(path)
+        personal, owner = arrays["personal"], int(arrays["device"])
+        part = Part(personal, int(arrays["round"]))
+        digest = arrays["sha256"].tobytes()
+    except (ArchiveError, KeyError, ValueError, TypeError) as error:
         raise StateError(f"{path} is damaged: {error}") from error
     if owner != device or personal.dtype != np.float32 or personal.ndim != 1:
         raise StateError(f"{path} does not hold the personal part of device {device}")
-    if digest != _digest(device, personal):
+    if digest != _digest(device, part):
         raise StateError(f"{path} is damaged: its checksum does not match")
+    if part.round != _round_of(path):
+        raise StateError(f"{path} holds the personal part of round {part.round}")
     if not np.isfinite(personal).all():
         raise StateError(f"{path} holds values that are not finite")
-    return np.asarray(personal, dtype=np.float32)
+    return part
 
 
-def _digest(device: int, personal: Personal) -> bytes:
-    digest = hashlib.sha256(f"device {device}, {personal.size} weights\n".encode())
-    digest.update(np.ascontiguousarray(personal, dtype="<f4").tobytes())
+def _digest(device: int, part: Part) -> bytes:
+    key = f"device {device}, round {part.round}, {part.weights.size} weights\n"
+    digest = hashlib.sha256(key.encode())
+    digest.update(np.ascontiguousarray(part.weights, dtype="<f4").tobytes())
     return digest.digest()
+
+
+def _round_of(path: Path) -> int:
+    name = _FILE_NAME.fullmatch(path.name)
+    assert name is not None
+    return int(name[2])
+
+
+def _listed(rounds: Iterable[int]) -> str:
+    numbers = ", ".join(str(number) for number in sorted(rounds))
+    return f"that of round {numbers}" if "," not in numbers else f"those of rounds {numbers}"
 
 
 def _set_aside(path: Path) -> Path | str:
@@ -225,18 +365,3 @@ def _set_aside(path: Path) -> Path | str:
     except OSError as error:  # it is not loaded either way
         return f"{path} (not renamed: {error})"
     return target
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
-
-
-def _flush_folder(folder: Path) -> None:
-    """Make the renaming itself survive a power cut."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

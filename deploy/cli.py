@@ -74,7 +74,7 @@ def _run(options: argparse.Namespace, folder: Path) -> None:
     from deploy.resources import Usage
     from engines.superlink import absolute
     from server_app.overrides import override
-    from server_app.run import SUMMARY
+    from server_app.ownership import SUMMARY
     from server_app.settings import compose_settings
     from server_app.watch import close_summary
 

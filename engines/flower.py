@@ -12,26 +12,28 @@ What a bare ``flwr run .`` leaves to chance is settled here:
 
 from __future__ import annotations
 
-import subprocess
 import tempfile
 from pathlib import Path
 from typing import Any
 
+from engines.keeper import Kept, ray_folder
 from engines.processors import usable_processors
 from engines.superlink import (
     CONNECTION,
     Flwr,
     app_folder,
     commands,
-    end,
     environment,
-    finished,
     follow,
     free_ports,
+    stop_run,
+    tell_the_end,
     wait_for,
     with_absolute_paths,
 )
-from server_app.run import SUMMARY
+from protocol.interrupts import held
+from server_app.ownership import SUMMARY, lock_variables, owned, refuse_used
+from server_app.run import continues
 from server_app.settings import Settings
 
 
@@ -48,47 +50,55 @@ def run_flower(settings: Settings, folder: Path) -> dict[str, Any]:
     """
     command_folder = commands()
     folder = folder.resolve()
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / SUMMARY).unlink(missing_ok=True)
-    with tempfile.TemporaryDirectory(prefix="airflower-") as scratch:
-        home, neutral = Path(scratch, "home"), Path(scratch, "cwd")
-        home.mkdir()
-        neutral.mkdir()
-        port = free_ports(1)[0]
-        (home / "config.toml").write_text(
-            f'[superlink]\ndefault = "{CONNECTION}"\n'
-            f'[superlink.{CONNECTION}]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
+    with owned(folder):
+        if not continues(settings, folder):
+            refuse_used(folder)
+        (folder / SUMMARY).unlink(missing_ok=True)
+        with tempfile.TemporaryDirectory(prefix="airflower-", ignore_cleanup_errors=True) as scratch:
+            return _run(settings, folder, Path(scratch), command_folder)
+
+
+def _run(settings: Settings, folder: Path, scratch: Path, command_folder: Path) -> dict[str, Any]:
+    home, neutral = scratch / "home", scratch / "cwd"
+    home.mkdir()
+    neutral.mkdir()
+    port = free_ports(1)[0]
+    (home / "config.toml").write_text(
+        f'[superlink]\ndefault = "{CONNECTION}"\n'
+        f'[superlink.{CONNECTION}]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
+    )
+    variables = {
+        **environment(command_folder, home),
+        "RAY_DEDUP_LOGS": "0",
+        **ray_folder(scratch),
+        **lock_variables(folder),
+    }
+    command = [
+        str(command_folder / "flower-superlink"),
+        *("--insecure", "--simulation", "--disable-runtime-dependency-installation"),
+        *("--host", "127.0.0.1", "--port", str(port)),
+    ]
+    with (folder / "superlink.log").open("wb") as output, held():
+        kept = Kept(command, scratch, cwd=neutral, env=variables, output=output)
+    flwr = Flwr(command_folder / "flwr", neutral, variables)
+    run_id = ""
+    try:
+        wait_for(port, kept.process, folder / "superlink.log")
+        workers = settings.engine.workers or usable_processors()
+        run_id = flwr.submit(
+            app_folder(scratch),
+            with_absolute_paths(settings),
+            folder,
+            scratch,
+            federation=f"num-supernodes={settings.fleet.num_devices} client-resources-num-cpus=1 "
+            f"init-args-num-cpus={workers}",
         )
-        variables = {**environment(command_folder, home), "RAY_DEDUP_LOGS": "0"}
-        with (folder / "superlink.log").open("wb") as output:
-            superlink = subprocess.Popen(
-                [
-                    str(command_folder / "flower-superlink"),
-                    *("--insecure", "--simulation", "--disable-runtime-dependency-installation"),
-                    *("--host", "127.0.0.1", "--port", str(port)),
-                ],
-                cwd=neutral,
-                env=variables,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        flwr = Flwr(command_folder / "flwr", neutral, variables)
-        run_id = ""
-        try:
-            wait_for(port, superlink, folder / "superlink.log")
-            workers = settings.engine.workers or usable_processors()
-            run_id = flwr.submit(
-                app_folder(Path(scratch)),
-                with_absolute_paths(settings),
-                folder,
-                Path(scratch),
-                federation=f"num-supernodes={settings.fleet.num_devices} client-resources-num-cpus=1 "
-                f"init-args-num-cpus={workers}",
-            )
-            return follow(flwr, run_id, superlink, folder)
-        finally:
-            if run_id and not finished(folder):
-                flwr.stop(run_id)
-            end(superlink)
+        return follow(flwr, run_id, kept.process, folder)
+    except KeyboardInterrupt as signal:
+        if run_id:
+            stop_run(folder, signal)
+        raise
+    finally:
+        with held():
+            kept.end()
+            tell_the_end(folder)

@@ -2,8 +2,9 @@
 
 Each worker is a persistent process with one torch thread. A device is served by whichever worker is
 free; its Flower Context (hence its personal part) is kept here, in the parent, so a worker that dies costs
-the one device that it was serving its round and nobody else anything. Arrays that several messages of a batch
-share, such as the broadcast, lie in shared memory. Replies come in the order of the messages.
+nobody anything: its devices are served again, and one that kills its process twice has failed the round.
+Arrays that several messages of a batch share, such as the broadcast, lie in shared memory. Replies come in
+the order of the messages.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ from flwr.serverapp import Grid
 from engines.allocator import keep_freed_memory
 from engines.device_states import DeviceStates
 from engines.processors import usable_processors
-from engines.shared_arrays import Block, shared_arrays
-from engines.workers import FIRST_NODE, TRAIN, App, Runner, Worker, WorkerDiedError
+from engines.shared_arrays import Block, Board
+from engines.workers import FIRST_NODE, FORK, TRAIN, App, Runner, Worker, WorkerDiedError
+from protocol.interrupts import held
 from server_app.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -81,6 +83,9 @@ class InProcessGrid(Grid):
         # by then, such as the data set, they need not load again.
         self._runner: Runner | None = None
         self._workers: list[Worker] = []
+        self._board: Board | None = None
+        self._at_work: Iterator[Message] | None = None
+        self._tried_twice: set[str] = set()  # messages, of those at work
 
     def __enter__(self) -> InProcessGrid:
         return self
@@ -133,7 +138,7 @@ class InProcessGrid(Grid):
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Work on pushed messages and yield their replies."""
         found = [self._pending.pop(i) for i in list(message_ids) if i in self._pending]
-        return self._process(found, len(found), None)
+        return self._begin(found, len(found), None)
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
@@ -146,7 +151,14 @@ class InProcessGrid(Grid):
         """
         if not isinstance(messages, Sized):
             messages = list(messages)
-        return self._process(messages, len(messages), timeout)
+        return self._begin(messages, len(messages), timeout)
+
+    def _begin(self, messages: Iterable[Message], number: int, timeout: float | None) -> Iterator[Message]:
+        if self._at_work is not None:  # whoever asked for those replies has left
+            self._at_work.close()  # type: ignore[attr-defined]
+        self._tried_twice.clear()
+        self._at_work = self._process(messages, number, timeout)
+        return self._at_work
 
     def _number(self, message: Message) -> str:
         """Return the identifier of a message; the first time it gets one."""
@@ -176,11 +188,13 @@ class InProcessGrid(Grid):
                 waiting.extend(map(self._number, task))
                 yield task
 
-        with shared_arrays(head) as block:
-            for answered in self._process_in_workers(tasks(), block, deadline, ahead=2 if together else 1):
-                replies.update(answered)
-                while waiting and waiting[0] in replies:
-                    yield replies.pop(waiting.popleft())
+        if self._board is None:
+            self._board = Board(shared=FORK)  # before the workers fork
+        block = self._board.post(head)
+        for answered in self._process_in_workers(tasks(), block, deadline, ahead=2 if together else 1):
+            replies.update(answered)
+            while waiting and waiting[0] in replies:
+                yield replies.pop(waiting.popleft())
         for identifier in waiting:
             if identifier in replies:
                 yield replies.pop(identifier)
@@ -196,7 +210,8 @@ class InProcessGrid(Grid):
                 self._number(message)
             answers = self._runner.run(task, self._states_of(task))
             for message, (reply, state) in zip(task, answers, strict=True):
-                self._keep(message, state)
+                with held():
+                    self._keep(message, state)
                 yield reply
 
     def _process_in_workers(
@@ -213,7 +228,9 @@ class InProcessGrid(Grid):
         if not self._workers:
             keep_freed_memory()  # here, too: uploads come and go
             self._app.load()
-            self._workers = [Worker(self._app) for _ in range(self._num_workers)]
+            assert self._board is not None
+            with held():
+                self._workers = [Worker(self._app, self._board) for _ in range(self._num_workers)]
         again = deque[list[Message]]()  # to be done before the next of the tasks
         busy: dict[Connection, Worker] = {}
 
@@ -230,44 +247,60 @@ class InProcessGrid(Grid):
                     return
                 busy[worker.connection] = worker
 
-        feed()
         try:
+            with held():
+                feed()
             while busy:
                 remaining = None if deadline is None else max(deadline - time.monotonic(), 0.0)
                 ready = wait(list(busy), remaining)
                 if not ready:
                     break
-                answered: dict[str, Message] = {}
-                for connection in ready:
-                    worker = busy[cast(Connection, connection)]
-                    try:
-                        for message, reply, state in worker.collect():
-                            answered[message.metadata.message_id] = reply
-                            self._keep(message, state)
-                    except WorkerDiedError as error:
-                        error_replies, unfinished = self._after_death(error)
-                        answered |= error_replies
-                        again.extendleft(unfinished)
-                    if not worker.tasks:
-                        del busy[cast(Connection, connection)]
-                feed()  # before the caller looks at the replies
+                with held():
+                    answered = self._collect(ready, busy, again)
+                    feed()  # before the caller looks at the replies
                 yield answered
         finally:  # the round has closed, or the caller has left
-            for worker in busy.values():
-                late = [_device(message) for task in worker.tasks for message in task]
-                log.warning("devices %s had not answered when the round closed", late)
-                worker.restart()
+            with held():
+                for worker in busy.values():
+                    late = [_device(message) for task in worker.tasks for message in task]
+                    log.warning("devices %s had not answered when the round closed", late)
+                    worker.restart()
+
+    def _collect(
+        self, ready: Iterable[object], busy: dict[Connection, Worker], again: deque[list[Message]]
+    ) -> dict[str, Message]:
+        """Take what workers have answered, and keep the devices' states."""
+        answered: dict[str, Message] = {}
+        for connection in ready:
+            worker = busy[cast(Connection, connection)]
+            try:
+                for message, reply, state in worker.collect():
+                    answered[message.metadata.message_id] = reply
+                    self._keep(message, state)
+            except WorkerDiedError as error:
+                error_replies, unfinished = self._after_death(error)
+                answered |= error_replies
+                again.extendleft(unfinished)
+            if not worker.tasks:
+                del busy[cast(Connection, connection)]
+        return answered
 
     def _after_death(self, error: WorkerDiedError) -> tuple[dict[str, Message], list[list[Message]]]:
-        """Return an error for the device that killed its process, and the tasks of the others."""
+        """Return an error for the device that killed its process twice, and the tasks that are left to do."""
         lost, again = error.unanswered, error.untouched
         if len(lost) > 1 and self._together(lost):
             # Which one it was shows when each is served alone.
             return {}, [*([message] for message in lost), *again]
         culprit, *others = lost
+        number = culprit.metadata.message_id
+        if number not in self._tried_twice:
+            # The process may have been killed from outside, for want of memory for one: done again, the same
+            # order gives the same reply.
+            self._tried_twice.add(number)
+            return {}, [[culprit], *again, *([others] if others else [])]
         reason = f"the process that ran device {_device(culprit)} died (exit code {error.exit_code})"
         reply = Message(Error(ErrorCode.UNKNOWN, reason), reply_to=culprit)
-        return {culprit.metadata.message_id: reply}, [*again, *([others] if others else [])]
+        return {number: reply}, [*again, *([others] if others else [])]
 
     def _keep(self, message: Message, state: bytes | None) -> None:
         if state is not None:

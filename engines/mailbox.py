@@ -9,6 +9,7 @@ from __future__ import annotations
 import mmap
 import pickle
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -24,7 +25,10 @@ class Mailbox:
     """
 
     def __init__(self, *, shared: bool) -> None:
-        self._memory = mmap.mmap(-1, _CAPACITY) if shared else None
+        self._memory = None
+        if shared:
+            with suppress(OSError):  # the process may not have so many addresses: the pipe then has to do
+                self._memory = mmap.mmap(-1, _CAPACITY)
 
     def put(self, content: object, pickler: Callable[[Any], pickle.Pickler] = _pickler) -> int | None:
         """Leave an object in place of the last one; return the size of its pickle, or None without room."""

@@ -10,14 +10,19 @@ from __future__ import annotations
 
 import logging
 import os
+import tempfile
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from engines.keeper import Kept, ray_folder
 from engines.processors import usable_processors
+from protocol.interrupts import Interrupted, held, noted
 from server_app.run import run
 from server_app.settings import Settings
 
@@ -43,9 +48,14 @@ def run_ray(
     server_app = ServerApp()
     summaries: list[dict[str, Any]] = []
 
+    stopped: list[Interrupted] = []
+
     @server_app.main()
     def main(grid: Grid, context: Context) -> None:
-        summaries.append(run(settings, grid, folder))
+        try:
+            summaries.append(run(settings, grid, folder))
+        except Interrupted as signal:  # raised again in the main thread, once Ray has ended
+            stopped.append(signal)
 
     backend: dict[str, Any] = {"client_resources": {"num_cpus": 1, "num_gpus": 0}}
     if "RAY_ADDRESS" not in os.environ:  # the size of an existing cluster is not ours to set
@@ -54,7 +64,7 @@ def run_ray(
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     logging.getLogger("ray").setLevel(logging.WARNING)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), noted(), _scratch(local="init_args" in backend):
         warnings.simplefilter("ignore", DeprecationWarning)
         run_simulation(
             server_app=server_app,
@@ -62,4 +72,25 @@ def run_ray(
             num_supernodes=settings.fleet.num_devices,
             backend_config=backend,
         )
+    if stopped:
+        raise stopped[0]
     return summaries[0]
+
+
+@contextmanager
+def _scratch(*, local: bool) -> Iterator[None]:
+    """Keep Ray's files in a folder that goes when this process ends, and its processes with it."""
+    if not local or "RAY_TMPDIR" in os.environ:
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="airflower-ray-", ignore_cleanup_errors=True) as name:
+        variables = ray_folder(Path(name))
+        with held(), open(os.devnull, "wb") as output:
+            kept = Kept([], Path(name), cwd=Path(os.sep), env=os.environ, output=output)
+        os.environ.update(variables)
+        try:
+            yield
+        finally:
+            for variable in variables:
+                del os.environ[variable]
+            kept.end()

@@ -1,23 +1,29 @@
-"""Large arrays that several messages hold, such as the broadcast: in shared memory, once for all workers."""
+"""Large arrays that several messages hold, such as the broadcast: in shared memory, once for all workers.
+
+The memory is anonymous and inherited by the workers' fork: it has no name, needs no room in ``/dev/shm``, and
+is gone with the last process that has it, however that ended.
+"""
 
 from __future__ import annotations
 
+import mmap
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing.shared_memory import SharedMemory
 
 from flwr.app import Array, Message
 
 from protocol.parcels import array_records
 
+# Of addresses; memory is taken as it is written to. What has no room travels in each message.
+_CAPACITIES = (1 << 28, 1 << 26, 1 << 24)
 _SHARE_FROM_BYTES = 1 << 15  # below, a copy in each message is cheaper than the block
 
 
 @dataclass(frozen=True)
 class Entry:
-    """Where an array's serialised bytes lie in a block, and what they are."""
+    """Where an array's serialised bytes lie in a board, and what they are."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -28,55 +34,66 @@ class Entry:
 
 @dataclass(frozen=True)
 class Block:
-    """Arrays in one piece of shared memory, by the identity that they have in the parent process.
+    """Arrays on the board, by the identity that they have in the parent process.
 
     Attributes:
-        name: of the shared memory.
+        number: of the block; a later one takes its place on the board.
         entries: by `id` of the array.
     """
 
-    name: str
+    number: int
     entries: Mapping[int, Entry]
 
-    def read(self) -> dict[int, Array]:
-        """Return the arrays, copied out of the shared memory, by the same identities."""
-        memory = SharedMemory(name=self.name)
-        try:
-            return {
-                identity: Array(
-                    dtype=entry.dtype,
-                    shape=entry.shape,
-                    stype=entry.stype,
-                    data=bytes(_view(memory)[entry.start : entry.start + entry.size]),
-                )
-                for identity, entry in self.entries.items()
-            }
-        finally:
-            memory.close()
 
+class Board:
+    """Memory that a process writes and its forks read; one block at a time.
 
-@contextmanager
-def shared_arrays(messages: Iterable[Message]) -> Iterator[Block | None]:
-    """Hold the large arrays that more than one of the messages has in a block; None if there are none."""
-    arrays = _common(messages)
-    if not arrays:
-        yield None
-        return
-    memory = SharedMemory(create=True, size=sum(len(array.data) for array in arrays.values()))
-    try:
+    Args:
+        shared: made before a fork, which then has the same memory; else there is no room for anything.
+    """
+
+    def __init__(self, *, shared: bool) -> None:
+        self._memory: mmap.mmap | None = None
+        self._blocks = 0
+        for size in _CAPACITIES if shared else ():
+            with suppress(OSError):  # the process may not have so many addresses
+                self._memory = mmap.mmap(-1, size)
+                break
+
+    def post(self, messages: Iterable[Message]) -> Block | None:
+        """Write the large arrays that more than one of the messages has; None if there are none, or no room.
+
+        No worker may be at work on what was posted before.
+        """
+        arrays = common_arrays(messages)
+        needed = sum(len(array.data) for array in arrays.values())
+        if not arrays or self._memory is None or needed > len(self._memory):
+            return None
         entries, start = {}, 0
         for identity, array in arrays.items():
             size = len(array.data)
-            _view(memory)[start : start + size] = array.data
+            self._memory[start : start + size] = array.data
             entries[identity] = Entry(array.dtype, tuple(array.shape), array.stype, start, size)
             start += size
-        yield Block(memory.name, entries)
-    finally:
-        memory.close()
-        memory.unlink()
+        self._blocks += 1
+        return Block(self._blocks, entries)
+
+    def read(self, block: Block) -> dict[int, Array]:
+        """Return copies of the arrays of a block, by the same identities."""
+        assert self._memory is not None
+        return {
+            identity: Array(
+                dtype=entry.dtype,
+                shape=entry.shape,
+                stype=entry.stype,
+                data=self._memory[entry.start : entry.start + entry.size],
+            )
+            for identity, entry in block.entries.items()
+        }
 
 
-def _common(messages: Iterable[Message]) -> dict[int, Array]:
+def common_arrays(messages: Iterable[Message]) -> dict[int, Array]:
+    """Return the large arrays that more than one of the messages has, by identity."""
     found: dict[int, Array] = {}
     uses: Counter[int] = Counter()
     for message in messages:
@@ -85,8 +102,3 @@ def _common(messages: Iterable[Message]) -> dict[int, Array]:
                 found[id(array)] = array
                 uses[id(array)] += 1
     return {i: array for i, array in found.items() if uses[i] > 1 and len(array.data) >= _SHARE_FROM_BYTES}
-
-
-def _view(memory: SharedMemory) -> memoryview:
-    assert memory.buf is not None  # it is open
-    return memory.buf

@@ -22,9 +22,12 @@ from pathlib import Path
 from typing import Any
 
 from engines.diagnose import trouble
+from protocol.interrupts import request
 from protocol.own_files import for_other_processes
 from server_app.overrides import joined, override
-from server_app.run import LOG_FILE, SUMMARY, RunFailedError
+from server_app.ownership import SUMMARY, read_summary
+from server_app.recorder import write_json
+from server_app.run import LOG_FILE, STOP_FILE, RunFailedError
 from server_app.schema import ConfigError, build
 from server_app.settings import Settings, flatten, keys_of_kind
 
@@ -34,6 +37,7 @@ CONNECTION = "airflower"
 START_SECONDS = 90.0
 _STATUS_SECONDS = 5.0
 _GRACE_SECONDS = 20.0
+_STOP_SECONDS = 60.0  # a run that is told to stop has so long to store its last round
 
 
 def app_folder(scratch: Path) -> Path:
@@ -223,7 +227,26 @@ def finished(folder: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     summary = json.loads(path.read_text())
-    return summary if summary.get("status") in ("completed", "failed") else None
+    return summary if summary.get("status") in ("completed", "failed", "interrupted") else None
+
+
+def stop_run(folder: Path, signal_: KeyboardInterrupt) -> None:
+    """Have the ServerApp of a folder leave its last finished round as a checkpoint, if it is at work."""
+    if finished(folder) is not None or not (folder / SUMMARY).is_file():
+        return
+    request(folder / STOP_FILE, getattr(signal_, "number", signal.SIGINT))
+    deadline = time.monotonic() + _STOP_SECONDS
+    while time.monotonic() < deadline and finished(folder) is None:
+        time.sleep(0.1)
+
+
+def tell_the_end(folder: Path) -> None:
+    """See that the summary of a run that is over does not call it running."""
+    summary = read_summary(folder)
+    if summary.get("status") == "running":
+        reason = "its ServerApp ended without having said how"
+        write_json(folder / SUMMARY, {**summary, "status": "killed", "reason": reason})
+    (folder / STOP_FILE).unlink(missing_ok=True)
 
 
 def wait_for(

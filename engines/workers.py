@@ -12,17 +12,17 @@ import gc
 import importlib
 import io
 import multiprocessing
+import os
 import pickle
-import signal
 import sys
+import threading
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import resource_tracker
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from typing import Any, cast
 
 from flwr.app import Array, Context, Error, Message, RecordDict
@@ -31,8 +31,10 @@ from flwr.common.constant import ErrorCode
 
 from engines.allocator import keep_freed_memory
 from engines.mailbox import Mailbox
-from engines.shared_arrays import Block
+from engines.shared_arrays import Block, Board
+from protocol import interrupts
 
+FORK = sys.platform == "linux"  # elsewhere a fork of a process with threads is not safe
 FIRST_NODE = 1000
 TRAIN = "train"
 
@@ -161,35 +163,38 @@ class WorkerDiedError(RuntimeError):
 class Worker:
     """One worker process as its parent sees it.
 
+    Args:
+        app: what runs the devices.
+        board: where arrays that messages share are posted.
+
     Attributes:
         connection: readable when a reply is there, or the process is gone.
         tasks: its tasks, the one that it is at work on first; of each, the messages that have no reply yet.
     """
 
-    def __init__(self, app: App) -> None:
+    def __init__(self, app: App, board: Board) -> None:
         self._app = app
-        self._fork = sys.platform == "linux"
+        self._board = board
+        self._fork = FORK
         # Two of each kind: the next task and its answers do not touch those of the last one.
         self._boxes = [(Mailbox(shared=self._fork), Mailbox(shared=self._fork)) for _ in range(2)]
         self._start()
 
     def _start(self) -> None:
         # A fork has all that its parent has imported and loaded; the parent has one torch thread, and a fork
-        # would not carry a pool over. They must have one tracker of shared memory: a worker's own
-        # would remove, when the worker dies, what the others still read.
-        resource_tracker.ensure_running()
+        # would not carry a pool over.
         method = "fork" if self._fork else "spawn"
         context = cast(multiprocessing.context.DefaultContext, multiprocessing.get_context(method))
         self.connection, child = context.Pipe()
         self._process = context.Process(
             target=_serve,
-            args=(child, self.connection, self._app, self._boxes),
+            args=(child, self.connection, self._app, self._boxes, self._board if self._fork else None),
             daemon=True,
             name="airflower-worker",
         )
         self._process.start()
         child.close()
-        self._block = ""
+        self._block = 0
         self._box = 0
         self.tasks: deque[deque[Message]] = deque()
 
@@ -215,8 +220,8 @@ class Worker:
             buffer = io.BytesIO()
             pickler(buffer).dump((messages, states))
             task = buffer.getvalue()
-        new = block if block is not None and block.name != self._block else None
-        self._block = block.name if block is not None else self._block
+        new = block if block is not None and block.number != self._block else None
+        self._block = block.number if block is not None else self._block
         with suppress(BrokenPipeError, ConnectionResetError):  # it is gone: collect() reports it
             self.connection.send((new, self._box, task))
         self._box = 1 - self._box
@@ -278,13 +283,18 @@ def _shared_array(identity: int) -> Array:
 
 
 def _serve(
-    connection: Connection, parent_end: Connection, app: App, boxes: Sequence[tuple[Mailbox, Mailbox]]
+    connection: Connection,
+    parent_end: Connection,
+    app: App,
+    boxes: Sequence[tuple[Mailbox, Mailbox]],
+    board: Board | None,
 ) -> None:
     """Run in a worker process: answer messages until the parent is gone."""
     parent_end.close()  # inherited; while it is open here, the parent's end of the pipe never closes
+    interrupts.ignore()  # the parent is told as well, and ends its workers when it is done with them
+    threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
     import torch
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is the parent's to handle
     torch.set_num_threads(1)
     keep_freed_memory()
     runner = Runner(app)
@@ -296,7 +306,8 @@ def _serve(
             return
         if block is not None:
             _shared.clear()
-            _shared.update(block.read())
+            assert board is not None
+            _shared.update(board.read(block))
         inbox, outbox = boxes[box]
         messages, states = pickle.loads(task) if isinstance(task, bytes) else inbox.take(task)
         answers = runner.run(messages, states)
@@ -307,3 +318,15 @@ def _serve(
         else:
             for answer in answers:
                 connection.send((None, [answer]))
+
+
+def _end_with_parent() -> None:
+    """End this process when its parent has ended, in the middle of whatever it does.
+
+    The sentinel is a pipe whose other end the parent holds, and those of its workers that were started later:
+    the last of these ends at once, then the one before it, and so on.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os._exit(1)

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from experiments.command_line import ComposedJob, compose
+from protocol.interrupts import end_with_lifeline, interruptible
 from server_app.schema import ConfigError
 from server_app.settings import Settings
 
@@ -24,34 +25,47 @@ def main() -> None:
     """Run the command line; exits with 2 for a wrong configuration and 1 for a failed run."""
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     try:
-        compose(sys.argv[1:], execute)
+        with interruptible():
+            end_with_lifeline()
+            compose(sys.argv[1:], execute)
     except ConfigError as error:
         print(f"airflower: {error}", file=sys.stderr)
         sys.exit(CONFIG_ERROR)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as signal:
         print("airflower: interrupted", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+        sys.exit(getattr(signal, "exit_status", INTERRUPTED))
 
 
 def execute(job: ComposedJob) -> None:
     """Run one job; its records go to its folder. Exits if it fails, unless others of a sweep follow."""
     _console()
-    if job.in_sweep:
-        from experiments.sweep import is_finished, refresh, start_afresh
+    if not job.in_sweep:
+        _attempt(job)
+        return
+    from experiments.sweep import is_finished, refresh, start_afresh
+    from server_app.ownership import owned
 
+    with owned(job.folder, wait=True):  # the same sweep may be going on elsewhere
         if is_finished(job.folder, job.settings):
             log.info("finished before, skipped: %s", job.folder)
             refresh(job.folder, job.settings)
             return
         start_afresh(job.folder)
+        _attempt(job)
+
+
+def _attempt(job: ComposedJob) -> None:
+    """Run a job and say how it failed, if it does."""
+    from server_app.schema import ConfigError
+
     try:
         run_job(job.settings, job.folder)
     except ConfigError as error:
         log.error("airflower: %s", error)
         _fail(job, error, CONFIG_ERROR)
-    except KeyboardInterrupt:
-        log.error("airflower: interrupted")
-        sys.exit(INTERRUPTED)
+    except KeyboardInterrupt as signal:
+        log.error("airflower: interrupted by %s", str(signal) or "SIGINT")
+        sys.exit(getattr(signal, "exit_status", INTERRUPTED))
     except Exception as error:
         log.debug("the run failed", exc_info=True)
         log.error("airflower: the run failed: %s: %s", type(error).__name__, error)

@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from experiments.sweep import DEFAULT_JOB, DEFAULT_SWEEP, say_how_it_ended, subfolder, sweep_name
 from protocol.own_files import find_own_modules
 from server_app.overrides import as_meant, override
+from server_app.ownership import new_folder
 from server_app.schema import ConfigError
 from server_app.settings import Settings, explained, search_own_configuration, settings_from_config
 
@@ -113,6 +114,17 @@ def _run_composed(config: DictConfig, run: Callable[[ComposedJob], None]) -> Non
     if job.in_sweep:  # known already, unless a sweeper thought of it just now
         _command.jobs.setdefault(job.folder, job.settings)
     run(job)
+
+
+def _new_folder(wanted: str) -> str:
+    """Make a run folder that no other run has; of two in the same second the second gets another name."""
+    try:
+        return str(new_folder(wanted))
+    except OSError:  # Hydra meets the same error, and reports it
+        return wanted
+
+
+OmegaConf.register_new_resolver("new_folder", _new_folder, use_cache=True, replace=True)
 
 
 class CheckFirst(Callback):  # type: ignore[misc]

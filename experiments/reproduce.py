@@ -8,18 +8,22 @@ server's part of a round and most studies would leave all cores but one idle.
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from omegaconf import OmegaConf
 
 from engines.processors import usable_processors
 from experiments.sweep import sweep_name
+from protocol.interrupts import interruptible, lifeline
 
 MULTIRUN = Path("multirun")
 
@@ -48,10 +52,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # Studies train nothing and take least: last, so that no core waits for a long sweep at the end.
     together.sort(key=lambda name: "study" in found[name])
     MULTIRUN.mkdir(exist_ok=True)
-    with ThreadPoolExecutor(max(1, options.jobs)) as pool:
-        failed = [name for name in pool.map(lambda name: _sweep(name, commands[name]), together) if name]
-    alone = [name for name in names if name not in together]
-    failed += [name for name in (_sweep(name, commands[name]) for name in alone) if name]
+    try:
+        with interruptible(), Sweeps() as sweeps:
+            with ThreadPoolExecutor(max(1, options.jobs)) as pool, sweeps.stopped_first():
+                failed = [name for name in pool.map(lambda n: sweeps.run(n, commands[n]), together) if name]
+            alone = [name for name in names if name not in together]
+            failed += [name for name in (sweeps.run(name, commands[name]) for name in alone) if name]
+    except KeyboardInterrupt as signal:
+        print("airflower-reproduce: interrupted; the same command goes on from here", file=sys.stderr)
+        sys.exit(getattr(signal, "exit_status", 130))
 
     from experiments.report.cli import main as report
 
@@ -75,21 +84,68 @@ def _measures_time(experiment: Any) -> bool:
     return any(str(panel.get("y")).startswith("measured_") for panel in experiment.report.panels)
 
 
-def _sweep(name: str, overrides: Sequence[str]) -> str | None:
-    """Run one sweep with its output in a log file; return its name if it failed."""
-    log = MULTIRUN / f"{sweep_name(overrides)}.log"
-    started = time.monotonic()
-    with log.open("w") as file:
-        code = subprocess.run(
-            [sys.executable, "-P", "-m", "experiments.cli", "--multirun", *overrides, "engine.workers=1"],
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            check=False,
-        ).returncode
-    seconds = time.monotonic() - started
-    verdict = f"{seconds:.0f} s" if code == 0 else f"FAILED after {seconds:.0f} s (exit status {code}): {log}"
-    print(f"{name}: {verdict}", flush=True)
-    return name if code else None
+class Sweeps:
+    """The sweeps that are going on; all stop when this process does, however it ends."""
+
+    def __init__(self) -> None:
+        self._going_on: set[subprocess.Popen[bytes]] = set()
+        self._lock = threading.Lock()
+        self._stopping = False
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        self._variables, self._descriptors = self._stack.enter_context(lifeline())
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._stack.close()
+
+    @contextmanager
+    def stopped_first(self) -> Iterator[None]:
+        """Stop the sweeps when the block is left by an exception, rather than wait for them."""
+        try:
+            yield
+        except BaseException:
+            with self._lock:
+                self._stopping = True
+                for process in self._going_on:
+                    process.terminate()
+            raise
+
+    def run(self, name: str, overrides: Sequence[str]) -> str | None:
+        """Run one sweep with its output in a log file; return its name if it failed."""
+        log = MULTIRUN / f"{sweep_name(overrides)}.log"
+        started = time.monotonic()
+        with log.open("a") as file:  # another process may be at the same sweep
+            with self._lock:
+                if self._stopping:
+                    return name
+                process = subprocess.Popen(
+                    [
+                        sys.executable,
+                        "-P",
+                        "-m",
+                        "experiments.cli",
+                        "--multirun",
+                        *overrides,
+                        "engine.workers=1",
+                    ],
+                    env={**os.environ, **self._variables},
+                    pass_fds=self._descriptors,
+                    stdin=subprocess.DEVNULL,
+                    stdout=file,
+                    stderr=subprocess.STDOUT,
+                )
+                self._going_on.add(process)
+            with self.stopped_first():
+                code = process.wait()
+            self._going_on.discard(process)
+        seconds = time.monotonic() - started
+        verdict = (
+            f"{seconds:.0f} s" if code == 0 else f"FAILED after {seconds:.0f} s (exit status {code}): {log}"
+        )
+        print(f"{name}: {verdict}", flush=True)
+        return name if code else None
 
 
 if __name__ == "__main__":

@@ -21,6 +21,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from protocol.archives import digest_of
+from server_app.ownership import LOCK_FILE
 from server_app.recorder import write_json
 from server_app.settings import Settings
 
@@ -104,13 +106,17 @@ OmegaConf.register_new_resolver(_RESOLVER, _job_folder, replace=True)
 
 
 def is_finished(folder: Path, settings: Settings) -> bool:
-    """Return whether the folder holds a completed run of this configuration."""
+    """Return whether the folder holds a completed run of this configuration, with all of its records."""
     try:
-        completed = json.loads((folder / "summary.json").read_text())["status"] == "completed"
+        summary = json.loads((folder / "summary.json").read_text())
         stored = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
-    except (OSError, ValueError, KeyError, TypeError):
+        whole = bool(summary["records"]) and all(
+            digest_of(folder / name).sha256 == digest for name, digest in summary["records"].items()
+        )
+        completed = summary["status"] == "completed"
+    except Exception:  # damaged files fail in many ways; the job is then done again
         return False
-    return bool(completed) and _deciding(stored) == _deciding(json.loads(json.dumps(settings.to_dict())))
+    return completed and whole and _deciding(stored) == _deciding(json.loads(json.dumps(settings.to_dict())))
 
 
 def _deciding(tree: Any, path: str = "") -> Any:
@@ -128,7 +134,7 @@ def refresh(folder: Path, settings: Settings) -> None:
 def start_afresh(folder: Path) -> None:
     """Remove what an earlier attempt left in a job's folder, but for Hydra's own record of the job."""
     for path in folder.iterdir() if folder.is_dir() else ():
-        if path.name == ".hydra":
+        if path.name in (".hydra", LOCK_FILE):
             continue
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)

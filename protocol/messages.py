@@ -17,7 +17,7 @@ to server  evaluate                   ``metrics``
 to device  query.hello (`HelloOrder`) ``run`` (ConfigRecord ``spec``; or none)
 to server  query.hello                ``device`` (ConfigRecord, see `Introduction`)
 to device  query.save (`SaveOrder`)   ``order``, ``run``
-to server  query.save                 ``device``
+to server  query.save (`SaveReport`)  ``device``, ``saved`` (ConfigRecord)
 =========  =========================  ==================================================================
 """
 
@@ -27,6 +27,7 @@ import dataclasses
 import io
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -44,6 +45,10 @@ UPLOAD = "upload"
 METRICS = "metrics"
 DEVICE = "device"
 PROBE = "probe"
+SAVED = "saved"
+
+# Of a personal part: the server does not know after which round it stands.
+UNKNOWN_ROUND = -1
 
 HELLO = "query.hello"
 SAVE = "query.save"
@@ -58,6 +63,7 @@ REPORTED = frozenset(
         "measured-seconds-per-weight-step",
         "stated-uplink-bps",
         "state-set-aside",
+        "state-lost",
     }
 )
 
@@ -169,6 +175,9 @@ class TrainOrder:
         resume_dir: folder from which a device without a personal part takes it, or "".
         run: names this run among all runs; keys what a device keeps on its own disk.
         resume_run: the run that this one continues, or "".
+        resume_round: last round of the checkpoint that it continues, or 0.
+        resume_part: round of the device's personal part in that checkpoint; 0: it had none yet;
+            `UNKNOWN_ROUND`: not known.
         probe: timed transfer to make after training, or None.
     """
 
@@ -180,6 +189,8 @@ class TrainOrder:
     resume_dir: str = ""
     run: str = ""
     resume_run: str = ""
+    resume_round: int = 0
+    resume_part: int = UNKNOWN_ROUND
     probe: ProbeOrder | None = None
 
     def to_records(self) -> RecordDict:
@@ -187,8 +198,10 @@ class TrainOrder:
         records = RecordDict(
             {
                 GLOBAL: self.weights,
-                ORDER: ConfigRecord({"round": self.round, "num-pruned": self.num_pruned}),
-                RUN: _run_record(self.spec, self.resume_dir, self.run, self.resume_run),
+                ORDER: ConfigRecord(
+                    {"round": self.round, "num-pruned": self.num_pruned, "resume-part": self.resume_part}
+                ),
+                RUN: _run_record(self),
             }
         )
         if self.mask is not None:
@@ -208,6 +221,7 @@ class TrainOrder:
         return cls(
             round=_value(order, "round", int),
             num_pruned=_value(order, "num-pruned", int),
+            resume_part=_value(order, "resume-part", int),
             weights=_record(records, GLOBAL, ArrayRecord),
             mask=_record(records, MASK, ArrayRecord) if MASK in records else None,
             probe=ProbeOrder.from_records(records),
@@ -225,14 +239,16 @@ class EvaluateOrder:
     resume_dir: str = ""
     run: str = ""
     resume_run: str = ""
+    resume_round: int = 0
+    resume_part: int = UNKNOWN_ROUND
 
     def to_records(self) -> RecordDict:
         """Return the content of the evaluate message."""
         return RecordDict(
             {
                 GLOBAL: self.weights,
-                ORDER: ConfigRecord({"round": self.round}),
-                RUN: _run_record(self.spec, self.resume_dir, self.run, self.resume_run),
+                ORDER: ConfigRecord({"round": self.round, "resume-part": self.resume_part}),
+                RUN: _run_record(self),
             }
         )
 
@@ -246,6 +262,7 @@ class EvaluateOrder:
         order = _record(records, ORDER, ConfigRecord)
         return cls(
             round=_value(order, "round", int),
+            resume_part=_value(order, "resume-part", int),
             weights=_record(records, GLOBAL, ArrayRecord),
             **_read_run(records),
         )
@@ -253,28 +270,35 @@ class EvaluateOrder:
 
 @dataclass(frozen=True)
 class SaveOrder:
-    """Write the personal part to a checkpoint; it does not travel.
+    """Store the personal part for a checkpoint; it does not travel.
 
     Attributes:
         directory: where to; a device with a folder of its own for its state uses that instead.
+        round: last round of the checkpoint; what the device learned later is not stored.
+        keep: rounds of the earlier checkpoints that the server still has.
         spec: JSON text of the `DeviceSpec`.
-        resume_dir, run, resume_run: as in `TrainOrder`.
+        resume_dir, run, resume_run, resume_round, resume_part: as in `TrainOrder`.
     """
 
     directory: str
+    round: int
     spec: str
+    keep: tuple[int, ...] = ()
     resume_dir: str = ""
     run: str = ""
     resume_run: str = ""
+    resume_round: int = 0
+    resume_part: int = UNKNOWN_ROUND
 
     def to_records(self) -> RecordDict:
         """Return the content of the query.save message."""
-        return RecordDict(
-            {
-                ORDER: ConfigRecord({"directory": self.directory}),
-                RUN: _run_record(self.spec, self.resume_dir, self.run, self.resume_run),
-            }
-        )
+        order = {
+            "directory": self.directory,
+            "round": self.round,
+            "keep": " ".join(map(str, self.keep)),
+            "resume-part": self.resume_part,
+        }
+        return RecordDict({ORDER: ConfigRecord(order), RUN: _run_record(self)})  # type: ignore[arg-type]
 
     @staticmethod
     def from_records(records: RecordDict) -> SaveOrder:
@@ -284,7 +308,57 @@ class SaveOrder:
             MessageError: if a record or a key is absent or of the wrong type.
         """
         order = _record(records, ORDER, ConfigRecord)
-        return SaveOrder(_value(order, "directory", str), **_read_run(records))
+        kept = _value(order, "keep", str).split()
+        if not all(word.isdecimal() for word in kept):
+            raise MessageError(f"keep = {kept} in the order; whole numbers are expected")
+        return SaveOrder(
+            _value(order, "directory", str),
+            _value(order, "round", int),
+            keep=tuple(map(int, kept)),
+            resume_part=_value(order, "resume-part", int),
+            **_read_run(records),
+        )
+
+
+@dataclass(frozen=True)
+class SaveReport:
+    """What a device has stored for a checkpoint.
+
+    Attributes:
+        round: after which its personal part stands; 0 if it has none yet and stored nothing.
+        sha256: hexadecimal digest of the file.
+        size: bytes of the file.
+        own: whether the file lies in a folder of the device's own, which the server does not see.
+    """
+
+    round: int
+    sha256: str = ""
+    size: int = 0
+    own: bool = False
+
+    def to_record(self) -> ConfigRecord:
+        """Return the record ``saved`` of the reply."""
+        return ConfigRecord({**dataclasses.asdict(self), "own": int(self.own)})
+
+    @staticmethod
+    def from_records(records: RecordDict, server_round: int) -> SaveReport:
+        """Read the content of a reply to a `SaveOrder` of round `server_round`, trusting none of it.
+
+        Raises:
+            MessageError: if a record or a key is absent, of the wrong type or makes no sense.
+        """
+        record = _record(records, SAVED, ConfigRecord)
+        report = SaveReport(
+            _value(record, "round", int),
+            _value(record, "sha256", str),
+            _value(record, "size", int),
+            bool(_value(record, "own", int)),
+        )
+        if not 0 <= report.round <= server_round:
+            raise MessageError(f"it stored a personal part of round {report.round}")
+        if report.round and not (_SHA256.fullmatch(report.sha256) and report.size > 0):
+            raise MessageError("it did not tell what it stored")
+        return report
 
 
 @dataclass(frozen=True)
@@ -417,19 +491,26 @@ class TrainReport:
         return cls(payload, num_examples, finite)
 
 
+def _run_record(order: TrainOrder | EvaluateOrder | SaveOrder) -> ConfigRecord:
+    return _shared_run_record(*(getattr(order, name) for name in _RUN_FIELDS))
+
+
 @lru_cache(maxsize=8)
-def _run_record(spec: str, resume_dir: str, run: str, resume_run: str) -> ConfigRecord:
+def _shared_run_record(*values: str | int) -> ConfigRecord:
     """Return what all messages of a run share, as one object: built, checked and sent to a worker once."""
-    return ConfigRecord({"spec": spec, "resume-dir": resume_dir, "run": run, "resume-run": resume_run})
+    names = (name.replace("_", "-") for name in _RUN_FIELDS)
+    return ConfigRecord(dict(zip(names, values, strict=True)))
 
 
-def _read_run(records: RecordDict) -> dict[str, str]:
+def _read_run(records: RecordDict) -> dict[str, Any]:
     """Read `_run_record` back, under the names of the orders' fields."""
     record = _record(records, RUN, ConfigRecord)
-    return {name: _value(record, name.replace("_", "-"), str) for name in _RUN_FIELDS}
+    texts = {name: _value(record, name.replace("_", "-"), str) for name in _RUN_FIELDS[:-1]}
+    return {**texts, "resume_round": _value(record, "resume-round", int)}
 
 
-_RUN_FIELDS = ("spec", "resume_dir", "run", "resume_run")
+_RUN_FIELDS = ("spec", "resume_dir", "run", "resume_run", "resume_round")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def weights_record(weights: npt.NDArray[np.float32]) -> ArrayRecord:

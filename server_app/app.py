@@ -1,15 +1,18 @@
 """The Flower ServerApp: `flwr run . --run-config 'overrides="scheme=proposed seed=3"'`."""
 
 import json
+import os
 from datetime import datetime
 from pathlib import Path
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from protocol.interrupts import Interrupted, interruptible
 from protocol.own_files import find_own_modules
 from server_app.overrides import split
-from server_app.run import SUMMARY, run
+from server_app.ownership import SUMMARY, new_folder
+from server_app.run import run
 from server_app.schema import build
 from server_app.settings import Settings, compose_settings
 from server_app.watch import watched
@@ -26,9 +29,14 @@ def main(grid: Grid, context: Context) -> None:
         settings = build(Settings, json.loads(given))
     else:
         settings = compose_settings(split(str(context.run_config.get("overrides", ""))))
-    folder = str(context.run_config.get("out-dir", "")) or f"outputs/{datetime.now():%Y-%m-%d/%H-%M-%S}"
-    path = Path(folder).expanduser().resolve()
-    print(f"records: {path}", flush=True)
-    with watched(path / SUMMARY):
-        # With engine=flower this is a simulation that the airflower command has started on its own machine.
-        run(settings, grid, path, on_nodes=settings.engine.name != "flower")
+    folder = str(context.run_config.get("out-dir", ""))
+    path = Path(folder).expanduser() if folder else new_folder(f"outputs/{datetime.now():%Y-%m-%d/%H-%M-%S}")
+    print(f"records: {path.resolve()}", flush=True)
+    try:
+        with interruptible(), watched(path.resolve() / SUMMARY):
+            # With engine=flower this is a simulation that the airflower command has started on its machine.
+            run(settings, grid, path.resolve(), on_nodes=settings.engine.name != "flower")
+    except Interrupted as signal:
+        if signal.from_outside:
+            os.kill(os.getpid(), signal.number)  # now it is Flower's to end this process
+        raise RuntimeError(f"the run was stopped by {signal}") from signal

@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -160,6 +161,8 @@ def build_strategy(
     resume_dir: str = "",
     run: str = "",
     resume_run: str = "",
+    resume_round: int = 0,
+    resume_parts: Mapping[int, int] | None = None,
     probe: UplinkProbe | None = None,
 ) -> WirelessStrategy:
     """Return the strategy that the scheme names; the rest as in `WirelessStrategy`.
@@ -183,6 +186,8 @@ def build_strategy(
         "resume_dir": resume_dir,
         "run": run,
         "resume_run": resume_run,
+        "resume_round": resume_round,
+        "resume_parts": resume_parts,
         "norm_limit": _norm_limit(settings),
         "train_counts": SampleCounts(job.data.train, settings.fleet.max_own_images),
         "test_counts": SampleCounts(job.data.test, settings.fleet.max_own_images, "test images"),

@@ -1,8 +1,13 @@
-"""One run, whatever the door: `run(settings, grid, folder)` drives the rounds and leaves the records."""
+"""One run, whatever the door: `run(settings, grid, folder)` drives the rounds and leaves the records.
+
+A run owns its folder while it lasts. One that is told to stop (`protocol.interrupts`) leaves the last
+finished round as a checkpoint, and a summary that says so.
+"""
 
 from __future__ import annotations
 
 import logging
+import os
 import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -10,17 +15,24 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from flwr.app import ConfigRecord
+import numpy as np
+import numpy.typing as npt
+from flwr.app import ArrayRecord, ConfigRecord
 from flwr.serverapp import Grid
 from omegaconf import OmegaConf
 
+from protocol import interrupts
+from protocol.archives import write_file
+from protocol.interrupts import held
 from protocol.messages import read_weights, weights_record
 from server_app import checkpoint
+from server_app.checkpoint import FinishedRound, Writer
 from server_app.figure import draw_run
 from server_app.job import Job, build_strategy, prepare
+from server_app.ownership import SUMMARY, owned, refuse_used, settle
 from server_app.probe_sink import ProbeSink
 from server_app.progress import round_line, starved_line
-from server_app.recorder import DEVICES, ROUNDS, Recorder, read_table, write_json
+from server_app.recorder import DEVICES, ROUNDS, HistoryError, Recorder, read_table, write_json
 from server_app.schema import ConfigError
 from server_app.settings import Settings
 from server_app.summary import run_facts, starved_rounds, summarise
@@ -32,9 +44,10 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-SUMMARY = "summary.json"
 LOG_FILE = "run.log"
+STOP_FILE = "run.stop"  # made in its folder, it tells a run to stop
 _START_POLL_SECONDS = 0.25
+_LAST_WORDS_SECONDS = 30.0  # devices have so long to store their parts when a run is told to stop
 
 
 class RunFailedError(RuntimeError):
@@ -58,27 +71,47 @@ def run(settings: Settings, grid: Grid, folder: Path, *, on_nodes: bool = False)
 
 
 def record_run(settings: Settings, folder: Path, work: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
-    """Do `work` between a summary that says running and one that says how it ended; return the latter."""
-    folder.mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(settings.to_dict(), folder / "config.yaml")
-    facts = run_facts(settings)
-    write_json(folder / SUMMARY, {"status": "running", **facts})
-    with _log_file(folder / LOG_FILE):
-        try:
-            final = work()
-        except BaseException as error:
-            reason = f"{type(error).__name__}: {error}"
-            write_json(folder / SUMMARY, {"status": "failed", "reason": reason, **facts})
-            raise
-        summary = {"status": "completed", **facts, **final}
-        write_json(folder / SUMMARY, summary)
+    """Do `work` between a summary that says running and one that says how it ended; return the latter.
+
+    The folder is owned meanwhile.
+
+    Raises:
+        ConfigError: if another process owns it, or it holds the records of another run.
+    """
+    with owned(folder):
+        in_place = continues(settings, folder)
+        if in_place:  # what is wrong is to be found before anything of that run is overwritten
+            checkpoint.load(str(settings.resume), settings, quiet=True)
+        else:
+            refuse_used(folder)
+        write_file(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(settings.to_dict())).encode())
+        facts = run_facts(settings)
+        write_json(folder / SUMMARY, {"status": "running", **facts})
+        with _log_file(folder / LOG_FILE, append=in_place), interrupts.stop_file(folder / STOP_FILE):
+            try:
+                final = work()
+            except BaseException as error:
+                status, reason = "failed", f"{type(error).__name__}: {error}"
+                if isinstance(error, KeyboardInterrupt):
+                    status, reason = "interrupted", str(error) or "SIGINT"
+                with held():
+                    write_json(folder / SUMMARY, {"status": status, "reason": reason, **facts})
+                raise
+            with held():
+                summary = {"status": "completed", **facts, **final}
+                write_json(folder / SUMMARY, summary)
     return summary
 
 
+def continues(settings: Settings, folder: Path) -> bool:
+    """Return whether a run goes on in the folder of the one that it continues."""
+    return bool(settings.resume) and checkpoint.source_of(str(settings.resume)) == folder.resolve()
+
+
 @contextmanager
-def _log_file(path: Path) -> Iterator[None]:
+def _log_file(path: Path, *, append: bool) -> Iterator[None]:
     """Keep what the project's own loggers say in the run folder, whatever the application does with it."""
-    handler = logging.FileHandler(path, mode="w")
+    handler = logging.FileHandler(path, mode="a" if append else "w", encoding="utf-8", errors="replace")
     handler.setFormatter(logging.Formatter("%(message)s"))
     loggers = [logging.getLogger(name) for name in ("server_app", "strategies")]
     for logger in loggers:
@@ -123,44 +156,75 @@ def uplink_probe(settings: Settings) -> Iterator[ProbeSink | None]:
 
 def _run_with(job: Job, grid: Grid, folder: Path, probe: ProbeSink | None) -> dict[str, Any]:
     settings = job.settings
-    start = checkpoint.load(settings.resume, settings) if settings.resume else None
-    resume_dir = str(start.personal_dir) if start else ""
-    # The name of a run decides nothing of it: only where boxes keep what belongs to it.
-    strategy = build_strategy(
-        job,
-        resume_dir=resume_dir,
-        run=secrets.token_hex(8),
-        resume_run=start.run if start else "",
-        probe=probe,
-    )
-    if start:
-        strategy.restore(start.state)
-        strategy.fleet.restore(start.state)
-    recorder = Recorder(
-        folder,
-        round_columns=strategy.round_columns,
-        device_columns=strategy.device_columns,
-        device_timing_columns=strategy.device_timing_columns,
-        history=start.run_folder if start else None,
-        until=start.round if start else 0,
-    )
-    strategy.summary()
-    strategy.fleet.wait(
-        grid, settings.fleet.start_timeout_s, at_least=settings.fleet.min_devices, poll=_START_POLL_SECONDS
-    )
-    data = job.data.with_own(strategy.fleet.introductions)
-    log.info("%s", data.line())
-    if warning := data.warning():
-        log.warning("%s", warning)
-    with open_tracker(settings, folder) as tracker:
-        _rounds(job, strategy, grid, recorder, tracker, folder, start)
+    with _open_checkpoint(settings, folder) as start:
+        # The name of a run decides nothing of it: only where devices keep what belongs to it.
+        strategy = build_strategy(
+            job,
+            resume_dir=str(start.personal_dir) if start else "",
+            run=secrets.token_hex(8),
+            resume_run=start.run if start else "",
+            resume_round=start.round if start else 0,
+            resume_parts=start.parts if start else None,
+            probe=probe,
+        )
+        if start:
+            strategy.restore(start.state)
+            strategy.fleet.restore(start.state)
+        try:
+            recorder = Recorder(
+                folder,
+                round_columns=strategy.round_columns,
+                device_columns=strategy.device_columns,
+                device_timing_columns=strategy.device_timing_columns,
+                history=start.run_folder if start else None,
+                until=start.manifest.tables if start else None,
+            )
+        except HistoryError as error:
+            raise ConfigError(f"resume = {settings.resume}: {error}") from error
+        if start and start.run_folder == folder.resolve():
+            checkpoint.discard_after(folder, start.round)
+        strategy.summary()
+        strategy.fleet.wait(
+            grid,
+            settings.fleet.start_timeout_s,
+            at_least=settings.fleet.min_devices,
+            poll=_START_POLL_SECONDS,
+        )
+        data = job.data.with_own(strategy.fleet.introductions)
+        log.info("%s", data.line())
+        if warning := data.warning():
+            log.warning("%s", warning)
+        writer = Writer(folder, settings, recorder, start)
+        with open_tracker(settings, folder) as tracker:
+            _rounds(job, strategy, grid, recorder, tracker, writer)
     rows = read_table(folder / ROUNDS)
     draw_run(folder)
     starved = starved_rounds(folder / DEVICES, rows)
     if starved:
         log.info("%s", starved_line(starved, len(rows)))
     totals = {"starved_rounds": starved} if starved else {}
-    return {**summarise(rows), **totals, "data": data.summary()}
+    return {
+        **summarise(rows),
+        **totals,
+        "data": data.summary(),
+        "checkpoint_round": writer.stored_round,
+        "records": recorder.digests,
+    }
+
+
+@contextmanager
+def _open_checkpoint(settings: Settings, folder: Path) -> Iterator[checkpoint.Checkpoint | None]:
+    """Open the checkpoint that the run continues, and own the folder that it lies in."""
+    if not settings.resume:
+        yield None
+        return
+    source = checkpoint.source_of(settings.resume)
+    if not (source / checkpoint.FOLDER).is_dir() or not os.access(source, os.W_OK):
+        yield checkpoint.load(settings.resume, settings)
+        return
+    settle(source)
+    with owned(source):
+        yield checkpoint.load(settings.resume, settings)
 
 
 def _rounds(
@@ -169,47 +233,85 @@ def _rounds(
     grid: Grid,
     recorder: Recorder,
     tracker: Tracker,
-    folder: Path,
-    start: checkpoint.Checkpoint | None,
+    writer: Writer,
 ) -> None:
-    settings = job.settings
-    timeout = settings.fleet.round_timeout_s
-    arrays = weights_record(start.weights if start else job.initial_weights)
-    first = start.round + 1 if start else 1
+    settings, start = job.settings, writer.start
+    finished = FinishedRound(
+        start.round if start else 0,
+        start.weights if start else job.initial_weights,
+        start.state if start else {},
+        recorder.marks,
+    )
     silent = 0
-    for server_round in range(first, settings.rounds + 1):
-        clock = _Clock()
-        orders = strategy.configure_train(server_round, arrays, ConfigRecord(), grid)
-        clock.lap("measured_train_seconds")
-        # Where replies come one by one, each is taken while the others still train.
-        replies = clock.waiting("measured_train_seconds", exchange(grid, orders, timeout))
-        updated, _ = strategy.aggregate_train(server_round, replies)
-        arrays = updated or arrays
-        clock.lap("measured_aggregate_seconds")
-        orders = strategy.configure_evaluate(server_round, arrays, ConfigRecord(), grid)
-        try:
-            strategy.aggregate_evaluate(server_round, exchange(grid, orders, timeout))
-        except DivergedError:  # the row of the round shows which devices, and how
-            recorder.record(strategy.log, clock.seconds)
-            raise
-        clock.lap("measured_evaluate_seconds")
-        recorder.record(strategy.log, clock.seconds)
-        tracker.record(server_round, {**strategy.log.columns, **clock.seconds})
-        log.info("%s", round_line(strategy.log, settings.rounds, clock.seconds))
-        silent = 0 if strategy.log.columns["replies"] else silent + 1
-        if silent == settings.fleet.max_failed_rounds or (silent and server_round == settings.rounds):
-            raise RunFailedError(_why(strategy, silent))
-        last = server_round == settings.rounds
-        if last or (settings.checkpoint_every and server_round % settings.checkpoint_every == 0):
-            checkpoint.save(
-                folder,
-                settings=settings,
-                server_round=server_round,
-                weights=read_weights(arrays),
-                grid=grid,
-                strategy=strategy,
-                timeout=timeout,
+    try:
+        for server_round in range(finished.round + 1, settings.rounds + 1):
+            interrupts.check()
+            arrays = weights_record(finished.weights)
+            weights, clock = _round(
+                strategy, grid, recorder, server_round, arrays, settings.fleet.round_timeout_s
             )
+            with held():
+                recorder.record(strategy.log, clock.seconds)
+                writer.note(strategy.log)
+                known = {**strategy.state(), **strategy.fleet.state()}
+                state = {name: np.array(value) for name, value in known.items()}
+                finished = FinishedRound(server_round, weights, state, recorder.marks)
+            tracker.record(server_round, {**strategy.log.columns, **clock.seconds})
+            log.info("%s", round_line(strategy.log, settings.rounds, clock.seconds))
+            silent = 0 if strategy.log.columns["replies"] else silent + 1
+            if silent == settings.fleet.max_failed_rounds or (silent and server_round == settings.rounds):
+                raise RunFailedError(_why(strategy, silent))
+            last = server_round == settings.rounds
+            if last or (settings.checkpoint_every and server_round % settings.checkpoint_every == 0):
+                writer.save(finished, grid, strategy, settings.fleet.round_timeout_s)
+        if start and finished.round == start.round and writer.stored_round is None:
+            writer.save(finished, grid, strategy, settings.fleet.round_timeout_s)
+    except KeyboardInterrupt as signal:
+        _last_words(signal, finished, writer, strategy, grid)
+        raise
+
+
+def _round(
+    strategy: WirelessStrategy,
+    grid: Grid,
+    recorder: Recorder,
+    server_round: int,
+    arrays: ArrayRecord,
+    timeout: float,
+) -> tuple[npt.NDArray[np.float32], _Clock]:
+    """Do one round; return the global part after it and the seconds that it took."""
+    clock = _Clock()
+    orders = strategy.configure_train(server_round, arrays, ConfigRecord(), grid)
+    clock.lap("measured_train_seconds")
+    # Where replies come one by one, each is taken while the others still train.
+    replies = clock.waiting("measured_train_seconds", exchange(grid, orders, timeout))
+    updated, _ = strategy.aggregate_train(server_round, replies)
+    arrays = updated or arrays
+    clock.lap("measured_aggregate_seconds")
+    orders = strategy.configure_evaluate(server_round, arrays, ConfigRecord(), grid)
+    try:
+        strategy.aggregate_evaluate(server_round, exchange(grid, orders, timeout))
+    except DivergedError:  # the row of the round shows which devices, and how
+        recorder.record(strategy.log, clock.seconds)
+        raise
+    clock.lap("measured_evaluate_seconds")
+    return read_weights(arrays), clock
+
+
+def _last_words(
+    signal: KeyboardInterrupt, finished: FinishedRound, writer: Writer, strategy: WirelessStrategy, grid: Grid
+) -> None:
+    """Leave the last finished round as a checkpoint, unless there is one already."""
+    log.warning("%s: stopping", str(signal) or "SIGINT")
+    begun = writer.start.round if writer.start is not None else 0
+    if finished.round > begun and writer.stored_round != finished.round:
+        writer.save(finished, grid, strategy, _LAST_WORDS_SECONDS)
+    if writer.stored_round is not None:
+        log.warning("round %d is stored: go on with resume=%s", writer.stored_round, writer.run_folder)
+    elif writer.start is not None:
+        log.warning("stopped before another round was finished: go on with the same resume=")
+    else:
+        log.warning("stopped before any round was finished")
 
 
 def _why(strategy: WirelessStrategy, silent: int) -> str:

@@ -6,6 +6,7 @@ A scheme decides two things only: how a round is *planned* (`WirelessStrategy.pl
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import time
 from abc import abstractmethod
@@ -20,6 +21,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from protocol.messages import (
+    UNKNOWN_ROUND,
     EvaluateOrder,
     MessageError,
     ProbeOrder,
@@ -62,6 +64,8 @@ class WirelessStrategy(Strategy):
         resume_dir: folder from which devices without a personal part take it, or "".
         run: names this run; keys what devices keep on their disks.
         resume_run: the run that this one continues, or "".
+        resume_round: last round of the checkpoint that it continues, or 0.
+        resume_parts: the round of each device's personal part in that checkpoint, where it is known.
         message_ttl: seconds after which an order that was not fetched is void; None: Flower's default.
         norm_limit: how far one device may move the global part; default: as far as it likes.
         train_counts, test_counts: images that each device counts with; default: what it claims first.
@@ -84,6 +88,8 @@ class WirelessStrategy(Strategy):
         resume_dir: str = "",
         run: str = "",
         resume_run: str = "",
+        resume_round: int = 0,
+        resume_parts: Mapping[int, int] | None = None,
         message_ttl: float | None = None,
         norm_limit: NormLimit | None = None,
         train_counts: SampleCounts | None = None,
@@ -102,6 +108,8 @@ class WirelessStrategy(Strategy):
         self.resume_dir = resume_dir
         self.run = run
         self.resume_run = resume_run
+        self.resume_round = resume_round
+        self.resume_parts = resume_parts or {}
         self.message_ttl = message_ttl
         self.norm_limit = norm_limit or NormLimit()
         self.train_counts = train_counts or SampleCounts()
@@ -203,6 +211,8 @@ class WirelessStrategy(Strategy):
                 resume_dir=self.resume_dir,
                 run=self.run,
                 resume_run=self.resume_run,
+                resume_round=self.resume_round,
+                resume_part=self.resume_parts.get(assignment.device, UNKNOWN_ROUND),
                 probe=self.probe(assignment.device),
             )
             return self._message(what, node, "train", server_round, assignment.device, grid)
@@ -285,6 +295,14 @@ class WirelessStrategy(Strategy):
                 self.log.round,
                 device,
             )
+        if lost := report.metrics.get("state-lost"):
+            log.warning(
+                "round %d, device %d: nothing is left of its personal part of round %d, which the checkpoint "
+                "expects: it starts afresh",
+                self.log.round,
+                device,
+                lost,
+            )
 
     def _absent(self, device: int) -> bool:
         return self.log.devices[device].get("reason") == NOT_CONNECTED
@@ -304,9 +322,10 @@ class WirelessStrategy(Strategy):
             self.resume_dir,
             self.run,
             self.resume_run,
+            self.resume_round,
         )
         return [
-            self._message(order, node, "evaluate", server_round, device, grid)
+            self._message(self._for_device(order, device), node, "evaluate", server_round, device, grid)
             for device in self._evaluated()
             if (node := self.fleet.node_of(device)) is not None
         ]
@@ -362,6 +381,10 @@ class WirelessStrategy(Strategy):
         )
 
     # Shared machinery --------------------------------------------------------------------------
+
+    def _for_device(self, order: EvaluateOrder, device: int) -> EvaluateOrder:
+        part = self.resume_parts.get(device, UNKNOWN_ROUND)
+        return order if part == order.resume_part else dataclasses.replace(order, resume_part=part)
 
     def _evaluated(self) -> Iterable[int]:
         if self.evaluate_participants:

@@ -23,9 +23,12 @@ from collections.abc import Iterable, Sequence
 from flwr.app import Message
 from flwr.serverapp import Grid
 
+from protocol import interrupts
+
 log = logging.getLogger(__name__)
 
 _FIRST_WAIT, _LONGEST_WAIT, _GROWTH = 0.02, 1.0, 1.5
+_LOOK_SECONDS = 0.2  # a run that is told to stop notices within so long
 # Up to so many messages, no node can hold another's reply up.
 _THREADS = 16
 
@@ -107,7 +110,8 @@ def exchange(grid: Grid, messages: Iterable[Message], timeout: float) -> Iterabl
     collector = Collector(grid, sent, timeout)
     try:
         while waiting and (remaining := deadline - time.monotonic()) > 0:
-            for reply in collector.take(remaining):
+            interrupts.check()
+            for reply in collector.take(min(remaining, _LOOK_SECONDS)):
                 identifier = reply.metadata.reply_to_message_id
                 if identifier in waiting:
                     waiting.discard(identifier)

@@ -24,6 +24,7 @@ import numpy.typing as npt
 from flwr.app import Message
 from flwr.serverapp import Grid
 
+from protocol import interrupts
 from protocol.messages import HELLO, HelloOrder, Introduction, MessageError
 from protocol.untrusted import last_line, safe_text
 from strategies.exchange import Collector
@@ -86,6 +87,7 @@ class Fleet:
         """
         deadline = time.monotonic() + timeout
         while True:
+            interrupts.check()
             self.refresh(grid)
             if len(self._node_of) == self.num_devices and not self._asked_twice():
                 return

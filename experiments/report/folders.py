@@ -13,6 +13,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from server_app.ownership import status_of
 from server_app.settings import flatten
 
 Row = dict[str, str]
@@ -113,6 +114,9 @@ def _read(folder: Path, name: str) -> Run:
     if not isinstance(tree, dict):
         return Run(folder, name, {}, {}, {"status": "unreadable", "reason": f"{CONFIG} is not a mapping"})
     report = tree.pop("report", None) or {}
+    status, reason = status_of(folder)  # a run whose process has died says `running` itself
+    if status == "killed":
+        summary = {**summary, "status": status, "reason": reason}
     return Run(folder, name, flatten({str(key): value for key, value in tree.items()}), report, summary)
 
 

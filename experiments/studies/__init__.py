@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from protocol.archives import digest_of
 from server_app.recorder import TIMING
 from server_app.schema import ConfigError
 from server_app.settings import Settings
@@ -117,7 +118,10 @@ def run_study(settings: Settings, folder: Path) -> dict[str, Any]:
     _write(folder / DRAWS, result.draws)
     if result.timing:
         _write(folder / TIMING, result.timing)
-    return {"draws": len(result.draws), **_means(result.draws), **result.summary}
+    records = {
+        path.name: digest_of(path).sha256 for path in (folder / DRAWS, folder / TIMING) if path.is_file()
+    }
+    return {"draws": len(result.draws), **_means(result.draws), **result.summary, "records": records}
 
 
 def _write(path: Path, rows: Sequence[Mapping[str, Value]]) -> None:

@@ -55,7 +55,8 @@ def _contexts() -> list[Context]:
 
 
 def _personal(context: Context) -> np.ndarray | None:
-    return state.recall(context)
+    part = state.recall(context)
+    return None if part is None else part.weights
 
 
 def _decode(report: TrainReport) -> payload.Payload:
@@ -135,8 +136,8 @@ def test_what_goes_wrong_on_one_device_stays_there():
     orders[3] = replace(orders[3], weights=ArrayRecord({}))
     contexts[4] = _context(DEVICES)
     contexts[5] = _context(5, **{"uplink-bps": -1.0})
-    state.remember(contexts[6], np.full(own, np.nan, np.float32))
-    state.remember(contexts[7], np.zeros(own + 1, np.float32))
+    state.remember(contexts[6], state.Part(np.full(own, np.nan, np.float32), 1))
+    state.remember(contexts[7], state.Part(np.zeros(own + 1, np.float32), 1))
     contexts[8] = _context(8, **{"state-dir": "not/absolute"})
     reports = many.train_many(orders, contexts, batch_devices=100)
     kinds = (ValueError, MessageError, MessageError, MessageError, MessageError, DivergedError, ValueError)

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from engines.inprocess import open_grid
+from server_app.checkpoint import latest
 from server_app.run import run
 from server_app.settings import compose_settings
 
@@ -36,5 +37,5 @@ def records(folder: Path) -> tuple[str, str]:
 
 def final_weights(folder: Path) -> np.ndarray:
     """Return the global part of the final checkpoint."""
-    with np.load(folder / "checkpoint" / "server.npz") as archive:
+    with np.load(latest(folder) / "server.npz") as archive:
         return archive["weights"]

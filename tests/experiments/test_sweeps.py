@@ -5,7 +5,7 @@ import shutil
 import time
 
 import pytest
-from small_sweeps import TINY, airflower, start
+from small_sweeps import TINY, airflower, run_tiny, start
 
 from experiments.command_line import sweep_of
 from experiments.sweep import is_finished, sweep_name
@@ -22,7 +22,7 @@ def contents(folder):
         if path.is_file()
         and path.suffix != ".png"
         and "timing" not in path.name
-        and path.name != "run.json"  # a name that no other run has
+        and path.name != "manifest.json"  # names the run, and what the clock measured
         and path.name not in ("run.log", "multirun.yaml", "hydra.yaml", "server.npz")
     }
 
@@ -119,17 +119,33 @@ def test_jobs_in_parallel_give_the_same_records(tmp_path):
     assert contents(tmp_path / "two") == contents(tmp_path / "one")
 
 
-def test_a_finished_job_of_another_configuration_is_done_again(tmp_path):
+def test_a_job_is_finished_if_its_records_are_whole_and_its_configuration_is_the_same(tmp_path):
     settings = compose_settings(TINY)
-    (tmp_path / "summary.json").write_text('{"status": "completed"}')
-    from omegaconf import OmegaConf
-
-    OmegaConf.save(settings.to_dict(), tmp_path / "config.yaml")
+    run_tiny(tmp_path)
     assert is_finished(tmp_path, settings)
     assert is_finished(tmp_path, compose_settings([*TINY, "engine.workers=1", "tracker=tensorboard"]))
     assert not is_finished(tmp_path, compose_settings([*TINY, "rounds=3"]))
-    (tmp_path / "summary.json").write_text('{"status": "comp')
-    assert not is_finished(tmp_path, settings)
+    for name in ("rounds.csv", "devices.csv", "summary.json", "config.yaml"):
+        content = (tmp_path / name).read_bytes()
+        (tmp_path / name).unlink()
+        assert not is_finished(tmp_path, settings), f"{name} deleted"
+        for damaged in (content[:-20], content.replace(b"1", b"2"), b"", b"\xff\xfe"):
+            (tmp_path / name).write_bytes(damaged)
+            assert not is_finished(tmp_path, settings), f"{name} damaged"
+        (tmp_path / name).write_bytes(content)
+    assert is_finished(tmp_path, settings)
+
+
+def test_the_same_sweep_twice_at_once_leaves_the_files_of_one(tmp_path):
+    """Each job is done by one of the two; the other waits for it, and then passes it over."""
+    for name in ("whole", "twice"):
+        (tmp_path / name).mkdir()
+    assert airflower(tmp_path / "whole", *SWEEP).returncode == 0
+    both = [start(tmp_path / "twice", *SWEEP) for _ in range(2)]
+    texts = [process.communicate(timeout=300) for process in both]
+    assert [process.returncode for process in both] == [0, 0], texts
+    assert sum(out.count("finished before, skipped") for out, _ in texts) == 3
+    assert contents(tmp_path / "twice") == contents(tmp_path / "whole")
 
 
 def test_the_same_command_names_the_same_folder():
