@@ -71,6 +71,8 @@ def serve(path: Path) -> None:
 
 def _peer(connection: socket.socket) -> int:
     """Return the user id of the other side."""
+    if not hasattr(socket, "SO_PEERCRED"):  # macOS: LOCAL_PEERCRED of level 0, a struct xucred
+        return int(struct.unpack("2I", connection.getsockopt(0, 1, 76)[:8])[1])
     credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     return int(struct.unpack("3i", credentials)[1])
 

@@ -6,6 +6,7 @@ anything is trained: all jobs of a sweep, too (`experiments.command_line`).
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
@@ -24,12 +25,22 @@ CONFIG_ERROR, RUN_ERROR, INTERRUPTED = 2, 1, 130
 def main() -> None:
     """Run the command line; exits with 2 for a wrong configuration and 1 for a failed run."""
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+    for stream in (sys.stdout, sys.stderr):  # what a terminal cannot show is no reason to stop
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         with interruptible():
             end_with_lifeline()
             compose(sys.argv[1:], execute)
     except ConfigError as error:
         print(f"airflower: {error}", file=sys.stderr)
+        sys.exit(CONFIG_ERROR)
+    except OSError as error:  # Hydra makes the folders
+        print(
+            f"airflower: the records cannot be written: {error}; another folder: hydra.run.dir=FOLDER, of a "
+            "sweep hydra.sweep.dir=FOLDER",
+            file=sys.stderr,
+        )
         sys.exit(CONFIG_ERROR)
     except KeyboardInterrupt as signal:
         print("airflower: interrupted", file=sys.stderr)

@@ -182,7 +182,7 @@ class _Table:
         if header:
             writer.writeheader()
         writer.writerows(rows)
-        return text.getvalue().encode()
+        return text.getvalue().encode(errors="backslashreplace")
 
 
 def read_until(path: Path, mark: Mark | None) -> bytes:

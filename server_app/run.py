@@ -111,7 +111,9 @@ def continues(settings: Settings, folder: Path) -> bool:
 @contextmanager
 def _log_file(path: Path, *, append: bool) -> Iterator[None]:
     """Keep what the project's own loggers say in the run folder, whatever the application does with it."""
-    handler = logging.FileHandler(path, mode="a" if append else "w", encoding="utf-8", errors="replace")
+    handler = logging.FileHandler(
+        path, mode="a" if append else "w", encoding="utf-8", errors="backslashreplace"
+    )
     handler.setFormatter(logging.Formatter("%(message)s"))
     loggers = [logging.getLogger(name) for name in ("server_app", "strategies")]
     for logger in loggers:
@@ -198,7 +200,7 @@ def _run_with(job: Job, grid: Grid, folder: Path, probe: ProbeSink | None) -> di
         with open_tracker(settings, folder) as tracker:
             _rounds(job, strategy, grid, recorder, tracker, writer)
     rows = read_table(folder / ROUNDS)
-    draw_run(folder)
+    _draw(folder)
     starved = starved_rounds(folder / DEVICES, rows)
     if starved:
         log.info("%s", starved_line(starved, len(rows)))
@@ -312,6 +314,14 @@ def _last_words(
         log.warning("stopped before another round was finished: go on with the same resume=")
     else:
         log.warning("stopped before any round was finished")
+
+
+def _draw(folder: Path) -> None:
+    """Draw the run's figure; a run that has finished does not fail for want of one."""
+    try:
+        draw_run(folder)
+    except Exception as error:  # fonts, caches and disks fail in many ways
+        log.warning("the figure could not be drawn: %s: %s", type(error).__name__, error)
 
 
 def _why(strategy: WirelessStrategy, silent: int) -> str:

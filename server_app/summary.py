@@ -73,7 +73,7 @@ def git_commit() -> str | None:
     try:
         commit = _git(here, "rev-parse", "HEAD")
         return f"{commit}+changes" if _git(here, "status", "--porcelain", "--untracked-files=no") else commit
-    except (OSError, subprocess.CalledProcessError):
+    except (OSError, ValueError, subprocess.SubprocessError):  # also one that takes too long
         return None
 
 

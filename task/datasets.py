@@ -104,8 +104,16 @@ def load_dataset(name: str, root: str | os.PathLike[str] | None = None, download
     """
     if name not in _LOADERS:
         raise ValueError(f"unknown dataset {name!r}; valid: {', '.join(sorted(_LOADERS))}")
-    folder = root or os.environ.get(DATA_ROOT_VARIABLE) or Path.home() / ".cache" / "airflower"
-    return _load(name, Path(folder).expanduser().absolute(), download)
+    if name == "digits":  # in scikit-learn: whoever has no home and no folder has it, too
+        return _load(name, Path(), download)
+    try:
+        folder = root or os.environ.get(DATA_ROOT_VARIABLE) or Path.home() / ".cache" / "airflower"
+        absolute = Path(folder).expanduser().absolute()
+    except RuntimeError as error:
+        raise DatasetUnavailableError(
+            f"there is no home folder for {name} ({error}); set dataset.root or {DATA_ROOT_VARIABLE}"
+        ) from error
+    return _load(name, absolute, download)
 
 
 def node_root(name: str, server_root: str) -> str | None:
