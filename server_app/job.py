@@ -233,7 +233,8 @@ def measured_link(settings: Settings) -> MeasuredLink:
 
 
 def _over_the_air(job: Job, skeleton: dict[str, Any]) -> WirelessStrategy:
-    from strategies.over_the_air import OverTheAir, PrunedOverTheAir  # half a second of imports
+    from strategies.over_the_air import OverTheAir  # half a second of imports
+    from strategies.pruned_over_the_air import PrunedOverTheAir
 
     settings, air = job.settings, job.settings.air
     try:

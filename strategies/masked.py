@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 
@@ -12,27 +12,10 @@ from protocol.messages import TrainReport
 from radio import payload
 from strategies.averaging import MaskedAverage, Positions
 from strategies.limits import UploadError, update_norm
-from strategies.plan import Assignment, RoundPlan, Upload, Weights
+from strategies.plan import Assignment, MeasuredPlan, OfdmaPlan, RoundPlan, Upload, Weights
 from strategies.records import Value
 
-
-class Accounting(Protocol):
-    """What the receiver asks of its strategy."""
-
-    weighting: Literal["uniform", "samples"]
-
-    @property
-    def bits_per_weight(self) -> int:
-        """Bits of each uploaded weight in this run."""
-        ...
-
-    def account(self, assignment: Assignment, num_kept: int, report: TrainReport) -> Mapping[str, Value]:
-        """Return the columns of what a device kept and sent."""
-        ...
-
-    def round_latency(self, plan: RoundPlan, spent: Mapping[int, float]) -> float | None:
-        """Return how long the emulated round takes, from the seconds of the devices that answered."""
-        ...
+Weighting = Literal["uniform", "samples"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,11 +32,19 @@ class MaskedUpload(Upload):
 
 
 class MaskedReceiver:
-    """Decodes uploads and averages each weight over its keepers."""
+    """Decodes uploads and averages each weight over its keepers.
 
-    def __init__(self, strategy: Accounting, plan: RoundPlan, weights: Weights) -> None:
-        self._strategy = strategy
-        self._plan = plan
+    Args:
+        plan: of the round.
+        weights: the global part that was broadcast.
+        weighting: of the devices in the average.
+    """
+
+    def __init__(self, plan: RoundPlan, weights: Weights, weighting: Weighting = "uniform") -> None:
+        if not isinstance(plan.detail, OfdmaPlan | MeasuredPlan):
+            raise TypeError(f"the plan's detail is a {type(plan.detail).__name__}; it has no digital uplink")
+        self._detail = plan.detail
+        self._weighting = weighting
         self._weights = weights
         self._average = MaskedAverage(weights.size)
         self._bytes = 0
@@ -62,7 +53,7 @@ class MaskedReceiver:
 
     def open(self, assignment: Assignment, report: TrainReport) -> MaskedUpload | None:
         """Decode and check one upload."""
-        upload = read_upload(assignment, report, self._weights.size, self._strategy.bits_per_weight)
+        upload = read_upload(assignment, report, self._weights.size, self._detail.bits_per_weight)
         if upload is None or upload.num_kept == 0:
             return None
         positions, base = None, self._weights
@@ -84,7 +75,7 @@ class MaskedReceiver:
         wire_bytes = 0
         if upload is not None:
             assert isinstance(upload, MaskedUpload)
-            weight = float(num_examples) if self._strategy.weighting == "samples" else 1.0
+            weight = float(num_examples) if self._weighting == "samples" else 1.0
             values, positions = upload.values, upload.positions
             if scale < 1.0:
                 base = self._weights if positions is None else positions.take(self._weights)
@@ -94,7 +85,7 @@ class MaskedReceiver:
             else:
                 self._average.add(values, positions, weight)
             wire_bytes = upload.num_bytes
-        columns = self._strategy.account(assignment, self._weights.size - assignment.num_pruned, report)
+        columns = self._detail.account(assignment.device, self._weights.size - assignment.num_pruned)
         self._bytes += wire_bytes
         self._bits += int(columns["uplink_bits"] or 0)
         self._latencies[assignment.device] = float(columns.get("latency_s") or 0.0)
@@ -104,7 +95,7 @@ class MaskedReceiver:
         """Average, and sum up the round."""
         average = self._average.result(self._weights)
         return average.weights, {
-            "latency_s": self._strategy.round_latency(self._plan, self._latencies),
+            "latency_s": self._detail.latency(self._latencies),
             "uplink_bits": self._bits,
             "wire_bytes": self._bytes,
             "uncovered_share": average.uncovered_share,

@@ -28,7 +28,7 @@ from protocol.messages import ProbeOrder, TrainReport
 from radio import payload
 from strategies.base import NOT_CONNECTED, WirelessStrategy
 from strategies.masked import MaskedReceiver
-from strategies.plan import Assignment, RoundPlan, Weights
+from strategies.plan import Assignment, MeasuredPlan, RoundPlan, Weights
 from strategies.records import Value
 
 FloatVector = npt.NDArray[np.float64]
@@ -180,11 +180,9 @@ class MeasuredStrategy(WirelessStrategy):
             device: _Box(RunningMedian(link.window), RunningMedian(link.window))
             for device in range(self.fleet.num_devices)
         }
-        self._reported: set[int] = set()
 
     def plan(self, server_round: int, devices: Sequence[int]) -> RoundPlan:
         """Choose each ratio from the device's own estimates."""
-        self._reported = set()
         assignments = []
         for device in devices:
             box = self._boxes[device]
@@ -200,6 +198,7 @@ class MeasuredStrategy(WirelessStrategy):
                 "pruning_ratio_mean": float(np.mean(ratios)) if ratios else None,
                 "latency_threshold_s": self.link.threshold,
             },
+            detail=MeasuredPlan(self.link.bits_per_weight, self.num_weights),
         )
 
     def probe(self, device: int) -> ProbeOrder | None:
@@ -208,17 +207,16 @@ class MeasuredStrategy(WirelessStrategy):
 
     def receive(self, server_round: int, plan: RoundPlan, weights: Weights) -> MaskedReceiver:
         """Return a receiver that averages each weight over the devices that kept it."""
-        return MaskedReceiver(self, plan, weights)
+        return MaskedReceiver(plan, weights, self.weighting)
 
-    @property
-    def bits_per_weight(self) -> int:
-        """Bits of each uploaded weight."""
-        return self.link.bits_per_weight
+    def accepted(self, device: int, report: TrainReport, columns: Mapping[str, Value]) -> None:
+        """Take the measurements of a device whose reply is used, and record them."""
+        measured = self._measure(device, report, int(columns["uplink_bits"] or 0))
+        super().accepted(device, report, {**columns, **measured})
 
-    def account(self, assignment: Assignment, num_kept: int, report: TrainReport) -> dict[str, Value]:
-        """Take the device's measurements and return the columns of what it kept, sent and took."""
-        device, box = assignment.device, self._boxes[assignment.device]
-        self._reported.add(device)
+    def _measure(self, device: int, report: TrainReport, bits: int) -> dict[str, Value]:
+        """Update the estimates and return the columns of what the device took for `bits`."""
+        box = self._boxes[device]
         box.missed = 0
         rate, source = report.metrics.get("stated-uplink-bps"), "operator"
         if rate is None:
@@ -229,8 +227,7 @@ class MeasuredStrategy(WirelessStrategy):
             box.compute.add(compute)
         if rate is not None and rate > 0:
             box.rate.add(rate)
-        bits = payload.payload_bits(self.num_weights, num_kept, self.link.bits_per_weight) if num_kept else 0
-        columns: dict[str, Value] = {"kept_weights": num_kept, "uplink_bits": bits, "rate_source": source}
+        columns: dict[str, Value] = {"rate_source": source}
         if rate:
             columns["measured_uplink_bps"] = rate
             columns["measured_transfer_seconds"] = bits / rate
@@ -250,12 +247,9 @@ class MeasuredStrategy(WirelessStrategy):
         """Note which devices had an order and gave nothing usable."""
         for assignment in plan.assignments:
             device = assignment.device
-            asked = self.log.devices.get(device, {}).get("reason") != NOT_CONNECTED
-            if asked and device not in self._reported:
+            row = self.log.devices.get(device, {})
+            if row.get("status") != "ok" and row.get("reason") != NOT_CONNECTED:
                 self._boxes[device].missed = min(self._boxes[device].missed + 1, _MOST_MISSED)
-
-    def round_latency(self, plan: RoundPlan, spent: Mapping[int, float]) -> None:
-        """Return nothing: nothing is emulated."""
 
     def state(self) -> Mapping[str, npt.NDArray[np.generic]]:
         """Return the samples behind the estimates."""

@@ -7,26 +7,25 @@ and account for the latency from what was really kept and sent.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from protocol.messages import TrainReport
 from protocol.streams import generator
 from radio import payload
 from radio.allocation import Allocation, AllocationStatus, WhenInfeasible
 from radio.allocation.policies import OfdmaProblem, get_policy
-from radio.channel import ChannelModel, draw_gain, mean_gain, place_devices
-from radio.channel import rates as uplink
+from radio.channel import Cell, ChannelModel, Uplink
+from radio.channel.cell import NoiseModel, Streams
 from radio.channel.rates import RateModel
 from radio.latency import device_latency, slack
 from strategies.base import WirelessStrategy
 from strategies.masked import MaskedReceiver
-from strategies.plan import Assignment, RoundPlan, Weights
-from strategies.records import Value
+from strategies.plan import Assignment, OfdmaPlan, RoundPlan, Slot, Weights
 
 FloatVector = npt.NDArray[np.float64]
 
@@ -58,29 +57,18 @@ class OfdmaCell:
     noise_power: float
     latency_threshold: float
     bits_per_weight: int = 32
-    noise_model: Literal["fixed", "proportional"] = "fixed"
+    noise_model: NoiseModel = "fixed"
     charge_mask_bits: bool = True
     max_pruning_ratio: float = 1.0
     when_infeasible: WhenInfeasible = "relax"
 
-    def rates(self, gain: FloatVector) -> RateModel:
-        """Return the rates over channels of these power gains, (..., K): what plans and what accounts."""
-        if self.noise_model == "proportional":
-            density = self.noise_power / self.bandwidth
-            return uplink.proportional_noise(gain, self.bandwidth, self.transmit_power, density)
-        return uplink.fixed_noise(gain, self.bandwidth, self.transmit_power, self.noise_power)
+    def emulate(self, stream: Streams) -> Cell:
+        """Return the cell itself; `stream` as for `radio.channel.Cell`."""
+        uplink = Uplink(self.bandwidth, self.transmit_power, self.noise_power, self.noise_model)
+        return Cell(self.channel, stream, uplink)
 
 
 _STATUS_NAMES = {int(status): status.name.lower() for status in AllocationStatus}
-
-
-@dataclass(frozen=True)
-class _Slot:
-    """What a device's part in the round costs; an upload that keeps other than planned is not taken."""
-
-    bits: int
-    latency: float  # s
-    counts: bool  # whether the round waits for it
 
 
 class OfdmaStrategy(WirelessStrategy):
@@ -109,16 +97,14 @@ class OfdmaStrategy(WirelessStrategy):
         self.policy = get_policy(policy)
         self.pruning_ratio = pruning_ratio
         self.weighting = weighting
-        placement = generator(self.seed, "placement")
-        self._mean_gain = mean_gain(place_devices(cell.channel, placement), cell.channel, placement)
-        self._slots: dict[int, _Slot] = {}
+        self.emulated = cell.emulate(partial(generator, self.seed))
         self._try_policy(policy)
 
     def plan(self, server_round: int, devices: Sequence[int]) -> RoundPlan:
         """Draw the channels and let the policy share out the band."""
         cell, chosen = self.cell, np.asarray(devices)
-        gain = draw_gain(cell.channel, self._mean_gain, generator(self.seed, "channel", server_round))[chosen]
-        rates = cell.rates(gain)
+        state = self.emulated.draw(server_round).of(chosen)
+        gain, rates = state.gain, state.rates
         allocation = self._allocate(rates, chosen)
         rate = rates.rate(allocation.bandwidth_fraction)
         num_pruned = prune_counts(allocation.pruning_ratio, self.num_weights)
@@ -129,8 +115,8 @@ class OfdmaStrategy(WirelessStrategy):
             cell.fixed_time[chosen], cell.compute_time[chosen], kept / self.num_weights, bits, rate
         ).tolist()
         infeasible = (allocation.status == AllocationStatus.INFEASIBLE).tolist()
-        self._slots = {
-            device: _Slot(bits[i], latency[i], counts=not infeasible[i]) for i, device in enumerate(devices)
+        slots = {
+            device: Slot(bits[i], latency[i], counts=not infeasible[i]) for i, device in enumerate(devices)
         }
         columns = zip(
             (10 * np.log10(gain)).tolist(),
@@ -152,11 +138,12 @@ class OfdmaStrategy(WirelessStrategy):
                 "multiplier": multiplier if np.isfinite(multiplier) else None,
                 "latency_threshold_s": cell.latency_threshold,
             },
+            detail=OfdmaPlan(cell.bits_per_weight, slots),
         )
 
     def receive(self, server_round: int, plan: RoundPlan, weights: Weights) -> MaskedReceiver:
         """Return a receiver that averages each weight over the devices that kept it."""
-        return MaskedReceiver(self, plan, weights)
+        return MaskedReceiver(plan, weights, self.weighting)
 
     def _allocate(self, rates: RateModel, chosen: npt.NDArray[np.int_]) -> Allocation:
         cell = self.cell
@@ -179,7 +166,7 @@ class OfdmaStrategy(WirelessStrategy):
             ValueError: with what the policy raised, or what is wrong with what it returned.
         """
         everyone = np.arange(self.fleet.num_devices)
-        rates = self.cell.rates(self._mean_gain * self.cell.channel.antennas)
+        rates = self.emulated.mean_state().rates
         try:
             found = self._allocate(rates, everyone)
             shapes = np.shape(found.bandwidth_fraction), np.shape(found.pruning_ratio), np.shape(found.status)
@@ -199,31 +186,6 @@ class OfdmaStrategy(WirelessStrategy):
         if self.cell.charge_mask_bits:
             return payload.payload_bits(self.num_weights, num_kept, self.cell.bits_per_weight)
         return payload.value_bits(num_kept, self.cell.bits_per_weight)
-
-    @property
-    def bits_per_weight(self) -> int:
-        """Bits of each uploaded weight."""
-        return self.cell.bits_per_weight
-
-    def account(self, assignment: Assignment, num_kept: int, report: TrainReport) -> dict[str, Value]:
-        """Return the columns of what a device kept and sent."""
-        slot = self._slots[assignment.device]
-        return {"kept_weights": num_kept, "uplink_bits": slot.bits, "latency_s": slot.latency}
-
-    def round_latency(self, plan: RoundPlan, spent: Mapping[int, float]) -> float:
-        """Return how long the round takes: a device that failed holds its planned slot.
-
-        A device left out of the global part is not waited for, unless all are: then the round is over when
-        the last has done what it does for itself.
-        """
-        slots = [self._slots[assignment.device] for assignment in plan.assignments]
-        alone = not any(slot.counts for slot in slots)
-        waited = [
-            spent.get(assignment.device, slot.latency)
-            for assignment, slot in zip(plan.assignments, slots, strict=True)
-            if slot.counts or alone
-        ]
-        return max(waited, default=0.0)
 
 
 def prune_counts(pruning_ratio: FloatVector, num_weights: int) -> npt.NDArray[np.int64]:

@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from protocol.messages import TrainReport
+from radio import payload
+from radio.channel.cell import ChannelVectors
 from strategies.records import Value
 
 Weights = npt.NDArray[np.float32]
@@ -31,18 +33,104 @@ class Assignment:
 
 
 @dataclass(frozen=True)
+class Slot:
+    """What a device's part in an OFDMA round costs.
+
+    Attributes:
+        bits: on the uplink.
+        latency: of the device, s.
+        counts: whether the round waits for it.
+    """
+
+    bits: int
+    latency: float
+    counts: bool
+
+
+@dataclass(frozen=True)
+class OfdmaPlan:
+    """Orthogonal shares of the band.
+
+    Attributes:
+        bits_per_weight: of every upload.
+        slots: of each device.
+    """
+
+    bits_per_weight: int
+    slots: Mapping[int, Slot]
+
+    def account(self, device: int, num_kept: int) -> dict[str, Value]:
+        """Return the columns of what a device kept and sent; it keeps what was planned."""
+        slot = self.slots[device]
+        return {"kept_weights": num_kept, "uplink_bits": slot.bits, "latency_s": slot.latency}
+
+    def latency(self, spent: Mapping[int, float]) -> float:
+        """Return how long the round takes, s: a device that failed holds its planned slot.
+
+        A device left out of the global part is not waited for, unless all are: then the round is over when
+        the last has done what it does for itself.
+
+        Args:
+            spent: seconds of the devices that answered.
+        """
+        alone = not any(slot.counts for slot in self.slots.values())
+        waited = [
+            spent.get(device, slot.latency) for device, slot in self.slots.items() if slot.counts or alone
+        ]
+        return max(waited, default=0.0)
+
+
+@dataclass(frozen=True)
+class MeasuredPlan:
+    """Uploads over real links: nothing is emulated.
+
+    Attributes:
+        bits_per_weight: of every upload.
+        num_weights: N_u.
+    """
+
+    bits_per_weight: int
+    num_weights: int
+
+    def account(self, device: int, num_kept: int) -> dict[str, Value]:
+        """Return the columns of what a device kept and sent."""
+        bits = payload.payload_bits(self.num_weights, num_kept, self.bits_per_weight) if num_kept else 0
+        return {"kept_weights": num_kept, "uplink_bits": bits}
+
+    def latency(self, spent: Mapping[int, float]) -> None:
+        """Return nothing."""
+
+
+@dataclass(frozen=True, eq=False)
+class AirPlan:
+    """Who sends at once, over which channels, to which beam; rows are the users, ascending.
+
+    Attributes:
+        users: (M,) devices.
+        channels: (M, N) of these users, true and as the server knows them.
+        beam: (N,) unit-norm receive beam.
+    """
+
+    users: npt.NDArray[np.int64]
+    channels: ChannelVectors
+    beam: npt.NDArray[np.complex128]
+
+
+@dataclass(frozen=True)
 class RoundPlan:
-    """Who does what in a round.
+    """Who does what in a round, and all that its receiver needs to know.
 
     Attributes:
         assignments: in ascending order of device.
         mask: a mask that every device uses, shape (N_u,), or None if each makes its own.
         columns: what the plan records of the round.
+        detail: what the plan of this kind of uplink holds; None: nobody takes part.
     """
 
     assignments: tuple[Assignment, ...]
     mask: npt.NDArray[np.bool_] | None = None
     columns: Mapping[str, Value] = field(default_factory=dict)
+    detail: OfdmaPlan | AirPlan | MeasuredPlan | None = None
 
 
 @dataclass(frozen=True, eq=False)

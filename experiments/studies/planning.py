@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 
 import numpy as np
 
 from experiments.studies import StudyResult
 from protocol.streams import generator
 from radio.allocation.policies import printed_values
-from radio.channel import draw_gain, mean_gain, place_devices
-from radio.channel.rates import full_band_rate
 from radio.latency import slack
 from server_app.job import build_strategy, ofdma_cell, prepare
 from server_app.settings import Settings
 from strategies.ofdma import OfdmaStrategy
+from strategies.plan import OfdmaPlan
 
 
 def planning(settings: Settings) -> StudyResult:
@@ -35,11 +35,13 @@ def planning(settings: Settings) -> StudyResult:
         started = time.perf_counter()
         plan = strategy.plan(draw, devices)
         seconds = time.perf_counter() - started
+        detail = plan.detail
+        assert isinstance(detail, OfdmaPlan)
         ratios = np.array([float(a.columns["pruning_ratio"] or 0) for a in plan.assignments])
         draws.append(
             {
                 "draw": draw,
-                "latency_s": strategy.round_latency(plan, {}),
+                "latency_s": detail.latency({}),
                 "pruning_ratio_mean": float(ratios.mean()),
                 "pruning_ratio_max": float(ratios.max()),
                 "starved_share": float(np.mean(ratios >= 1)),
@@ -57,14 +59,11 @@ def printed_formula(settings: Settings) -> StudyResult:
     """
     job = prepare(settings)
     cell = ofdma_cell(job)
-    placement = generator(settings.seed, "placement")
-    mean = mean_gain(place_devices(cell.channel, placement), cell.channel, placement)
+    emulated = cell.emulate(partial(generator, settings.seed))
     draws = []
     for draw in range(1, settings.study.draws + 1):
-        gain = draw_gain(cell.channel, mean, generator(settings.seed, "channel", draw))
-        rate = full_band_rate(gain, cell.bandwidth, cell.transmit_power, cell.noise_power)
         share, ratio, _ = printed_values(
-            rate,
+            emulated.draw(draw).rates.full_band,
             slack(cell.latency_threshold, cell.fixed_time),
             cell.compute_time,
             float(cell.bits_per_weight * job.split.shared.size),

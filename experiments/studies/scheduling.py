@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import numpy as np
+from functools import partial
 
 from experiments.studies import StudyResult
 from protocol.streams import generator
-from radio.channel import draw_vectors, mean_gain, place_devices
+from radio.channel import Cell
 from radio.scheduling import schedule
 from server_app.job import channel_model
 from server_app.settings import Settings
@@ -22,18 +22,17 @@ def scheduling(settings: Settings) -> StudyResult:
         ValueError: if the method is unknown or M exceeds K.
     """
     air, scheduler = settings.air, settings.scheduler
-    channel = channel_model(settings, air.antennas)
-    gain = np.ones(settings.fleet.num_devices)
-    if air.path_loss:
-        placement = generator(settings.seed, "placement")
-        gain = mean_gain(place_devices(channel, placement), channel, placement)
-        gain = gain / gain.mean()
+    cell = Cell(
+        channel_model(settings, air.antennas),
+        partial(generator, settings.seed),
+        spread="relative" if air.path_loss else "none",
+    )
     draws, timing = [], []
     for draw in range(settings.study.draws + 1):
         # Draw 1 is scheduled twice: the first time, unrecorded, pays for imports and caches.
         index = max(draw, 1)
         found = schedule(
-            draw_vectors(channel, gain, generator(settings.seed, "channel", index)),
+            cell.draw_vectors(index).true,
             air.num_selected,
             method=scheduler.method,
             beamformer=scheduler.beamformer,

@@ -197,17 +197,6 @@ def check_weights(weights: ArrayLike | None, users: int) -> Real:
     return np.asarray(array / array.sum())
 
 
-def estimate_channels(channels: Complex, error_variance: float, rng: np.random.Generator) -> Complex:
-    """Return h + e with e ~ CN(0, error_variance I): what a noisy pilot shows of the channels (K, N).
-
-    Raises:
-        ValueError: if `error_variance` is negative or not finite.
-    """
-    non_negative("error_variance", error_variance)
-    pair = rng.standard_normal((*channels.shape, 2)) * np.sqrt(0.5 * error_variance)
-    return np.asarray(channels + pair[..., 0] + 1j * pair[..., 1])
-
-
 def _amplitudes(statistics: Statistics, weights: Real, mode: Mode) -> tuple[Real, Real, Real, float]:
     """Return (amplitude w_k, shift, divisor, offset)."""
     users = len(weights)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from radio.arrays import FloatArray, count, in_unit_interval, non_negative, positive
 from radio.roots import decreasing_root
@@ -35,6 +35,10 @@ class RateModel(Protocol):
         """Return the least bandwidth fraction that gives a rate (bit/s); above 1 or infinite: none does."""
         ...
 
+    def of(self, devices: NDArray[np.intp]) -> RateModel:
+        """Return the rates of some devices, along the last axis."""
+        ...
+
 
 @dataclass(frozen=True)
 class FixedNoise:
@@ -55,6 +59,10 @@ class FixedNoise:
         wanted = np.asarray(rate, dtype=np.float64)
         wanted, full = np.broadcast_arrays(wanted, self.full_band)
         return np.asarray(np.divide(wanted, full, out=np.full(full.shape, np.inf), where=full > 0))
+
+    def of(self, devices: NDArray[np.intp]) -> FixedNoise:
+        """Return the rates of some devices, along the last axis."""
+        return FixedNoise(self.full_band[..., devices])
 
 
 @dataclass(frozen=True)
@@ -96,6 +104,10 @@ class ProportionalNoise:
 
         root = decreasing_root(shortfall, np.full(ratio.shape, LOG_TINY), np.zeros(ratio.shape))
         return np.where(reached, np.exp(root), np.where(wanted <= 0, 0.0, np.inf))
+
+    def of(self, devices: NDArray[np.intp]) -> ProportionalNoise:
+        """Return the rates of some devices, along the last axis."""
+        return ProportionalNoise(self.snr[..., devices], self.bandwidth)
 
 
 def full_band_rate(

@@ -16,12 +16,12 @@ from radio.air.sparse import common_scale, design_sparse_link, receive, superpos
 from radio.air.transceiver import (
     average,
     design_link,
-    estimate_channels,
     expected_misalignment_variance,
     measure,
     misalignment_variance,
 )
 from radio.beamforming import beamform
+from radio.channel.cell import estimate_channels
 
 Floats = NDArray[np.float64]
 USERS, ANTENNAS = 4, 3

@@ -11,13 +11,13 @@ from radio.air.transceiver import (
     average,
     design_link,
     effective_channels,
-    estimate_channels,
     expected_misalignment_variance,
     measure,
     misalignment_variance,
     symbols,
 )
 from radio.beamforming import beamform
+from radio.channel.cell import estimate_channels
 
 USERS, ANTENNAS = 6, 4
 PHI = np.array([0.3, 0.25, 0.2, 0.1, 0.1, 0.05])

@@ -10,6 +10,7 @@ from radio import payload
 from strategies.base import NOT_CONNECTED
 from strategies.fleet import Fleet
 from strategies.measured import MeasuredLink, MeasuredStrategy, RunningMedian, num_kept
+from strategies.records import RoundLog
 
 N = 20_000
 
@@ -58,13 +59,15 @@ def _strategy(**options):
 
 
 def _round(strategy, number, rates, compute=0.1):
+    strategy.log = RoundLog(number)
     plan = strategy.plan(number, [0, 1])
     for assignment in plan.assignments:
         rate = rates[assignment.device]
         if rate is None:
             continue
         metrics = {"measured-compute-seconds": compute, "stated-uplink-bps": rate}
-        strategy.account(assignment, N - assignment.num_pruned, TrainReport(None, 1, metrics))
+        columns = plan.detail.account(assignment.device, N - assignment.num_pruned)
+        strategy.accepted(assignment.device, TrainReport(None, 1, metrics), columns)
     strategy.close_round(plan)
     return [assignment.num_pruned / N for assignment in plan.assignments]
 

@@ -68,7 +68,7 @@ def test_planned_bits_are_the_bytes_of_the_upload_and_no_round_exceeds_its_thres
         cell, data.draw(st.sampled_from(PROMISING)), size, seed=data.draw(st.integers(0, 99))
     )
     plan = strategy.plan(1, range(devices))
-    assert strategy.round_latency(plan, {}) <= cell.latency_threshold * (1 + 1e-9)
+    assert plan.detail.latency({}) <= cell.latency_threshold * (1 + 1e-9)
     rng = np.random.default_rng(0)
     for assignment in plan.assignments:
         mask = np.zeros(size, dtype=bool)
@@ -79,7 +79,7 @@ def test_planned_bits_are_the_bytes_of_the_upload_and_no_round_exceeds_its_thres
             if kept
             else 0
         )
-        columns = strategy.account(assignment, kept, None)  # type: ignore[arg-type]
+        columns = plan.detail.account(assignment.device, kept)
         positions = 8 * payload._position_bytes(size, kept)[1] + payload.header_bits() if kept else 0
         assert columns["uplink_bits"] == (sent if charged else sent - positions)
 
@@ -109,19 +109,19 @@ def test_a_round_in_which_nobody_is_feasible_takes_the_time_of_the_personal_step
     strategy = strategy_of(cell, "joint", 1000)
     plan = strategy.plan(1, range(3))
     assert all(a.columns["allocation"] == "infeasible" for a in plan.assignments)
-    assert strategy.round_latency(plan, {}) == 30e-3
+    assert plan.detail.latency({}) == 30e-3
     # With one that is, nobody waits for the others.
     mixed = strategy_of(cell_of(3, fixed_time=np.array([30e-3, 28e-3, 1e-3])), "joint", 1000)
-    assert mixed.round_latency(mixed.plan(1, range(3)), {}) < 25e-3
+    assert mixed.plan(1, range(3)).detail.latency({}) < 25e-3
 
 
 def test_a_device_that_failed_holds_its_planned_slot_and_one_that_answered_its_own() -> None:
     strategy = strategy_of(cell_of(2), "equal_bandwidth", 1000)
     plan = strategy.plan(1, range(2))
     planned = [float(a.columns["planned_latency_s"] or 0) for a in plan.assignments]
-    assert strategy.round_latency(plan, {}) == max(planned)
-    assert strategy.round_latency(plan, {0: 1.0}) == 1.0
-    assert strategy.round_latency(plan, {0: 0.0, 1: 0.0}) == 0.0
+    assert plan.detail.latency({}) == max(planned)
+    assert plan.detail.latency({0: 1.0}) == 1.0
+    assert plan.detail.latency({0: 0.0, 1: 0.0}) == 0.0
 
 
 def broken(problem: Any, *, pruning_ratio: Any = None) -> Any:
