@@ -18,6 +18,7 @@ from experiments.report.figures import Figure
 from experiments.report.folders import Run, differing
 from experiments.report.metrics import key_label, matches, plus_minus, quantity, samples, show, values_of
 from experiments.report.spec import Report
+from protocol.untrusted import LONGEST, safe_text
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ def markdown(sections: Sequence[Section]) -> str:
 
 
 def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")
+    return safe_text(text, 4 * LONGEST).replace("|", "\\|")
 
 
 def faults(sections: Sequence[Section]) -> list[str]:

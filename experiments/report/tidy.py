@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.report.folders import TABLES, Run, differing
+from protocol.untrusted import safe_text
 from server_app.settings import flatten
 
 
@@ -69,5 +70,7 @@ def _cell(value: Any) -> Any:
     if value is None:
         return ""
     if isinstance(value, list | tuple):
-        return ";".join(str(item) for item in value)
+        return safe_text(";".join(str(item) for item in value))
+    if isinstance(value, str):
+        return safe_text(value)  # a reason that a device gave, for one
     return value if not isinstance(value, Mapping) else ""

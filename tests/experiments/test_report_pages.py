@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from small_sweeps import run_tiny
 
+from experiments.report import page as page_module
+from experiments.report import tidy
 from experiments.report.cli import build_report, main
 from experiments.report.folders import ReportError, Run, find_runs
 from experiments.report.metrics import samples
@@ -199,3 +201,12 @@ def test_csv_files_are_readable_by_the_standard_reader(page):
             header, *rows = csv.reader(file)
         assert len(set(header)) == len(header), path.name
         assert all(len(row) == len(header) for row in rows), path.name
+
+
+def test_text_that_a_device_wrote_is_safe_in_tables():
+    """A reason reaches the summary of a failed run, and from there the report's CSV and Markdown."""
+    evil = '=HYPERLINK("http://x")\x1b[31m|'
+    assert tidy._cell(evil) == '\'=HYPERLINK("http://x")\\x1b[31m|'
+    assert tidy._cell([evil]).startswith("'=")
+    assert page_module._cell(evil) == '\'=HYPERLINK("http://x")\\x1b[31m\\|'
+    assert tidy._cell(-40.0) == -40.0
