@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from radio.air.sparse import (
-    Superposition,
     choose_common_mask,
     common_pruning_for_budget,
     common_scale,
@@ -302,4 +301,3 @@ def test_bad_input() -> None:
         superpose([(np.ones(2), np.ones(3, dtype=bool))], 3)
     with pytest.raises(ValueError, match="orthogonal"):
         design_sparse_link(np.eye(2), np.array([1.0, 0.0]), power=1.0, noise_power=1.0)
-    assert isinstance(air, Superposition)

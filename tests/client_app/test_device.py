@@ -1,0 +1,174 @@
+"""What a device answers to an order, and what it keeps."""
+
+import numpy as np
+import pytest
+from flwr.app import Context, RecordDict
+
+from client_app import device
+from protocol.messages import (
+    EvaluateOrder,
+    HelloOrder,
+    MessageError,
+    SaveOrder,
+    TrainOrder,
+    mask_record,
+    weights_record,
+)
+from radio import payload
+from server_app.job import prepare
+from server_app.settings import compose_settings
+
+DEVICES, N = 3, 260
+SMALL = (
+    "model=mlp", "model.personal=[fc1*]", f"fleet.num_devices={DEVICES}", "partition.samples_per_device=33",
+    "partition.test_samples_per_device=20", "training.optimizer=sgd", "training.global_learning_rate=0.1",
+)  # fmt: skip
+
+
+def _context(index=1, **config):
+    return Context(1, index, {"partition-id": index, "num-partitions": DEVICES, **config}, RecordDict(), {})
+
+
+def _job(*overrides):
+    return prepare(compose_settings([*SMALL, *overrides]))
+
+
+def _order(job, num_pruned=100, number=1, **more):
+    return TrainOrder(number, num_pruned, job.spec.to_json(), weights_record(job.initial_weights), **more)
+
+
+def _steps(report):
+    """Recover the weight-steps of a round from the two times that a device reports."""
+    seconds = report.metrics["measured-train-seconds"]
+    return seconds / report.metrics["measured-seconds-per-weight-step"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "steps"),
+    [
+        # v: 25 x 784 + 25 = 19 625 weights, u: 260; tau_v v + (importance + tau_u) u
+        (("training.personal_steps=3", "training.global_steps=4"), 3 * 19625 + (1 + 4) * 260),
+        (("training.importance_steps=2",), 2 * 19625 + (2 + 2) * 260),
+        (("scheme=simultaneous", "training.global_steps=5"), 5 * 19625 + (1 + 5) * 260),
+        # 33 images make 5 batches of 8
+        (
+            ("training.batch_size=8", "training.personal_epochs=2", "training.global_epochs=3"),
+            2 * 5 * 19625 + (1 + 3 * 5) * 260,
+        ),
+        (("scheme=fedavg",), (1 + 2) * 19885),
+    ],
+)
+def test_times_are_reported_per_weight_and_step(overrides, steps):
+    job = _job(*overrides)
+    report = device.train(_order(job, 0), _context())
+    assert _steps(report) == pytest.approx(steps)
+    assert report.metrics["measured-compute-seconds"] >= report.metrics["measured-train-seconds"]
+    assert report.num_examples == 33
+    assert "stated-uplink-bps" not in report.metrics
+    assert "state-set-aside" not in report.metrics
+
+
+@pytest.mark.parametrize("bits", [32, 16, 8])
+def test_a_digital_upload_is_the_weights_and_an_analog_one_the_update(bits):
+    digital = _job(f"radio.bits_per_weight={bits}")
+    analog = _job("scheme=aircomp_pruned", "air.num_selected=2")
+    received = [
+        payload.decode(device.train(_order(job), _context()).payload, num_weights=N)
+        for job in (digital, analog)
+    ]
+    assert [upload.bits for upload in received] == [bits, 32]
+    assert [upload.num_kept for upload in received] == [160, 160]
+    assert np.array_equal(received[0].mask, received[1].mask)
+    step = np.ptp(received[0].values) / 254 if bits == 8 else 2.0**-10
+    start = digital.initial_weights[received[0].index]
+    np.testing.assert_allclose(received[0].values, start + received[1].values, atol=step)
+    assert 0 < np.abs(received[1].values).max() < 0.5
+
+
+def test_a_mask_of_the_server_is_used_and_a_device_that_keeps_nothing_sends_nothing():
+    job = _job()
+    mask = np.arange(N) % 4 == 0
+    report = device.train(_order(job, N - 65, mask=mask_record(mask)), _context())
+    assert np.array_equal(payload.decode(report.payload, num_weights=N).mask, mask)
+    silent = device.train(_order(job, N), _context())
+    assert silent.payload is None
+    assert silent.metrics["personal-loss"] > 0
+    assert "global-loss" not in silent.metrics
+
+
+def test_devices_and_rounds_have_batches_of_their_own():
+    job = _job("training.batch_size=4")
+    uploads = {
+        (index, number): device.train(_order(job, 0, number), _context(index)).payload.tobytes()
+        for index in range(DEVICES)
+        for number in (1, 2)
+    }
+    assert len(set(uploads.values())) == 6
+    assert device.train(_order(job, 0), _context(2)).payload.tobytes() == uploads[2, 1]
+
+
+def test_the_personal_part_stays_with_the_device_and_is_what_it_is_tested_with(tmp_path):
+    job = _job("training.personal_learning_rate=0.2")
+    context, spec = _context(), job.spec.to_json()
+    weights = weights_record(job.initial_weights)
+    test = EvaluateOrder(5, spec, weights)
+    device.save(SaveOrder(directory=str(tmp_path / "empty"), round=0, spec=spec), context)
+    assert not list(tmp_path.rglob("*.*"))  # there is none yet
+    before = device.test(test, context)
+    for number in range(1, 6):
+        device.train(_order(job, N, number), context)
+    after = device.test(test, context)
+    assert before.num_samples == after.num_samples == 20
+    assert after.loss < 0.9 * before.loss
+    assert device.test(test, _context()).loss == before.loss  # another device of that number: nothing yet
+
+
+@pytest.mark.parametrize("rate", [0, -1.0, True, "fast"])
+def test_a_rate_that_is_none_costs_the_round_and_leaves_the_personal_part(rate):
+    job, context = _job(), _context()
+    first = device.train(_order(job, 0), context).payload.tobytes()
+    context.node_config["uplink-bps"] = rate
+    with pytest.raises(MessageError, match="uplink-bps"):
+        device.train(_order(job, 0, 2), context)
+    context.node_config["uplink-bps"] = 2.5e6
+    again = device.train(_order(job, 0, 2), context)
+    assert again.metrics["stated-uplink-bps"] == 2.5e6
+    untouched = _context()
+    assert device.train(_order(job, 0), untouched).payload.tobytes() == first
+    assert device.train(_order(job, 0, 2), untouched).payload.tobytes() == again.payload.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"partition-id": "1"}, "partition-id = '1'"),
+        ({"partition-id": True}, "partition-id = True"),
+        ({"num-partitions": None}, "num-partitions = None"),
+        ({"partition-id": 3}, "partition-id = 3.*3 devices"),
+        ({"partition-id": -1}, "partition-id = -1"),
+        ({"data-dir": 5}, "data-dir = 5"),
+    ],
+)
+def test_a_node_that_is_not_set_up_right_says_what_is_wrong(config, message):
+    with pytest.raises(MessageError, match=message):
+        device.train(_order(_job()), _context(**config))
+
+
+def test_orders_that_do_not_fit_the_model_are_refused():
+    job = _job()
+    order = TrainOrder(1, 0, job.spec.to_json(), weights_record(np.zeros(N - 1, np.float32)))
+    with pytest.raises(MessageError, match="has 259 weights; the model has 260"):
+        device.train(order, _context())
+    with pytest.raises(MessageError, match="mask has 2 bytes"):
+        device.train(_order(job, mask=mask_record(np.ones(9, bool))), _context())
+
+
+def test_a_device_says_which_it_is_and_what_it_lacks():
+    spec = _job().spec.to_json()
+    for asked in ("", spec):
+        said = device.introduce(HelloOrder(asked), _context(2))
+        assert (said.index, said.num_devices, said.own_images, said.problem) == (2, DEVICES, False, "")
+    said = device.introduce(HelloOrder(spec), _context(**{"uplink-bps": -3}))
+    assert (said.index, said.num_devices) == (1, DEVICES)
+    assert "uplink-bps = -3" in said.problem
+    assert device.introduce(HelloOrder(""), _context(**{"uplink-bps": -3})).problem == ""

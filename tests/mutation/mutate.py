@@ -1,0 +1,226 @@
+"""How many small faults do the fast tests notice?
+
+    python tests/mutation/mutate.py                        # 100 faults, drawn with seed 1
+    python tests/mutation/mutate.py --only ofdma --count 20
+    python tests/mutation/mutate.py --save found.json      # then, after writing tests: --again found.json
+
+The tree is copied, each fault is put into the copy, and the tests that `targets.toml` names for its file
+run in a process of their own until one fails. A fault is killed if a test fails, or needs far more processor
+time than without the fault. Survivors are shown as diffs. Faults that change no result are listed in
+`targets.toml`, each with its reason, and do not count. The same seed draws the same faults of the same files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import io
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+
+from faults import Fault, faults
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+# Imported once, before the forks that run the tests; nothing of this project is among them.
+HEAVY = (
+    "torch", "numpy", "scipy.optimize", "scipy.stats", "sklearn.datasets", "hydra", "omegaconf",
+    "matplotlib.pyplot", "hypothesis", "pytest", "flwr.app", "flwr.serverapp", "flwr.clientapp",
+)  # fmt: skip
+OPTIONS = ("-q", "-x", "-m", "not slow and not fleet", "-p", "no:cacheprovider", "-p", "no:xdist")
+# A fault that needs so much more processor time than no fault is one that a person would notice.
+PATIENCE, LEAST_SECONDS, WALL_SECONDS = 5.0, 20.0, 900.0
+
+
+def main() -> int:
+    """Run the command; the exit status is 1 if too many faults survive."""
+    options = _options()
+    targets = tomllib.loads((HERE / "targets.toml").read_text())
+    tests: dict[str, list[str]] = targets["files"]
+    chosen = [file for file in tests if not options.only or any(name in file for name in options.only)]
+    drawn = _again(options.again, chosen) if options.again else _draw(chosen, options.seed, options.count)
+    equivalent, counted = [], []
+    for fault in drawn:
+        (equivalent if _reason(fault, targets.get("equivalent", [])) else counted).append(fault)
+    if options.list:
+        for fault in counted:
+            print(fault.diff)
+        return 0
+    with tempfile.TemporaryDirectory(prefix="mutation-") as folder:
+        tree = Path(folder) / "tree"
+        _copy(tree)
+        survivors = _try_all(tree, counted, tests)
+    killed = len(counted) - len(survivors)
+    for fault in survivors:
+        print(f"\nsurvived ({fault.kind}):\n{fault.diff}")
+    for file in chosen:
+        total = sum(fault.file == file for fault in counted)
+        alive = sum(fault.file == file for fault in survivors)
+        print(f"{file}: {total - alive} of {total}")
+    rate = killed / max(len(counted), 1)
+    print(f"killed {killed} of {len(counted)}: {rate:.0%} ({len(equivalent)} equivalent ones left out)")
+    if options.save:
+        options.save.write_text(
+            json.dumps([[fault.file, fault.old, fault.new, _line(fault)] for fault in survivors])
+        )
+    return int(rate < options.least)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Put small faults into the code and see whether a fast test fails."
+    )
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--count", type=int, default=100)
+    parser.add_argument("--only", action="append", help="part of a file's name; may be repeated")
+    parser.add_argument("--least", type=float, default=0.85, help="share that must be killed")
+    parser.add_argument("--list", action="store_true", help="show the faults, run nothing")
+    parser.add_argument("--save", type=Path, help="write the survivors to this file")
+    parser.add_argument("--again", type=Path, help="try the survivors of this file instead of drawing")
+    return parser.parse_args()
+
+
+def _draw(files: Sequence[str], seed: int, count: int) -> list[Fault]:
+    """Return `count` faults, as many of each file, at random places."""
+    decks = []
+    for file in files:
+        deck = faults(file, (ROOT / file).read_text())
+        random.Random(f"{seed} {file}").shuffle(deck)
+        decks.append(deck)
+    drawn: list[Fault] = []
+    while len(drawn) < count and any(decks):
+        taken = [deck.pop() for deck in decks if deck]
+        drawn += [fault for fault in taken if fault.changes][: count - len(drawn)]
+    return sorted(drawn, key=lambda fault: (fault.file, fault.begin, fault.new))
+
+
+def _again(path: Path, files: Sequence[str]) -> list[Fault]:
+    wanted = [tuple(entry) for entry in json.loads(path.read_text())]
+    everything = [fault for file in files for fault in faults(file, (ROOT / file).read_text())]
+    return [fault for fault in everything if (fault.file, fault.old, fault.new, _line(fault)) in wanted]
+
+
+def _line(fault: Fault) -> str:
+    return fault.source.splitlines()[fault.line - 1].strip()
+
+
+def _reason(fault: Fault, known: Sequence[dict[str, str]]) -> str | None:
+    """Return why a fault changes nothing, if that is known: its file, line and new line stand in the list."""
+    changed = fault.text.splitlines()[fault.line - 1].strip()
+    for entry in known:
+        if entry["file"] == fault.file and (entry["old"], entry["new"]) == (_line(fault), changed):
+            return entry["reason"]
+    return None
+
+
+def _copy(tree: Path) -> None:
+    listing = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT, capture_output=True, check=True,
+    )  # fmt: skip
+    for name in listing.stdout.decode().split("\0"):
+        if name and (ROOT / name).is_file():
+            (tree / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, tree / name)
+
+
+def _try_all(tree: Path, drawn: Sequence[Fault], tests: dict[str, list[str]]) -> list[Fault]:
+    sys.dont_write_bytecode = True  # a file that changes twice in a second must not be taken from a cache
+    os.environ.update(PYTHONPATH=str(tree), PYTHONDONTWRITEBYTECODE="1")
+    # Tests that look for data beside the checkout find it from the copy, too.
+    os.environ.setdefault("AIRFLOWER_DATA_ROOT", str(ROOT.parent / "shared" / "data"))
+    sys.path[:] = [
+        str(tree),
+        *(path for path in sys.path if path and Path(path).resolve() not in (HERE, ROOT)),
+    ]
+    for name in HEAVY:
+        importlib.import_module(name)
+    os.chdir(tree)
+    survivors, normal = [], {}
+    for number, fault in enumerate(drawn, 1):
+        if fault.file not in normal:
+            failed, seconds, output = _run(tests[fault.file], float("inf"))
+            if failed:
+                raise SystemExit(f"the tests of {fault.file} fail without a fault:\n{output}")
+            normal[fault.file] = seconds
+            print(f"{fault.file}: {seconds:.0f} s without a fault", flush=True)
+        place = tree / fault.file
+        place.write_text(fault.text)
+        limit = max(LEAST_SECONDS, PATIENCE * normal[fault.file])
+        failed, seconds, output = _run(tests[fault.file], limit)
+        place.write_text(fault.source)
+        word = "killed" if failed else "SURVIVED"
+        noticed = next((line for line in output.splitlines() if line.startswith("FAILED")), "")
+        print(
+            f"{number}/{len(drawn)} {word} {seconds:.1f} s {fault.file}:{fault.line} {fault.kind} {noticed}",
+            flush=True,
+        )
+        if not failed:
+            survivors.append(fault)
+    return survivors
+
+
+def _run(names: Sequence[str], cpu_seconds: float) -> tuple[bool, float, str]:
+    """Run tests in a fork; return whether one failed (or took too long), the seconds and the output."""
+    with tempfile.TemporaryFile() as output:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        child = os.fork()
+        if child == 0:
+            _child(names, cpu_seconds, output.fileno())
+        status = _wait(child)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        output.seek(0)
+        text = output.read().decode(errors="replace")
+    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return status != 0, seconds, text
+
+
+def _child(names: Sequence[str], cpu_seconds: float, output: int) -> None:
+    os.setsid()
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    if cpu_seconds != float("inf"):
+        limit = int(cpu_seconds) + 1
+        resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 5))
+    import pytest
+
+    status: int = 70
+    with contextlib.suppress(BaseException):
+        status = int(pytest.main([*OPTIONS, *names]))
+    sys.stdout.flush()
+    os._exit(status)
+
+
+def _wait(child: int) -> int:
+    """Wait for a fork and end whatever it leaves behind in its session."""
+    deadline = time.monotonic() + WALL_SECONDS
+    status = None
+    while status is None and time.monotonic() < deadline:
+        found, code = os.waitpid(child, os.WNOHANG)
+        if found:
+            status = code
+        else:
+            time.sleep(0.05)
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(child, signal.SIGKILL)
+    if status is None:
+        os.waitpid(child, 0)
+        return 1
+    return status
+
+
+if __name__ == "__main__":
+    sys.stdout = io.TextIOWrapper(sys.stdout.buffer, line_buffering=True)
+    sys.exit(main())
