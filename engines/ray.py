@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -22,8 +23,8 @@ from flwr.serverapp import Grid, ServerApp
 
 from engines.keeper import Kept, ray_folder
 from engines.processors import usable_processors
-from protocol.interrupts import Interrupted, held, noted
-from server_app.run import run
+from protocol.interrupts import Interrupted, held, noted, request
+from server_app.run import STOP_FILE, run
 from server_app.settings import Settings
 
 
@@ -54,8 +55,8 @@ def run_ray(
     def main(grid: Grid, context: Context) -> None:
         try:
             summaries.append(run(settings, grid, folder))
-        except Interrupted as signal:  # raised again in the main thread, once Ray has ended
-            stopped.append(signal)
+        except Interrupted as told:  # raised again in the main thread, once Ray has ended
+            stopped.append(told)
 
     backend: dict[str, Any] = {"client_resources": {"num_cpus": 1, "num_gpus": 0}}
     if "RAY_ADDRESS" not in os.environ:  # the size of an existing cluster is not ours to set
@@ -66,12 +67,17 @@ def run_ray(
     logging.getLogger("ray").setLevel(logging.WARNING)
     with warnings.catch_warnings(), noted(), _scratch(local="init_args" in backend):
         warnings.simplefilter("ignore", DeprecationWarning)
-        run_simulation(
-            server_app=server_app,
-            client_app=App(client_app, settings.fleet.num_devices).load(),
-            num_supernodes=settings.fleet.num_devices,
-            backend_config=backend,
-        )
+        try:
+            run_simulation(
+                server_app=server_app,
+                client_app=App(client_app, settings.fleet.num_devices).load(),
+                num_supernodes=settings.fleet.num_devices,
+                backend_config=backend,
+            )
+        except BaseException:  # Ray has not started: the ServerApp's thread would wait for its devices
+            if folder.is_dir():
+                request(folder / STOP_FILE, signal.SIGTERM)
+            raise
     if stopped:
         raise stopped[0]
     return summaries[0]
