@@ -23,6 +23,7 @@ from server_app.overrides import as_meant, override
 from server_app.ownership import new_folder
 from server_app.schema import ConfigError
 from server_app.settings import Settings, explained, search_own_configuration, settings_from_config
+from server_app.uses import check_uses, given_keys
 
 
 @dataclass(frozen=True)
@@ -220,4 +221,6 @@ def _refusing() -> Iterator[None]:
 
 
 def _settings(config: DictConfig) -> Settings:
-    return settings_from_config(OmegaConf.masked_copy(config, [str(n) for n in config if n != "hydra"]))
+    settings = settings_from_config(OmegaConf.masked_copy(config, [str(n) for n in config if n != "hydra"]))
+    check_uses(settings, given_keys(list(OmegaConf.select(config, "hydra.overrides.task") or [])))
+    return settings

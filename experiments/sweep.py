@@ -24,12 +24,9 @@ from omegaconf import OmegaConf
 from protocol.archives import digest_of
 from server_app.ownership import LOCK_FILE
 from server_app.recorder import write_json
-from server_app.settings import Settings
+from server_app.settings import Settings, decides_nothing
 
 log = logging.getLogger(__name__)
-
-# Keys that do not decide the records of a run: where data lie, what runs the devices, how it is drawn.
-_FREE = ("dataset.root", "dataset.download", "engine", "tracker", "report", "fleet.round_timeout_s")
 
 
 def sweep_name(arguments: Sequence[str]) -> str:
@@ -44,7 +41,7 @@ def sweep_name(arguments: Sequence[str]) -> str:
     rest = sorted(
         f"{name}={value}"
         for name, value in overrides.items()
-        if not name.lstrip("+~").startswith((*_FREE, "hydra"))
+        if not name.lstrip("+~").startswith("hydra") and not decides_nothing(name.lstrip("+~"))
     )
     if rest or not parts:
         parts.append(hashlib.sha256("\n".join(rest).encode()).hexdigest()[:8])
@@ -123,7 +120,7 @@ def _deciding(tree: Any, path: str = "") -> Any:
     if not isinstance(tree, dict):
         return tree
     paths = {name: f"{path}.{name}" if path else str(name) for name in tree}
-    return {name: _deciding(tree[name], full) for name, full in paths.items() if full not in _FREE}
+    return {name: _deciding(tree[name], full) for name, full in paths.items() if not decides_nothing(full)}
 
 
 def refresh(folder: Path, settings: Settings) -> None:

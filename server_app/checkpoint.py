@@ -43,7 +43,7 @@ from protocol.untrusted import last_line
 from server_app.ownership import status_of
 from server_app.recorder import HistoryError, Mark, Marks, Recorder, read_until
 from server_app.schema import ConfigError
-from server_app.settings import Settings
+from server_app.settings import Settings, decides_nothing
 from strategies.base import NOT_CONNECTED, WirelessStrategy
 from strategies.exchange import exchange
 from strategies.records import RoundLog
@@ -55,24 +55,6 @@ MANIFEST = "manifest.json"
 _FORMAT = 1
 _KEPT = 2
 _NAME = re.compile(r"round-(\d{6,})")
-
-# Keys that may differ between a run and the one that it resumes: they do not decide the results.
-_FREE = (
-    "rounds",
-    "resume",
-    "engine",
-    "tracker",
-    "report",
-    "checkpoint_every",
-    "dataset.root",
-    "dataset.download",
-    "fleet.round_timeout_s",
-    "fleet.start_timeout_s",
-    "fleet.min_devices",
-    "fleet.max_failed_rounds",
-    "fleet.identity",
-    "fleet.roster",
-)
 
 
 class CheckpointError(RuntimeError):
@@ -559,7 +541,7 @@ def _fits(path: str, checkpoint: Checkpoint, settings: Settings) -> None:
     differences = [
         f"{name} is {mine!r} here and {theirs!r} there"
         for name, (mine, theirs) in _differences(json.loads(json.dumps(settings.to_dict())), stored).items()
-        if not name.startswith(_FREE)
+        if name != "rounds" and not decides_nothing(name)
     ]
     if differences:
         raise ConfigError(f"resume = {path}: that run had another configuration: {'; '.join(differences)}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import math
 import types
 import typing
@@ -27,10 +28,56 @@ def key(
     above: float | None = None,
     maximum: float | None = None,
     path: bool = False,
+    used: Any = None,
+    decides: bool = True,
 ) -> Any:
-    """Declare the admissible numbers of one key of a settings dataclass, and whether it holds a path."""
-    facts = {"minimum": minimum, "above": above, "maximum": maximum, "path": path or None}
-    return dataclasses.field(metadata={name: fact for name, fact in facts.items() if fact is not None})
+    """Declare one key of a settings dataclass.
+
+    Args:
+        minimum, above, maximum: the admissible numbers.
+        path: whether it holds a path.
+        used: the condition under which it has an effect (`server_app.uses.Use`); None: always.
+        decides: whether it can change the records; runs that differ in other keys alone have equal records,
+            within the rounding that engine.batch_devices and engine.device document.
+    """
+    facts = {"minimum": minimum, "above": above, "maximum": maximum, "path": path or None, "used": used}
+    given = {name: fact for name, fact in facts.items() if fact is not None}
+    return dataclasses.field(metadata={**given, "decides": decides})
+
+
+@dataclasses.dataclass(frozen=True)
+class Declaration:
+    """What is declared of one key.
+
+    Attributes:
+        hint: its type.
+        limits: admissible numbers by ``minimum``, ``above``, ``maximum``.
+        used: the condition under which it has an effect, or None.
+        decides: whether it can change the records.
+    """
+
+    hint: Any
+    limits: Mapping[str, float]
+    used: Any
+    decides: bool
+
+
+@functools.cache
+def declarations(cls: Any) -> Mapping[str, Declaration]:
+    """Return what is declared of every key of a settings tree, by dotted name."""
+    found: dict[str, Declaration] = {}
+    hints = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        hint, facts = hints[field.name], field.metadata
+        further = facts.get("fields", {})  # of a dataclass that is declared elsewhere and knows no settings
+        if dataclasses.is_dataclass(hint):
+            for name, inner in declarations(typing.cast(Any, hint)).items():
+                used, decides = further.get(name, (inner.used, inner.decides))
+                found[f"{field.name}.{name}"] = dataclasses.replace(inner, used=used, decides=decides)
+        else:
+            limits = {name: facts[name] for name in ("minimum", "above", "maximum") if name in facts}
+            found[field.name] = Declaration(hint, limits, facts.get("used"), facts.get("decides", True))
+    return found
 
 
 def build(cls: type[T], values: Mapping[str, Any], path: str = "") -> T:

@@ -7,6 +7,7 @@ and milliseconds appear only here and in ``conf/``: the rest of the code takes S
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +19,36 @@ from omegaconf.errors import OmegaConfBaseException
 from protocol.own_files import own_configuration
 from protocol.training import TrainingSpec
 from server_app.overrides import as_meant, remedy
-from server_app.schema import ConfigError, build, key, suggest
+from server_app.schema import ConfigError, build, declarations, key, suggest
+from server_app.uses import (
+    AIR,
+    COMMON_MASK,
+    DENSE_AIR,
+    DIGITAL,
+    EMULATED,
+    FIXED_RATIO,
+    GLOBAL_STEPS,
+    INFEASIBLE,
+    MEASURED,
+    MLFLOW,
+    NORM_LIMIT,
+    NOT_PRUNED_AIR,
+    OFDMA,
+    OWN_MASKS,
+    PERSONAL,
+    PERSONAL_PHASE,
+    PERSONAL_STEPS,
+    PERSONALIZATION,
+    PLACES,
+    PROBE,
+    PRUNED_AIR,
+    PRUNING,
+    RATIO_LIMIT,
+    STUDY,
+    TRAINING,
+    check_uses,
+    given_keys,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,52 +56,52 @@ class FleetSettings:
     """The devices, and when a round closes."""
 
     num_devices: int = key(minimum=1)
-    devices_per_round: int | None = key(minimum=1)
-    start_timeout_s: float = key(above=0)
-    min_devices: int | None = key(minimum=1)
-    round_timeout_s: float = key(above=0)
-    min_replies: int = key(minimum=1)
-    upload_norm_limit: float | Literal["auto"] | None = key(above=0)
-    upload_norm_action: Literal["reject", "clip"] = key()
-    max_own_images: int | None = key(minimum=1)
-    max_failed_rounds: int = key(minimum=1)
-    divergence_loss: float = key(above=0)
-    evaluate: Literal["all", "participants"] = key()
-    identity: Literal["key", "index"] = key()
-    roster: str | None = key(path=True)
+    devices_per_round: int | None = key(minimum=1, used=TRAINING)
+    start_timeout_s: float = key(above=0, used=TRAINING, decides=False)
+    min_devices: int | None = key(minimum=1, used=TRAINING, decides=False)
+    round_timeout_s: float = key(above=0, used=TRAINING, decides=False)
+    min_replies: int = key(minimum=1, used=TRAINING)
+    upload_norm_limit: float | Literal["auto"] | None = key(above=0, used=TRAINING)
+    upload_norm_action: Literal["reject", "clip"] = key(used=TRAINING & NORM_LIMIT)
+    max_own_images: int | None = key(minimum=1, used=TRAINING)
+    max_failed_rounds: int = key(minimum=1, used=TRAINING, decides=False)
+    divergence_loss: float = key(above=0, used=TRAINING)
+    evaluate: Literal["all", "participants"] = key(used=TRAINING)
+    identity: Literal["key", "index"] = key(used=TRAINING, decides=False)
+    roster: str | None = key(path=True, used=TRAINING, decides=False)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RadioSettings:
     """Link budget, compute model and round budget of the OFDMA uplink."""
 
-    bandwidth_hz: float = key(above=0)
-    transmit_power_dbm: float = key(minimum=-100, maximum=100)
-    noise_power_dbm: float = key(minimum=-300, maximum=100)
+    bandwidth_hz: float = key(above=0, used=EMULATED)
+    transmit_power_dbm: float = key(minimum=-100, maximum=100, used=OFDMA)
+    noise_power_dbm: float = key(minimum=-300, maximum=100, used=OFDMA)
     latency_threshold_ms: float = key(above=0)
-    noise_model: Literal["fixed", "proportional"] = key()
-    bits_per_weight: Literal[32, 16, 8] = key()
-    cpu_hz: float = key(above=0)
-    cycles_per_weight: float = key(minimum=0)
-    cycles_per_weight_personal: float = key(minimum=0)
-    include_importance_cost: bool = key()
-    charge_mask_bits: bool = key()
-    max_pruning_ratio: float = key(above=0, maximum=1)
-    when_infeasible: Literal["relax", "drop"] = key()
+    noise_model: Literal["fixed", "proportional"] = key(used=OFDMA)
+    bits_per_weight: Literal[32, 16, 8] = key(used=DIGITAL)
+    cpu_hz: float = key(above=0, used=EMULATED)
+    cycles_per_weight: float = key(minimum=0, used=EMULATED)
+    cycles_per_weight_personal: float = key(minimum=0, used=EMULATED & PERSONAL)
+    include_importance_cost: bool = key(used=EMULATED)
+    charge_mask_bits: bool = key(used=OFDMA)
+    max_pruning_ratio: float = key(above=0, maximum=1, used=RATIO_LIMIT)
+    when_infeasible: Literal["relax", "drop"] = key(used=INFEASIBLE)
 
 
 @dataclass(frozen=True, kw_only=True)
 class MeasuredSettings:
     """How compute and uplink of real boxes are measured (channel.source = measured)."""
 
-    window: int = key(minimum=1)
-    margin: float = key(above=0, maximum=1)
-    initial_pruning_ratio: float = key(minimum=0, maximum=1)
-    probe: bool = key()
-    probe_bytes: int = key(minimum=65536, maximum=67108864)
-    probe_host: str = key()
-    probe_port: int = key(minimum=0, maximum=65535)
-    probe_address: str | None = key()
+    window: int = key(minimum=1, used=MEASURED)
+    margin: float = key(above=0, maximum=1, used=MEASURED)
+    initial_pruning_ratio: float = key(minimum=0, maximum=1, used=MEASURED)
+    probe: bool = key(used=MEASURED)
+    probe_bytes: int = key(minimum=65536, maximum=67108864, used=PROBE)
+    probe_host: str = key(used=PROBE, decides=False)
+    probe_port: int = key(minimum=0, maximum=65535, used=PROBE, decides=False)
+    probe_address: str | None = key(used=PROBE, decides=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,14 +109,14 @@ class ChannelSettings:
     """Where the radio comes from; places and fading of the devices of an emulated one."""
 
     source: Literal["emulated", "measured"] = key()
-    antennas: int = key(minimum=1)
-    fading: Literal["rayleigh", "none"] = key()
-    placement: Literal["rings", "random"] = key()
-    cell_radius_m: float = key(above=0)
-    min_distance_m: float = key(above=0)
-    path_loss_intercept_db: float = key()
-    path_loss_slope_db: float = key(above=0)
-    shadowing_std_db: float = key(minimum=0)
+    antennas: int = key(minimum=1, used=OFDMA)
+    fading: Literal["rayleigh", "none"] = key(used=EMULATED)
+    placement: Literal["rings", "random"] = key(used=PLACES)
+    cell_radius_m: float = key(above=0, used=PLACES)
+    min_distance_m: float = key(above=0, used=PLACES)
+    path_loss_intercept_db: float = key(used=OFDMA)
+    path_loss_slope_db: float = key(above=0, used=PLACES)
+    shadowing_std_db: float = key(minimum=0, used=PLACES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +125,7 @@ class ModelSettings:
 
     name: str = key()
     options: Mapping[str, Any] = key()
-    personal: tuple[str, ...] = key()
+    personal: tuple[str, ...] = key(used=PERSONALIZATION)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,8 +133,8 @@ class DatasetSettings:
     """The images."""
 
     name: str = key()
-    root: str | None = key(path=True)
-    download: bool = key()
+    root: str | None = key(path=True, decides=False)
+    download: bool = key(decides=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,52 +153,52 @@ class SchemeSettings:
 
     name: str = key()
     uplink: Literal["ofdma", "over_the_air", "over_the_air_pruned"] = key()
-    allocation: str = key()
-    pruning_ratio: float | None = key(minimum=0, maximum=1)
+    allocation: str = key(used=OFDMA)
+    pruning_ratio: float | None = key(minimum=0, maximum=1, used=FIXED_RATIO)
     personalization: bool = key()
-    weighting: Literal["uniform", "samples"] = key()
+    weighting: Literal["uniform", "samples"] = key(used=NOT_PRUNED_AIR)
 
 
 @dataclass(frozen=True, kw_only=True)
 class AirSettings:
     """The analog uplink of the over-the-air schemes."""
 
-    num_selected: int = key(minimum=1)
-    antennas: int = key(minimum=1)
-    snr_db: float = key(minimum=-200, maximum=300)
-    noise: bool = key()
-    path_loss: bool = key()
-    normalization: Literal["per_user", "common"] = key()
-    packing: Literal["iq", "real"] = key()
-    payload: Literal["delta", "model"] = key()
-    channel_error_variance: float = key(minimum=0)
-    recompute_beam: bool = key()
-    certificate: bool = key()
-    server_learning_rate: float = key(above=0)
-    count_mode: Literal["bitmap", "common_mask", "count_free"] = key()
-    shrinkage: Literal["off", "moment"] = key()
-    explore: float = key(minimum=0, maximum=1)
-    min_count: int = key(minimum=1)
+    num_selected: int = key(minimum=1, used=AIR)
+    antennas: int = key(minimum=1, used=AIR)
+    snr_db: float = key(minimum=-200, maximum=300, used=AIR)
+    noise: bool = key(used=AIR)
+    path_loss: bool = key(used=AIR)
+    normalization: Literal["per_user", "common"] = key(used=DENSE_AIR)
+    packing: Literal["iq", "real"] = key(used=AIR)
+    payload: Literal["delta", "model"] = key(used=DENSE_AIR)
+    channel_error_variance: float = key(minimum=0, used=AIR)
+    recompute_beam: bool = key(used=DENSE_AIR)
+    certificate: bool = key(used=AIR)
+    server_learning_rate: float = key(above=0, used=AIR)
+    count_mode: Literal["bitmap", "common_mask", "count_free"] = key(used=PRUNED_AIR)
+    shrinkage: Literal["off", "moment"] = key(used=PRUNED_AIR)
+    explore: float = key(minimum=0, maximum=1, used=PRUNED_AIR & COMMON_MASK)
+    min_count: int = key(minimum=1, used=PRUNED_AIR & OWN_MASKS)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SchedulerSettings:
     """Who sends over the air, and with which receive beam."""
 
-    method: str = key()
-    beamformer: str = key()
-    options: Mapping[str, Any] = key()
+    method: str = key(used=AIR)
+    beamformer: str = key(used=AIR)
+    options: Mapping[str, Any] = key(used=AIR)
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineSettings:
     """What runs the devices."""
 
-    name: Literal["inprocess", "flower", "ray"] = key()
-    workers: int | None = key(minimum=1)
-    state_memory_mib: float = key(minimum=0)
-    batch_devices: int = key(minimum=1)
-    device: Literal["cpu", "cuda"] = key()
+    name: Literal["inprocess", "flower", "ray"] = key(decides=False)
+    workers: int | None = key(minimum=1, decides=False)
+    state_memory_mib: float = key(minimum=0, decides=False)
+    batch_devices: int = key(minimum=1, decides=False)
+    device: Literal["cpu", "cuda"] = key(decides=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,15 +206,26 @@ class StudySettings:
     """A job that trains nothing."""
 
     name: str | None = key()
-    draws: int = key(minimum=1)
+    draws: int = key(minimum=1, used=STUDY)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrackerSettings:
     """Where metrics go beside the CSV records."""
 
-    name: Literal["none", "tensorboard", "mlflow"] = key()
-    database: str | None = key(path=True)
+    name: Literal["none", "tensorboard", "mlflow"] = key(decides=False)
+    database: str | None = key(path=True, used=MLFLOW, decides=False)
+
+
+# `TrainingSpec` is what devices are told; when its keys have an effect only the server knows.
+_TRAINING = {
+    "personal_steps": (PERSONAL_STEPS, True),
+    "personal_epochs": (PERSONAL_PHASE, True),
+    "personal_learning_rate": (PERSONAL, True),
+    "global_steps": (GLOBAL_STEPS, True),
+    "importance": (PRUNING, True),
+    "prune_bias": (PRUNING, True),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,10 +233,10 @@ class Settings:
     """Everything that decides a run."""
 
     seed: int = key(minimum=0)
-    rounds: int = key(minimum=1)
-    evaluate_every: int = key(minimum=1)
-    checkpoint_every: int = key(minimum=0)
-    resume: str | None = key(path=True)
+    rounds: int = key(minimum=1, used=TRAINING)
+    evaluate_every: int = key(minimum=1, used=TRAINING)
+    checkpoint_every: int = key(minimum=0, used=TRAINING, decides=False)
+    resume: str | None = key(path=True, used=TRAINING, decides=False)
     fleet: FleetSettings
     radio: RadioSettings
     channel: ChannelSettings
@@ -203,14 +244,14 @@ class Settings:
     model: ModelSettings
     dataset: DatasetSettings
     partition: PartitionSettings
-    training: TrainingSpec
+    training: TrainingSpec = dataclasses.field(metadata={"fields": _TRAINING})
     scheme: SchemeSettings
     air: AirSettings
     scheduler: SchedulerSettings
     engine: EngineSettings
     study: StudySettings
     tracker: TrackerSettings
-    report: Mapping[str, Any] = key()  # how airflower-report draws the runs; decides nothing of the run
+    report: Mapping[str, Any] = key(decides=False)  # how airflower-report draws the runs
 
     @property
     def personal_patterns(self) -> tuple[str, ...]:
@@ -232,6 +273,19 @@ def keys_of_kind(kind: Literal["path", "open"], cls: type = Settings, path: str 
         elif "path" in field.metadata if kind == "path" else get_origin(hint) is Mapping:
             found.append(full)
     return tuple(found)
+
+
+@functools.cache
+def decides_nothing(name: str) -> bool:
+    """Return whether a key (or all of a group's keys) can change where or how a run is done, but no record.
+
+    The only list of them: checkpoints, sweeps and reports ask here.
+    """
+    declared = declarations(Settings)
+    found = [
+        key for key in declared if key == name or name.startswith(f"{key}.") or key.startswith(f"{name}.")
+    ]
+    return bool(found) and not any(declared[key].decides for key in found)
 
 
 # `budget` (conf/size) only holds values that an experiment refers to.
@@ -326,7 +380,9 @@ def compose_settings(overrides: Sequence[str]) -> Settings:
     Raises:
         ConfigError: naming the key, the value and what would be valid.
     """
-    return settings_from_config(compose_config(overrides))
+    settings = settings_from_config(compose_config(overrides))
+    check_uses(settings, given_keys(list(overrides)))
+    return settings
 
 
 def search_own_configuration() -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from server_app.ownership import status_of
-from server_app.settings import flatten
+from server_app.settings import decides_nothing, flatten
 
 Row = dict[str, str]
 
@@ -120,10 +120,6 @@ def _read(folder: Path, name: str) -> Run:
     return Run(folder, name, flatten({str(key): value for key, value in tree.items()}), report, summary)
 
 
-# Keys that do not decide the records: never shown as a difference.
-UNINTERESTING = ("engine.", "tracker.", "dataset.root", "dataset.download", "resume", "checkpoint_every")
-
-
 def differing(runs: Sequence[Run]) -> list[str]:
     """Return the configuration keys in which the runs differ, but for the seed."""
     keys = dict.fromkeys(key for run in runs for key in run.config)
@@ -131,7 +127,7 @@ def differing(runs: Sequence[Run]) -> list[str]:
         key
         for key in keys
         if key != "seed"
-        and not key.startswith(UNINTERESTING)
+        and not decides_nothing(key)
         and len({json.dumps(run.config.get(key)) for run in runs}) > 1
     ]
 
