@@ -48,15 +48,17 @@ class Setting:
         capped = {
             key: options.pop(key) for key in list(options) if key.endswith("per_device") and "samples" in key
         }
+        own = self.personal != "-"
         return [
             "model=mlp", f"seed={self.seed}", f"fleet.num_devices={self.devices}", f"partition={kind}",
             *(f"partition.{key}={value}" for key, value in capped.items()),
             *(f"partition.options.{key}={value}" for key, value in options.items()),
-            *([] if self.personal == "-" else [f"model.personal=[{self.personal}*]"]),
+            *([f"model.personal=[{self.personal}*]"] if own else []),
             f"training.algorithm={'simultaneous' if self.simultaneous else 'alternating'}",
-            f"training.personal_steps={self.personal_steps}", f"training.global_steps={self.global_steps}",
+            *([f"training.personal_steps={self.personal_steps}"] if own and not self.simultaneous else []),
+            *([f"training.personal_learning_rate={self.personal_rate}"] if own else []),
+            f"training.global_steps={self.global_steps}",
             f"training.importance_steps={self.importance_steps}", "training.optimizer=sgd",
-            f"training.personal_learning_rate={self.personal_rate}",
             f"training.global_learning_rate={self.global_rate}", f"training.momentum={self.momentum}",
             f"training.weight_decay={self.weight_decay}", f"training.batch_size={self.batch}",
             f"radio.bits_per_weight={self.bits}",

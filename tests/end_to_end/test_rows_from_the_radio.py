@@ -12,7 +12,7 @@ from server_app.recorder import read_table
 
 SMALL = (
     "model=mlp", "fleet.num_devices=4", "rounds=2", "partition.samples_per_device=10",
-    "partition.test_samples_per_device=10", "training.personal_steps=3", "training.optimizer=sgd",
+    "partition.test_samples_per_device=10", "training.optimizer=sgd",
 )  # fmt: skip
 PERSONAL, GLOBAL, CPU = 260, 19625, 3e9
 
@@ -60,8 +60,11 @@ def _cases():
 def test_every_row_follows_from_gains_and_payloads(tmp_path, monkeypatch, scheme, radio):
     values, faults = DEFAULT | RADIOS[radio], FAULTS.get(radio, "")
     monkeypatch.setenv("AIRFLOWER_TEST_FAULTS", faults)
-    changed = [f"radio.{name}={value}" for name, value in RADIOS[radio].items()]
+    unused = ("cycles_per_weight_personal",) if scheme in WHOLE else ()
+    changed = [f"radio.{name}={value}" for name, value in RADIOS[radio].items() if name not in unused]
     fading = "channel=rayleigh_single" if radio in ("narrow", "half") else "channel=rayleigh_mrc"
+    if scheme not in ("simultaneous", *WHOLE):
+        changed.append("training.personal_steps=3")
     run_job(tmp_path, f"scheme={scheme}", *SMALL, fading, *changed, app="faulty_app:app")
     devices, rounds = (read_table(tmp_path / name) for name in ("devices.csv", "rounds.csv"))
     assert [row["round"] for row in rounds] == ["1", "2"]

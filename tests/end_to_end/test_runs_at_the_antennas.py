@@ -152,7 +152,8 @@ def test_a_pruned_run_is_what_the_antennas_receive(tmp_path, monkeypatch, name):
     mode, packing, shrink, error_variance = PRUNED[name]
     case = Case(
         "aircomp_pruned", packing=packing, channel_error_variance=error_variance, count_mode=mode,
-        shrinkage="moment" if shrink else "off", explore=0.2, server_learning_rate=0.8,
+        shrinkage="moment" if shrink else "off", server_learning_rate=0.8,
+        **({"explore": 0.2} if mode == "common_mask" else {}),
     )  # fmt: skip
     band, threshold, cycles = 2e8, 5.2e-3, 500.0
     radio = (
