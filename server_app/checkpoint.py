@@ -39,7 +39,7 @@ from protocol.archives import (
 )
 from protocol.interrupts import held
 from protocol.messages import SAVE, UNKNOWN_ROUND, MessageError, SaveOrder, SaveReport
-from protocol.untrusted import last_line
+from protocol.untrusted import last_line, safe_text
 from server_app.ownership import status_of
 from server_app.recorder import HistoryError, Mark, Marks, Recorder, read_until
 from server_app.schema import ConfigError
@@ -383,7 +383,7 @@ def _stored(device: int, reply: Message, server_round: int, folder: Path) -> Dev
     try:
         report = SaveReport.from_records(reply.content, server_round)
     except MessageError as error:
-        return DevicePart(UNKNOWN_ROUND, stored=False, reason=str(error))
+        return DevicePart(UNKNOWN_ROUND, stored=False, reason=safe_text(error))
     part = DevicePart(report.round, True, report.own, report.sha256, report.size)
     if report.round and not report.own:
         try:

@@ -6,15 +6,18 @@ import os
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from flwr.app import ConfigRecord, RecordDict
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "end_to_end"))
 
 from jobs import final_weights, records, run_small
 
 from client_app import state
+from protocol.messages import SAVED
 from server_app import checkpoint
 from server_app.schema import ConfigError
 
@@ -304,3 +307,12 @@ def test_a_wrong_configuration_leaves_the_records_of_the_run_that_it_would_conti
         with pytest.raises(ConfigError, match="resume = "):
             run_small(copy, *FEW, f"resume={copy}", wrong)
     assert {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()} == before
+
+
+def test_the_words_of_a_device_that_stored_nothing_of_use_are_safe_to_show(tmp_path):
+    said = ConfigRecord({"round": "\x1b]0;=cmd\u202e\n" + 10_000 * "x", "sha256": "", "size": 0, "own": 0})
+    reply = SimpleNamespace(has_error=lambda: False, content=RecordDict({SAVED: said}))
+    part = checkpoint._stored(3, reply, 5, tmp_path)
+    assert not part.stored
+    assert part.reason.isprintable()
+    assert len(part.reason) <= 500
