@@ -7,7 +7,6 @@ import logging
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from datetime import datetime
@@ -73,6 +72,7 @@ def _run(options: argparse.Namespace, folder: Path) -> None:
     from deploy.local_fleet import LocalFleet
     from deploy.resources import Usage
     from engines.superlink import absolute
+    from engines.temporary import SOCKET, short_folder
     from server_app.overrides import override
     from server_app.ownership import SUMMARY
     from server_app.settings import compose_settings
@@ -84,7 +84,7 @@ def _run(options: argparse.Namespace, folder: Path) -> None:
         raise ConfigError("fleet.num_devices is given by --nodes")
     settings = compose_settings([f"fleet.num_devices={options.nodes}", *options.overrides])
     log.info("records: %s", folder)
-    with tempfile.TemporaryDirectory(prefix="airflower-fleet-") as scratch, ExitStack() as last:
+    with short_folder("airflower-fleet-", SOCKET) as scratch, ExitStack() as last:
         last.callback(close_summary, folder / SUMMARY)  # when the ServerApp is gone
         state = options.state_dir.resolve() if options.state_dir else None
         with LocalFleet(

@@ -22,7 +22,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -38,6 +37,7 @@ from deploy import warm
 from engines.diagnose import trouble
 from engines.guard import Guard
 from engines.superlink import commands, end, free_ports
+from engines.temporary import SOCKET, short_folder
 from protocol.messages import MessageError
 from server_app.schema import ConfigError
 from task.datasets import DatasetUnavailableError
@@ -171,7 +171,7 @@ def keep_running(arguments: Sequence[str], options: NodeOptions | None = None) -
     """
     found = commands()
     with (
-        tempfile.TemporaryDirectory(prefix="airflower-warm-") as folder,
+        short_folder("airflower-warm-", SOCKET) as folder,
         Guard(Path(folder)) as guard,
     ):
         variables = {**os.environ, "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}

@@ -12,11 +12,10 @@ What a bare ``flwr run .`` leaves to chance is settled here:
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
-from engines.keeper import Kept, ray_folder
+from engines.keeper import Kept
 from engines.processors import usable_processors
 from engines.superlink import (
     CONNECTION,
@@ -31,6 +30,7 @@ from engines.superlink import (
     wait_for,
     with_absolute_paths,
 )
+from engines.temporary import RAY, short_folder
 from protocol.interrupts import held
 from server_app.ownership import SUMMARY, lock_variables, owned, refuse_used
 from server_app.run import continues
@@ -45,7 +45,7 @@ def run_flower(settings: Settings, folder: Path) -> dict[str, Any]:
         folder: where the records go.
 
     Raises:
-        ConfigError: if Flower's commands cannot be found.
+        ConfigError: if Flower's commands cannot be found, or no temporary folder with a short path.
         RunFailedError: if the SuperLink does not start or the run does not complete.
     """
     command_folder = commands()
@@ -54,7 +54,7 @@ def run_flower(settings: Settings, folder: Path) -> dict[str, Any]:
         if not continues(settings, folder):
             refuse_used(folder)
         (folder / SUMMARY).unlink(missing_ok=True)
-        with tempfile.TemporaryDirectory(prefix="airflower-", ignore_cleanup_errors=True) as scratch:
+        with short_folder("airflower-", RAY) as scratch:
             return _run(settings, folder, Path(scratch), command_folder)
 
 
@@ -70,7 +70,7 @@ def _run(settings: Settings, folder: Path, scratch: Path, command_folder: Path) 
     variables = {
         **environment(command_folder, home),
         "RAY_DEDUP_LOGS": "0",
-        **ray_folder(scratch),
+        "RAY_TMPDIR": str(scratch),
         **lock_variables(folder),
     }
     command = [

@@ -27,7 +27,6 @@ from protocol import interrupts
 _LOOK_SECONDS = 0.5
 _GRACE_SECONDS = 20.0
 _LEFTOVER_SECONDS = 2.0  # what the command left behind may end by itself for so long
-_LONGEST_RAY_FOLDER = 36  # a socket's path has at most 107 characters, and Ray adds up to 70
 _SET_CHILD_SUBREAPER = 36  # of Linux's prctl
 
 
@@ -65,11 +64,6 @@ class Kept:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-
-
-def ray_folder(scratch: Path) -> dict[str, str]:
-    """Return the environment in which Ray keeps its files below a folder, if its sockets' names allow it."""
-    return {"RAY_TMPDIR": str(scratch)} if len(str(scratch)) <= _LONGEST_RAY_FOLDER else {}
 
 
 def main() -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,8 +20,9 @@ from typing import Any
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from engines.keeper import Kept, ray_folder
+from engines.keeper import Kept
 from engines.processors import usable_processors
+from engines.temporary import RAY, short_folder
 from protocol.interrupts import Interrupted, held, noted, request
 from server_app.run import STOP_FILE, run
 from server_app.settings import Settings
@@ -40,10 +40,9 @@ def run_ray(
         workers: devices at work at once; default: `engine.workers`, else one per core.
 
     Raises:
+        ConfigError: if there is no temporary folder with a short path.
         what `server_app.run.run` raises.
     """
-    from flwr.simulation import run_simulation
-
     from engines.workers import App
 
     server_app = ServerApp()
@@ -67,6 +66,9 @@ def run_ray(
     logging.getLogger("ray").setLevel(logging.WARNING)
     with warnings.catch_warnings(), noted(), _scratch(local="init_args" in backend):
         warnings.simplefilter("ignore", DeprecationWarning)
+        _do_without_home(folder)
+        from flwr.simulation import run_simulation
+
         try:
             run_simulation(
                 server_app=server_app,
@@ -89,14 +91,20 @@ def _scratch(*, local: bool) -> Iterator[None]:
     if not local or "RAY_TMPDIR" in os.environ:
         yield
         return
-    with tempfile.TemporaryDirectory(prefix="airflower-ray-", ignore_cleanup_errors=True) as name:
-        variables = ray_folder(Path(name))
+    with short_folder("airflower-ray-", RAY) as name:
         with held(), open(os.devnull, "wb") as output:
             kept = Kept([], Path(name), cwd=Path(os.sep), env=os.environ, output=output)
-        os.environ.update(variables)
+        os.environ["RAY_TMPDIR"] = name
         try:
             yield
         finally:
-            for variable in variables:
-                del os.environ[variable]
+            del os.environ["RAY_TMPDIR"]
             kept.end()
+
+
+def _do_without_home(folder: Path) -> None:
+    """Name a place where Flower would keep credentials, which are not used here, if the user has no home."""
+    try:
+        Path.home()
+    except RuntimeError:
+        os.environ.setdefault("FLWR_HOME", str(folder / ".flwr"))
