@@ -50,18 +50,6 @@ def test_a_wrong_value_in_any_job_of_a_sweep_stops_the_sweep_first(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_one_process_and_two_give_the_same_records(tmp_path):
-    """An override of `study` decides nothing here, but makes the command compose where the job runs."""
-    arguments = (*SMALL, "rounds=2", "hydra.run.dir=out")
-    for name, more in (("two", ()), ("one", ("study.draws=40",))):
-        (tmp_path / name).mkdir()
-        result = _airflower(tmp_path / name, *arguments, *more)
-        assert result.returncode == 0, result.stderr
-    assert records(tmp_path / "one" / "out") == records(tmp_path / "two" / "out")
-    first, second = (tmp_path / name / "out" for name in ("one", "two"))
-    assert {path.name for path in first.iterdir()} == {path.name for path in second.iterdir()}
-
-
 def test_a_failed_run_exits_with_1(tmp_path):
     """No device can train: the step size makes the weights overflow at once."""
     result = _airflower(tmp_path, *SMALL, "training.global_learning_rate=1e38", "hydra.run.dir=out")

@@ -133,7 +133,7 @@ def test_tidy_rows_hold_every_row_with_its_run_and_what_differs(page, runs_folde
     assert one["seed"] == "1"
     assert one["accuracy_mean"] == read_table(runs_folder / "t2s1" / "rounds.csv")[1]["accuracy_mean"]
     runs = read_table(page.parent / "runs.csv")
-    assert {row["run"]: row["status"] for row in runs}["half"] == "running"
+    assert {row["run"]: row["status"] for row in runs}["half"] == "killed"
     assert next(row for row in runs if row["run"] == "t1s2")["config.seed"] == "2"
 
 

@@ -29,8 +29,9 @@ def _upload(weights, assignment, step, bits=32):
 @pytest.mark.parametrize("bits", [32, 16, 8])
 def test_an_upload_of_other_bits_than_planned_is_refused(scheme, bits):
     """The round was accounted for the plan's; what the air superposes are float32."""
-    strategy = _strategy(f"scheme={scheme}", "radio.bits_per_weight=8")
-    planned = 8 if scheme == "proposed" else 32
+    digital = scheme == "proposed"
+    strategy = _strategy(f"scheme={scheme}", *(["radio.bits_per_weight=8"] if digital else []))
+    planned = 8 if digital else 32
     weights = np.zeros(strategy.num_weights, np.float32)
     plan = strategy.plan(1, range(10))
     receiver, first = strategy.receive(1, plan, weights), plan.assignments[0]
