@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -67,7 +69,18 @@ def local_fleet(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _check_platform() -> None:
+    """Raise ConfigError where processes cannot be forked and told to stop as fleets need it."""
+    lacks = [name for name in ("fork", "killpg") if not hasattr(os, name)]
+    lacks += [name for name in ("SIGHUP", "pthread_sigmask") if not hasattr(signal, name)]
+    if lacks:
+        raise ConfigError(
+            f"fleets run on Linux and macOS; this Python ({sys.platform}) lacks {', '.join(lacks)}"
+        )
+
+
 def _run(options: argparse.Namespace, folder: Path) -> None:
+    _check_platform()
     from deploy.credentials import roster
     from deploy.local_fleet import LocalFleet
     from deploy.resources import Usage
@@ -82,6 +95,8 @@ def _run(options: argparse.Namespace, folder: Path) -> None:
         raise ConfigError(f"--nodes {options.nodes}; a fleet has at least 1 node")
     if any(override.startswith("fleet.num_devices=") for override in options.overrides):
         raise ConfigError("fleet.num_devices is given by --nodes")
+    if options.resources and shutil.which("ps") is None:
+        raise ConfigError("--resources needs the command ps, which is not on the PATH (package procps)")
     settings = compose_settings([f"fleet.num_devices={options.nodes}", *options.overrides])
     log.info("records: %s", folder)
     with short_folder("airflower-fleet-", SOCKET) as scratch, ExitStack() as last:
@@ -169,11 +184,12 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
 
 def supernode(arguments: Sequence[str] | None = None) -> int:
     """Keep ``flower-supernode`` running with these arguments and a warm process beside it."""
-    from deploy.supernode import NodeOptions, keep_running, start_command
-
     given = list(sys.argv[1:] if arguments is None else arguments)
     _interrupt_once()
     try:
+        _check_platform()
+        from deploy.supernode import NodeOptions, keep_running, start_command
+
         if {"--help", "-h", "--version", "-V"} & set(given):
             return subprocess.call([*start_command(), *given])
         options = NodeOptions.read(given)

@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from engines.superlink import descendants
+from engines.process_table import descendants
 
 _KINDS = ("flower-superlink", "flower-supernode", "flower-superexec", "flwr-serverapp", "warm.py")
 _MESSAGE = re.compile(r"^warm: message: ([0-9.]+) s of processor time, ([0-9.]+) MB$", re.MULTILINE)

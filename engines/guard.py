@@ -105,8 +105,9 @@ def _over(pid: int) -> bool:
 
 def watch(mark: str, command: int, folders: Sequence[str]) -> None:
     """Wait until the command has closed our input or is gone, and clear up after it."""
-    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    for name in ("SIGHUP", "SIGINT", "SIGTERM"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     while os.getppid() == command:  # a process that it forked may hold our input open
         if select.select([0], [], [], _LOOK_SECONDS)[0] and not os.read(0, 1):
             break

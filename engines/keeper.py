@@ -22,6 +22,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
+from engines.process_table import descendants, processes
 from protocol import interrupts
 
 _LOOK_SECONDS = 0.5
@@ -84,22 +85,6 @@ def main() -> None:
     os._exit(0)
 
 
-def descendants(pid: int) -> set[int]:
-    """Return the processes below a process."""
-    listing = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=False).stdout
-    children: dict[int, list[int]] = {}
-    for line in listing.splitlines():
-        child, parent = map(int, line.split())
-        children.setdefault(parent, []).append(child)
-    found: set[int] = set()
-    look = [pid]
-    while look:
-        born = [child for child in children.get(look.pop(), []) if child not in found]
-        found.update(born)
-        look += born
-    return found
-
-
 def _end_all(process: subprocess.Popen[bytes] | None, folder: str) -> None:
     """End the command politely, and then whatever is left."""
     if process is not None:
@@ -121,16 +106,11 @@ def _end_all(process: subprocess.Popen[bytes] | None, folder: str) -> None:
 def _left(folder: str) -> set[int]:
     """Return what is alive of the processes below this one, and of those that name the folder."""
     below = descendants(os.getpid())
-    listing = subprocess.run(["ps", "-ewwo", "pid=,stat=,args="], capture_output=True, text=True, check=False)
-    found = set()
-    for line in listing.stdout.splitlines():
-        fields = line.split(None, 2)
-        if len(fields) < 3 or fields[1].startswith("Z") or fields[2].startswith("ps -e"):
-            continue
-        pid = int(fields[0])
-        if pid != os.getpid() and (pid in below or folder in fields[2]):
-            found.add(pid)
-    return found
+    return {
+        pid
+        for pid, entry in processes().items()
+        if pid != os.getpid() and not entry.over and (pid in below or folder in entry.command)
+    }
 
 
 def _reap() -> None:

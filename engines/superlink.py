@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from engines.diagnose import trouble
+from engines.process_table import descendants
 from protocol.interrupts import request
 from protocol.own_files import for_other_processes
 from server_app.overrides import joined, override
@@ -292,7 +293,7 @@ def end(*processes: subprocess.Popen[bytes]) -> None:
     Flower's SuperExec has a session of its own, and the ServerApp that it started outlives it for minutes.
     """
     alive = [process.pid for process in processes if process.poll() is None]
-    started = descendants(*alive) if alive else []
+    started = descendants(*alive) if alive else set()
     for sign in (signal.SIGTERM, signal.SIGKILL):
         for process in processes:
             with suppress(ProcessLookupError):
@@ -304,21 +305,6 @@ def end(*processes: subprocess.Popen[bytes]) -> None:
     for pid in started:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-
-
-def descendants(*pids: int) -> list[int]:
-    """Return the ids of the processes that processes have started, and of those that these have."""
-    listing = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
-    children: dict[int, list[int]] = {}
-    for line in listing.splitlines():
-        child, parent = map(int, line.split())
-        children.setdefault(parent, []).append(child)
-    found, look = [], [*pids]
-    while look:
-        born = children.get(look.pop(), [])
-        found += born
-        look += born
-    return found
 
 
 def kill_all(process: subprocess.Popen[bytes]) -> None:

@@ -52,8 +52,9 @@ def close_summary(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    for name in ("SIGHUP", "SIGINT", "SIGTERM"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     while os.read(0, 1):  # nobody writes: this waits for the other end to close, as it does with its process
         pass
     close_summary(Path(sys.argv[1]))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from engines.superlink import descendants
+from engines.process_table import descendants
 
 _PERIOD = 20_000  # microseconds: short, so that a step of training is slowed evenly
 _NAME = f"airflower-box-{os.getpid()}"

@@ -19,7 +19,7 @@ from faulty_way import FaultyWay
 from fleets import SMALL, rounds, rows, wait
 
 from deploy.local_fleet import LocalFleet
-from engines.superlink import descendants
+from engines.process_table import descendants
 from server_app.recorder import read_table
 
 pytestmark = [pytest.mark.slow, pytest.mark.fleet]
