@@ -117,7 +117,7 @@ def test_a_fault_is_loud(tmp_path, capsys):
 
 
 def test_the_uplink_is_shown_over_the_air_too(tmp_path):
-    run_tiny(tmp_path / "run", "scheme=over_the_air", "model.personal=[]")
+    run_tiny(tmp_path / "run", "scheme=over_the_air")
     text = build_report([tmp_path / "run"], tmp_path / "out").read_text()
     sent = [float(row["wire_bytes"]) for row in read_table(tmp_path / "run" / "rounds.csv")]
     assert f'<td class="n">{np.mean(sent) / 1e6:.4g}</td>' in text
