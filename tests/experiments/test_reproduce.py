@@ -13,15 +13,22 @@ def sweeps(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     commands, reports = [], []
 
-    def run(command, **kwargs):
-        commands.append(command)
-        code = 1 if "experiment=p1_fig5" in command else 0
-        if code == 0:
-            folder = tmp_path / "multirun" / reproduce.sweep_name(command[5:])
-            folder.mkdir(parents=True, exist_ok=True)
-        return type("Done", (), {"returncode": code})()
+    class Sweep:
+        """A process that has ended at once."""
 
-    monkeypatch.setattr(reproduce.subprocess, "run", run)
+        def __init__(self, command, **kwargs):
+            commands.append(command)
+            self.returncode = 1 if "experiment=p1_fig5" in command else 0
+            if self.returncode == 0:
+                folder = tmp_path / "multirun" / reproduce.sweep_name(command[5:])
+                folder.mkdir(parents=True, exist_ok=True)
+
+        def wait(self):
+            return self.returncode
+
+        poll = wait
+
+    monkeypatch.setattr(reproduce.subprocess, "Popen", Sweep)
     monkeypatch.setattr("experiments.report.cli.main", reports.append)
     return commands, reports
 
