@@ -28,6 +28,8 @@ from radio.roots import decreasing_root
 
 _LN2 = float(np.log(2.0))
 
+_LEAST_RETAINED = 1e-8
+
 
 def allocate_proportional_noise(
     channel_gain: ArrayLike,
@@ -122,6 +124,8 @@ def allocate_at(
 
     ratio = np.where(share > 0, devices.ratio(share), 1.0)
     ratio[ratio < 1e-12] = 0.0  # at the cap, found to rounding only
+    # So little that 1 - rho has too few digits left to tell the time by: nothing of the model would fit.
+    ratio[ratio > 1.0 - _LEAST_RETAINED] = 1.0
     floored = (low > 0) & (share <= low)
     ratio = np.where(floored, limit, ratio)
     if limit < 1:

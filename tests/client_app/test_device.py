@@ -30,7 +30,9 @@ def _context(index=1, **config):
 
 
 def _job(*overrides):
-    return prepare(compose_settings([*SMALL, *overrides]))
+    # Where everything is global, to name the personal part is refused.
+    small = [one for one in SMALL if "scheme=fedavg" not in overrides or "personal" not in one]
+    return prepare(compose_settings([*small, *overrides]))
 
 
 def _order(job, num_pruned=100, number=1, **more):

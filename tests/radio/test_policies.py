@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from radio.allocation import Allocation, AllocationStatus, allocate, ratio_at_rate
@@ -57,6 +57,8 @@ PROMISING = ["joint", "joint_physical_noise", "equal_bandwidth", "printed_formul
 
 @settings(deadline=None, max_examples=60)
 @given(problems, st.sampled_from([1.0, 0.9, 0.5]))
+@example(draw_problem(744237663), 1.0)  # shares of 1e-15: 1 - rho has hardly a digit left
+@example(draw_problem(385), 1.0)
 @pytest.mark.parametrize("name", PROMISING)
 def test_schemes_with_a_budget_keep_it_under_either_noise_and_the_joint_optimum_is_best(
     name: str, problem: OfdmaProblem, limit: float
