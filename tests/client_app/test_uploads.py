@@ -41,7 +41,8 @@ def test_an_upload_holds_the_global_part_and_named_numbers_only(share):
     assert array.numpy().size <= 4 * (size - pruned) + size / 8 + 64
     metrics = set(reply.content[METRICS]) - {"num-examples"}
     assert metrics <= REPORTED
-    personal = state.recall(context)
-    assert personal is not None
+    part = state.recall(context)
+    assert part is not None
+    personal = part.weights
     assert personal.size == split.personal.size
     assert not np.isin(np.asarray(sent.values, np.float32), personal[personal != 0]).any()
