@@ -119,5 +119,6 @@ def test_what_is_said_in_hydras_grammar_is_left_alone(monkeypatch, given_overrid
 def test_options_of_the_chosen_part_need_no_plus():
     found = compose_settings(["partition=dirichlet", "partition.options.min_samples=10"])
     assert found.partition.options == {"alpha": 0.5, "min_samples": 10}
-    assert compose_settings([override("scheduler.options.starts", 5)]).scheduler.options == {"starts": 5}
+    air = compose_settings(["scheme=over_the_air", override("scheduler.options.starts", 5)])
+    assert air.scheduler.options == {"starts": 5}
     assert compose_settings(["model.options.kernel_size=3"]).model.options == {"kernel_size": 3}
