@@ -9,6 +9,7 @@ from experiments.command_line import sweep_of
 from experiments.report.folders import Run
 from experiments.report.metrics import matches
 from experiments.report.spec import read_report
+from experiments.reproduce import experiments
 from experiments.studies import resolve
 from server_app.settings import compose_settings, flatten
 
@@ -65,11 +66,10 @@ def test_every_experiment_runs_and_reports(tmp_path, data_root, monkeypatch):
     from experiments.report.cli import build_report
 
     monkeypatch.setenv("AIRFLOWER_DATA_ROOT", str(data_root))
-    tiny = (
-        *("rounds=1", "study.draws=2", "engine.workers=1", "partition.test_samples_per_device=10"),
-        "partition.samples_per_device=40",
-    )
+    trained = ("rounds=1", "partition.test_samples_per_device=10", "partition.samples_per_device=40")
     for experiment in EXPERIMENTS:
+        is_study = "study" in experiments()[experiment]
+        tiny = ("engine.workers=1", *(("study.draws=2",) if is_study else trained))
         jobs = jobs_of(experiment, "quick")
         for i, job in enumerate((jobs[0], jobs[-1])):
             learned = any("actor_critic" in override for override in job)
