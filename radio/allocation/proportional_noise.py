@@ -125,7 +125,16 @@ def allocate_at(
     ratio = np.where(share > 0, devices.ratio(share), 1.0)
     ratio[ratio < 1e-12] = 0.0  # at the cap, found to rounding only
     # So little that 1 - rho has too few digits left to tell the time by: nothing of the model would fit.
-    ratio[ratio > 1.0 - _LEAST_RETAINED] = 1.0
+    # Its band goes to the widest of those that are pruned in part, so that the band stays full.
+    tiny = (share > 0) & (ratio > 1.0 - _LEAST_RETAINED)
+    if tiny.any():
+        freed = share[tiny].sum()
+        ratio[tiny], share[tiny] = 1.0, 0.0
+        inner = (share > 0) & (ratio > 0)
+        if inner.any():
+            widest = int(np.argmax(np.where(inner, share, -1.0)))
+            share[widest] += freed
+            ratio[widest] = devices.ratio(share)[widest]
     floored = (low > 0) & (share <= low)
     ratio = np.where(floored, limit, ratio)
     if limit < 1:
