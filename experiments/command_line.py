@@ -23,7 +23,7 @@ from server_app.overrides import as_meant, override
 from server_app.ownership import new_folder
 from server_app.schema import ConfigError
 from server_app.settings import Settings, explained, search_own_configuration, settings_from_config
-from server_app.uses import check_uses, given_keys
+from server_app.uses import check_uses, given_keys, without_effect
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ class CheckFirst(Callback):  # type: ignore[misc]
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Check one job as far as the configuration goes; the rest is checked as soon as it runs."""
         with _refusing():
-            _settings(config)
+            check_uses(_settings(config), _given(config))
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Name the folders of the sweep and of its jobs, and check every job as its run would."""
@@ -164,16 +164,21 @@ def _check(config: DictConfig, jobs: Sequence[Sequence[str]]) -> None:
 
     loader = GlobalHydra.instance().config_loader()
     seen: set[str] = set()
+    idle: dict[str, str] | None = None  # keys that no job so far has used
     for overrides in jobs:
         try:
             with explained():
                 job = loader.load_sweep_config(config, list(overrides))
             settings = _settings(job)
+            unused = without_effect(settings, _given(job))
+            idle = unused if idle is None else {name: idle[name] for name in idle.keys() & unused.keys()}
             check_fully(settings, seen)
         except ConfigError as error:
             raise ConfigError(f"{error} (in the job {' '.join(overrides)})") from error
         subfolder = str(OmegaConf.select(job, "hydra.sweep.subdir"))
         _command.jobs[(Path(config.hydra.sweep.dir) / subfolder).absolute()] = settings
+    if idle:
+        raise ConfigError(f"{idle[min(idle)]} (so it is in every job of the sweep)")
 
 
 def _jobs(config: DictConfig) -> tuple[list[list[str]], list[str]]:
@@ -221,6 +226,8 @@ def _refusing() -> Iterator[None]:
 
 
 def _settings(config: DictConfig) -> Settings:
-    settings = settings_from_config(OmegaConf.masked_copy(config, [str(n) for n in config if n != "hydra"]))
-    check_uses(settings, given_keys(list(OmegaConf.select(config, "hydra.overrides.task") or [])))
-    return settings
+    return settings_from_config(OmegaConf.masked_copy(config, [str(n) for n in config if n != "hydra"]))
+
+
+def _given(config: DictConfig) -> dict[str, str]:
+    return given_keys(list(OmegaConf.select(config, "hydra.overrides.task") or []))

@@ -1,8 +1,8 @@
 """What a key needs in order to have an effect: conditions on the other keys, each with its words.
 
 A key declares its condition where its type and limits are declared (`server_app.schema.key`). A user who sets
-a key whose condition does not hold is told so before anything runs. What a scheme or policy of the user's own
-reads is not known here: for those every key counts as used.
+a key whose condition does not hold is told so before anything runs; in a sweep, a key that none of the jobs
+uses. What a scheme or policy of the user's own reads is not known here: for those every key counts as used.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from radio.allocation.policies import POLICIES
 from server_app.schema import ConfigError, declarations
 
 if TYPE_CHECKING:
@@ -35,19 +36,11 @@ class Use:
 
 def _policy(settings: Settings, *names: str) -> bool:
     """Return whether the allocation policy is one of these, or not one of ours."""
-    return settings.scheme.allocation in names or settings.scheme.allocation not in _POLICIES
+    return settings.scheme.allocation in names or settings.scheme.allocation not in POLICIES
 
 
-_POLICIES = (
-    "joint",
-    "equal_bandwidth",
-    "equal_bandwidth_joint_rho",
-    "joint_physical_noise",
-    "dense_equal_bandwidth",
-    "fixed_ratio",
-    "printed_formula",
-)
-_RATIO_POLICIES = _POLICIES[:4]
+# Those that keep to a largest pruning ratio.
+_RATIO_POLICIES = ("joint", "equal_bandwidth", "equal_bandwidth_joint_rho", "joint_physical_noise")
 _ADAPTIVE_POLICIES = (*_RATIO_POLICIES, "printed_formula")
 
 
@@ -117,15 +110,23 @@ MLFLOW = Use("with tracker=mlflow", lambda s: s.tracker.name == "mlflow")
 
 
 def check_uses(settings: Settings, given: Mapping[str, str]) -> None:
-    """Refuse keys without effect.
-
-    Args:
-        settings: the checked settings.
-        given: what the user set: values by dotted key. A key set to null says nothing and passes.
+    """Refuse keys without effect; arguments as in `without_effect`.
 
     Raises:
         ConfigError: naming the key, the value and what would use it.
     """
+    for text in without_effect(settings, given).values():
+        raise ConfigError(text)
+
+
+def without_effect(settings: Settings, given: Mapping[str, str]) -> dict[str, str]:
+    """Return the keys that this job does not use, each with a text that says what would use it.
+
+    Args:
+        settings: the checked settings.
+        given: what the user set: values by dotted key. A key set to null says nothing and passes.
+    """
+    idle: dict[str, str] = {}
     tree: Any = type(settings)
     found = declarations(tree)
     for name, value in given.items():
@@ -136,12 +137,13 @@ def check_uses(settings: Settings, given: Mapping[str, str]) -> None:
         if settings.study.name is not None and not use.text.startswith(TRAINING.text):
             # What a study looks at is its own matter: one of schedules needs no scheme over the air.
             continue
-        raise ConfigError(
+        idle[name] = (
             f"{name} = {value} has no effect here: it is used only {use.text}; this job has "
             f"scheme.name = {settings.scheme.name}, scheme.uplink = {settings.scheme.uplink}, "
             f"scheme.allocation = {settings.scheme.allocation}, channel.source = {settings.channel.source}; "
             "leave it out"
         )
+    return idle
 
 
 def _and_parents(name: str) -> list[str]:

@@ -50,6 +50,18 @@ def test_what_is_wrong_stops_the_command_before_any_job_has_a_folder(tmp_path, a
     assert not list(tmp_path.rglob("config.yaml")) or "min_smaples" in message
 
 
+def test_a_key_of_a_sweep_has_an_effect_in_one_of_its_jobs_at_least(tmp_path):
+    """Schemes are compared in one sweep; what only one of them uses may stand beside it."""
+    mixed = ("-m", *QUICK, "scheme=proposed,over_the_air", "air.num_selected=2", "hydra.sweep.dir=s")
+    result = airflower(tmp_path, *mixed)
+    assert result.returncode == 0, result.stdout + result.stderr
+    refused = airflower(tmp_path, "-m", *QUICK, "scheme=proposed,fedavg", "air.num_selected=2")
+    assert refused.returncode == 2
+    assert "air.num_selected = 2 has no effect here" in refused.stderr
+    assert "every job of the sweep" in refused.stderr
+    assert not (tmp_path / "multirun").exists()
+
+
 def test_hydras_own_doors_open(tmp_path):
     """A folder of configurations, a sweep by mode, a glob, what would run, and completion in a shell."""
     own = tmp_path / "mine (1)" / "scheme"
