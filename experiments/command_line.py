@@ -65,6 +65,10 @@ class _Command:
     jobs: dict[Path, Settings] = field(default_factory=dict)
     folder: Path | None = None
 
+    def start(self, arguments: Sequence[str]) -> None:
+        """Forget what another command of this process left."""
+        self.arguments, self.jobs, self.folder = arguments, {}, None
+
 
 _command = _Command()  # Hydra makes the callback itself; one command runs in a process
 
@@ -81,7 +85,7 @@ def compose(arguments: Sequence[str], run: Callable[[ComposedJob], None]) -> Non
 
     find_own_modules()
     flags = get_args_parser().parse_intermixed_args(list(arguments))
-    _command.__init__(flags.overrides)  # type: ignore[misc]
+    _command.start(flags.overrides)
     others = [argument for argument in arguments if argument not in flags.overrides]
     # Hydra wants all overrides together; a flag such as --info would take the next one for its value.
     sys.argv = [sys.argv[0], *as_meant(flags.overrides, sweep=flags.multirun), *others]
