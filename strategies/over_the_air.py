@@ -7,7 +7,6 @@ updates through the emulated air, and take the receiver's estimate of the averag
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,10 +18,9 @@ import numpy.typing as npt
 from protocol.streams import generator
 from radio.air.transceiver import Mode, airtime_s, average, design_link, effective_channels, measure, symbols
 from radio.air.zero_forcing import Packing
-from radio.beamforming import beamform
-from radio.beamforming import resolve as resolve_beamformer
+from radio.beamforming import BEAMFORMERS, beamform
 from radio.channel import Cell, ChannelModel
-from radio.scheduling import Schedule, resolve, schedule
+from radio.scheduling import SCHEDULERS, Schedule, schedule
 from strategies.air_receiver import AirReceiver, AirUpdate, air_plan
 from strategies.base import WirelessStrategy
 from strategies.masked import Weighting
@@ -236,17 +234,8 @@ def _check_solvers(air: AirInterface) -> None:
     Raises:
         ValueError: naming it and what would be valid.
     """
-    policy = resolve(air.method)
-    resolve_beamformer(air.beamformer)
-    parameters = inspect.signature(policy).parameters
-    known = {name for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY} - {"beamformer", "rng"}
-    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    for name in air.scheduler_options:
-        if name not in known and not takes_any:
-            raise ValueError(
-                f"scheduler.options.{name} is unknown to {air.method}; "
-                f"valid: {', '.join(sorted(known)) or 'none'}"
-            )
+    SCHEDULERS.select(air.method, air.scheduler_options)
+    BEAMFORMERS.find(air.beamformer)
 
 
 def _schedule_columns(found: Schedule, users: npt.NDArray[np.int_]) -> dict[str, Value]:

@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from task.registry import Registry
+from registry import Registry
 
 IMAGE_SIZE = 28
 
 ModelBuilder = Callable[..., nn.Sequential]
-MODELS: Registry[ModelBuilder] = Registry("model")
+MODELS: Registry[ModelBuilder] = Registry("model", key="model.name")
 
 
 class ChannelsLast(nn.Module):

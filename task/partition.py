@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from task.registry import Registry
+from registry import Registry
 
 Ints = npt.NDArray[np.int64]
 Partitioner = Callable[..., Ints]
-PARTITIONERS: Registry[Partitioner] = Registry("partition")
+PARTITIONERS: Registry[Partitioner] = Registry("partition", key="partition.name")
 
 
 @dataclass(frozen=True, eq=False)

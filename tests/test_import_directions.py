@@ -10,17 +10,19 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 ALLOWED = {
-    "radio": {"numpy", "scipy", "cvxpy"},
-    "task": {"torch", "torchvision", "numpy", "sklearn", "PIL"},
-    "protocol": {"numpy", "flwr"},
-    "client_app": {"flwr", "torch", "numpy", "task", "protocol", "radio.payload"},
+    "registry": set(),
+    "radio": {"numpy", "scipy", "cvxpy", "registry"},
+    "task": {"torch", "torchvision", "numpy", "sklearn", "PIL", "registry"},
+    "protocol": {"numpy", "flwr", "registry"},
+    "client_app": {"flwr", "torch", "numpy", "task", "protocol", "radio.payload", "registry"},
     # torch: the learned scheduler; cryptography, which Flower brings: the keys of nodes
-    "strategies": {"flwr", "numpy", "scipy", "torch", "cryptography", "radio", "protocol"},
+    "strategies": {"flwr", "numpy", "scipy", "torch", "cryptography", "radio", "protocol", "registry"},
 }
 
 
 # From the ground up: a package may import those of a lower rank, and itself.
 RANK = {
+    "registry": -1,
     "radio": 0,
     "task": 0,
     "protocol": 0,

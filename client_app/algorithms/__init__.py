@@ -16,9 +16,9 @@ import numpy.typing as npt
 
 from client_app.local_round import Algorithm, LocalWork
 from protocol.training import TrainingSpec
-from task.registry import Registry
+from registry import Registry
 
-ALGORITHMS: Registry[type[Algorithm]] = Registry("training.algorithm")
+ALGORITHMS: Registry[type[Algorithm]] = Registry("local algorithm", key="training.algorithm")
 
 
 class LocalAlgorithm:

@@ -14,13 +14,13 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from protocol.archives import digest_of
+from registry import Registry
 from server_app.recorder import TIMING
 from server_app.schema import ConfigError
 from server_app.settings import Settings
@@ -46,26 +46,13 @@ class StudyResult:
 
 
 Study = Callable[[Settings], StudyResult]
-_STUDIES: dict[str, Study | str] = {  # imported when asked for: most jobs need none of them
-    "scheduling": "experiments.studies.scheduling:scheduling",
-    "planning": "experiments.studies.planning:planning",
-    "printed_formula": "experiments.studies.planning:printed_formula",
-}
-
-
-def study(name: str) -> Callable[[Study], Study]:
-    """Register the decorated function as study `name`."""
-
-    def register(function: Study) -> Study:
-        _STUDIES[name] = function
-        return function
-
-    return register
-
-
-def studies() -> tuple[str, ...]:
-    """Return the registered names, sorted."""
-    return tuple(sorted(_STUDIES))
+STUDIES: Registry[Study] = Registry("study", key="study.name")
+STUDIES.register_at(  # imported when asked for: most jobs need none of them
+    scheduling="experiments.studies.scheduling:scheduling",
+    planning="experiments.studies.planning:planning",
+    printed_formula="experiments.studies.planning:printed_formula",
+)
+study = STUDIES.register
 
 
 def resolve(name: str) -> Study:
@@ -74,23 +61,10 @@ def resolve(name: str) -> Study:
     Raises:
         ConfigError: if there is no such study, module or function.
     """
-    target = _STUDIES.get(name, name)
-    if callable(target):
-        return target
-    module, _, attribute = target.partition(":")
-    if not attribute:
-        raise ConfigError(
-            f"study.name = {name} is unknown; valid: {', '.join(studies())}, "
-            "or a dotted path 'package.module:function'"
-        )
     try:
-        found = getattr(import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"study.name = {name} cannot be imported: {error}") from error
-    if not callable(found):
-        raise ConfigError(f"study.name = {name} is not a function")
-    resolved: Study = found
-    return resolved
+        return STUDIES.find(name)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def run_study(settings: Settings, folder: Path) -> dict[str, Any]:

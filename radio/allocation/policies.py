@@ -11,10 +11,8 @@ policy that meets the latency threshold at `problem.rates` meets it in the recor
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import import_module
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -30,6 +28,7 @@ from radio.allocation.optimum import (
 from radio.allocation.proportional_noise import allocate_at
 from radio.arrays import BoolArray, FloatArray, in_unit_interval, non_negative
 from radio.channel.rates import FixedNoise, ProportionalNoise, RateModel
+from registry import Registry
 
 
 @dataclass(frozen=True)
@@ -76,48 +75,9 @@ class Policy(Protocol):
         """Return the shares and pruning ratios of one round."""
 
 
-_P = TypeVar("_P", bound=Policy)
-POLICIES: dict[str, Policy] = {}
-
-
-def policy(name: str) -> Callable[[_P], _P]:
-    """Register a policy under `name`.
-
-    Raises:
-        ValueError: if the name is taken.
-    """
-
-    def register(function: _P) -> _P:
-        if name in POLICIES:
-            raise ValueError(f"policy name {name!r} is already registered")
-        POLICIES[name] = function
-        return function
-
-    return register
-
-
-def get_policy(name: str) -> Policy:
-    """Return a registered policy, or the function at a dotted path `package.module:function`.
-
-    Raises:
-        ValueError: if there is no such policy, module or function.
-    """
-    if name in POLICIES:
-        return POLICIES[name]
-    if ":" not in name:
-        raise ValueError(
-            f"policy = {name!r} is unknown; valid: {', '.join(sorted(POLICIES))}, "
-            "or a dotted path 'package.module:function'"
-        )
-    module_name, _, attribute = name.partition(":")
-    try:
-        function = getattr(import_module(module_name), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"policy = {name!r} cannot be imported: {error}") from error
-    if not callable(function):
-        raise ValueError(f"policy = {name!r} is a {type(function).__name__}; it must be a function")
-    found: Policy = function
-    return found
+POLICIES: Registry[Policy] = Registry("allocation policy", key="scheme.allocation", given={"pruning_ratio"})
+policy = POLICIES.register
+get_policy = POLICIES.find
 
 
 @policy("joint")
@@ -143,7 +103,7 @@ def joint(problem: OfdmaProblem, *, pruning_ratio: float | None = None) -> Alloc
 
 
 # The noise model belongs to the cell (radio.noise_model); the name is kept for older configurations.
-POLICIES["joint_physical_noise"] = joint
+POLICIES.register("joint_physical_noise")(joint)
 
 
 @policy("equal_bandwidth")

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -22,9 +21,10 @@ from numpy.typing import ArrayLike
 
 from radio.beamforming.bound import joint_upper_bound, set_upper_bound
 from radio.beamforming.problem import Beam, canonical_phase, check_channels, gains
+from registry import Registry
 
 __all__ = [
-    "METHODS",
+    "BEAMFORMERS",
     "Beam",
     "beamform",
     "canonical_phase",
@@ -34,33 +34,16 @@ __all__ = [
     "set_upper_bound",
 ]
 
-METHODS: dict[str, str] = {
-    "fast": "radio.beamforming.fast:solve",
-    "sca": "radio.beamforming.sca:solve",
-    "dc": "radio.beamforming.dc:solve",
-    "sdr": "radio.beamforming.sdr:solve",
-}
-
-
-def resolve(method: str) -> Callable[..., Beam]:
-    """Return the solver called `method`; cvxpy is imported only when a method that needs it is.
-
-    Raises:
-        ValueError: if the name is neither known nor an importable ``"package.module:function"``.
-    """
-    target = METHODS.get(method, method)
-    module, _, attribute = target.partition(":")
-    try:
-        found = getattr(import_module(module), attribute) if attribute else None
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"beamforming method {method!r} cannot be loaded: {error}") from error
-    if not callable(found):
-        raise ValueError(
-            f"beamforming method {method!r} is unknown; "
-            f"valid: {', '.join(METHODS)}, or 'package.module:function'"
-        )
-    solver: Callable[..., Beam] = found
-    return solver
+# cvxpy is imported only when a method that needs it is asked for.
+BEAMFORMERS: Registry[Callable[..., Beam]] = Registry(
+    "beamforming method", key="scheduler.beamformer", given={"rng", "initial"}
+)
+BEAMFORMERS.register_at(
+    fast="radio.beamforming.fast:solve",
+    sca="radio.beamforming.sca:solve",
+    dc="radio.beamforming.dc:solve",
+    sdr="radio.beamforming.sdr:solve",
+)
 
 
 def beamform(
@@ -75,7 +58,7 @@ def beamform(
 
     Args:
         channels: (M, N) complex; row k is h_k of a selected user, scaled by 1/(phi_k sigma_k) to weigh it.
-        method: one of `METHODS`, or ``"package.module:function"``.
+        method: a name of `BEAMFORMERS`, or ``"package.module:function"``.
         upper_bound: also certify: the semidefinite bound of this set (any method).
         rng: draws starting beams; None: a fixed seed, so that equal input gives equal output.
         options: passed to the method, for example ``initial`` (a beam (N,) that the result is never worse
@@ -85,7 +68,7 @@ def beamform(
         ValueError: for N = 0, M = 0, a non-finite or zero channel, an unknown method.
     """
     checked = check_channels(channels)
-    solver = resolve(method)
+    solver = BEAMFORMERS.find(method)
     found = solver(checked, rng=np.random.default_rng(0) if rng is None else rng, **options)
     if upper_bound and found.upper_bound is None:
         found = replace(found, upper_bound=max(set_upper_bound(checked), found.min_gain))

@@ -20,14 +20,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from radio.beamforming import joint_upper_bound, set_upper_bound
-from radio.beamforming import resolve as resolve_beamformer
+from radio.beamforming import BEAMFORMERS, joint_upper_bound, set_upper_bound
 from radio.beamforming.problem import Beam, Complex, canonical_phase, check_channels, gains
 from radio.scheduling import alternating, baselines, exact, greedy, multistart
 from radio.scheduling.problem import Schedule, Selection, check_num_selected
-from radio.scheduling.registry import methods, policy, resolve
+from radio.scheduling.registry import SCHEDULERS, policy
 
-__all__ = ["Schedule", "Selection", "methods", "policy", "resolve", "schedule"]
+__all__ = ["SCHEDULERS", "Schedule", "Selection", "policy", "schedule"]
 
 _FAMILIES = (alternating, baselines, exact, greedy, multistart)  # importing them registers their policies
 
@@ -48,7 +47,7 @@ def schedule(
     Args:
         channels: (K, N) complex; row k is h_k. Scale row k by 1/(phi_k sigma_k) to weigh users.
         num_selected: M.
-        method: a name of `methods()`, or ``"package.module:function"``.
+        method: a name of `SCHEDULERS`, or ``"package.module:function"``.
         beamformer: `radio.beamforming` method that solves the beam of a set.
         rng: random stream; None: a fixed seed, so that equal input gives equal output.
         upper_bound: also bound the joint optimum and the beam problem of the chosen set by semidefinite
@@ -61,8 +60,8 @@ def schedule(
     """
     checked = check_channels(channels)
     count = check_num_selected(num_selected, len(checked))
-    chosen_policy = resolve(method)
-    solver = resolve_beamformer(beamformer)
+    chosen_policy = SCHEDULERS.select(method, options)
+    solver = BEAMFORMERS.find(beamformer)
     stream = np.random.default_rng(0) if rng is None else rng
     seed = int(stream.integers(2**63))
     extra = dict(beamformer_options or {})

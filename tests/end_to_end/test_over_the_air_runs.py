@@ -98,7 +98,7 @@ def test_noise_that_makes_training_diverge_is_reported_not_written(tmp_path):
         (["scheduler.method=oracle"], "scheduler.method = oracle.*multistart"),
         (["scheduler=oracle"], r"(?s)Could not find 'scheduler/oracle'.*multistart"),
         (["scheduler.beamformer=psychic"], "psychic.*fast"),
-        (["+scheduler.options.speed=9"], "scheduler.options.speed is unknown to multistart; valid: "),
+        (["+scheduler.options.speed=9"], "scheduler.method = 'multistart' has no option 'speed'; "),
     ],
 )
 def test_bad_settings_stop_before_training(overrides, message):

@@ -120,8 +120,8 @@ def test_a_study_repeats_bit_for_bit_and_its_summary_holds_nothing_measured(tmp_
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["study.name=schedulling"], "study.name = schedulling is unknown; valid: planning"),
-        (["study.name=nowhere.at_all:study"], "study.name = nowhere.at_all:study cannot be imported"),
+        (["study.name=schedulling"], "study.name = 'schedulling' is unknown; did you mean scheduling"),
+        (["study.name=nowhere.at_all:study"], "study.name = 'nowhere.at_all:study' cannot be imported"),
         (["study.name=planning", "scheme=over_the_air"], "scheme.uplink = over_the_air"),
         (["study.name=scheduling", "air.num_selected=11"], "num_selected = 11 exceeds"),
     ],

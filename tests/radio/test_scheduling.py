@@ -8,17 +8,16 @@ import numpy as np
 import pytest
 
 from radio.beamforming import gains
-from radio.scheduling import Selection, methods, policy, schedule
-from radio.scheduling.registry import _POLICIES
+from radio.scheduling import SCHEDULERS, Selection, policy, schedule
 
 ACTOR_CRITIC = "strategies.actor_critic:actor_critic"  # learned, with torch, which radio does not import
-METHODS = (*methods(), ACTOR_CRITIC)
+METHODS = (*SCHEDULERS, ACTOR_CRITIC)
 OPTIONS: dict[str, dict[str, Any]] = {
     ACTOR_CRITIC: {"updates": 20, "batch": 16},
     "subgradient": {"outer": 10, "inner": 50},
 }
 JOINT = ("multistart", "enhanced", "brute_force", "iterative", "policy_greedy", "policy")
-GLOBAL_PHASE = sorted(set(methods()))  # the network sees Re and Im of the channels
+GLOBAL_PHASE = sorted(SCHEDULERS)  # the network sees Re and Im of the channels
 
 
 def rayleigh(seed: int, users: int, antennas: int) -> np.ndarray[Any, np.dtype[np.complex128]]:
@@ -107,7 +106,9 @@ def test_bad_input(channels: np.ndarray[Any, Any], selected: int, message: str) 
 
 def test_unknown_names_list_what_exists() -> None:
     """A typing error in a yaml file shows the choices."""
-    with pytest.raises(ValueError, match=r"'polcy' is unknown; valid: .*multistart.*policy_greedy"):
+    with pytest.raises(
+        ValueError, match=r"'polcy' is unknown; .* policy\? valid: .*multistart.*policy_greedy"
+    ):
         schedule(np.eye(3), 1, method="polcy")
     with pytest.raises(ValueError, match="no_such_module"):
         schedule(np.eye(3), 1, method="no_such_module:f")
@@ -132,7 +133,7 @@ def test_a_policy_is_one_function() -> None:
     try:
         again = schedule(rayleigh(0, 6, 3), 2, method="last_users")
     finally:
-        del _POLICIES["last_users"]
+        SCHEDULERS.remove("last_users")
     assert again.min_gain == found.min_gain
 
 
