@@ -112,7 +112,7 @@ def test_unknown_names_list_what_exists() -> None:
         schedule(np.eye(3), 1, method="polcy")
     with pytest.raises(ValueError, match="no_such_module"):
         schedule(np.eye(3), 1, method="no_such_module:f")
-    with pytest.raises(ValueError, match="scheduler.beamformer = 'beamy' is unknown"):
+    with pytest.raises(ValueError, match=r"scheduler\.beamformer = 'beamy' is unknown"):
         schedule(np.eye(3), 1, beamformer="beamy")
     for option in ({"rule": "x"}, {"score": "x"}, {"candidates": 0}):
         with pytest.raises(ValueError, match=next(iter(option))):
