@@ -15,7 +15,7 @@ from flwr.app import Context, RecordDict
 
 from benchmarks.local_training import paper_job, threads
 from benchmarks.measure import Figure, interleave, peak_mib, ratio_of
-from client_app.device import Workbench, train, workbench
+from client_app.device import RunContext, run_context, train
 from client_app.fast.stacked import StackedNetwork
 from client_app.local_round import DeviceRound, LocalTraining
 from client_app.many import train_many
@@ -65,7 +65,7 @@ def processor_figure(*, quick: bool) -> Figure:
 
     times = _in_turn({"one": one_after_the_other, "many": together}, 5 if quick else 15)
     ratio, spread = ratio_of(times["one"], times["many"])
-    samples = len(workbench(spec).parts[0].train)
+    samples = len(run_context(spec).parts[0].train)
     return Figure(
         name=f"round of {MLP_DEVICES} devices x {samples} images, MLP, {MLP_CHUNK} devices per batch",
         value=statistics.median(times["many"]),
@@ -84,14 +84,14 @@ def processor_figure(*, quick: bool) -> Figure:
 def gpu_figure(num_devices: int, *, quick: bool) -> Figure:
     """Measure local rounds of the paper's CNN on the GPU; both sides run the same code, batched or not."""
     job = paper_job()
-    bench: Workbench = workbench(job.spec.to_json())
-    devices = [_device(bench, number) for number in range(num_devices)]
+    run: RunContext = run_context(job.spec.to_json())
+    devices = [_device(run, number) for number in range(num_devices)]
     sides = {
         name: LocalTraining(
-            StackedNetwork(bench.network.module, bench.network.split, device="cuda"),
-            ImagePool(bench.data, torch.device("cuda")),
-            bench.algorithm,
-            bench.training,
+            StackedNetwork(run.network.module, run.network.split, device="cuda"),
+            ImagePool(run.data, torch.device("cuda")),
+            run.algorithm,
+            run.training,
             devices_at_once=chunk,
         )
         for name, chunk in (("one", 1), ("many", GPU_CHUNK))
@@ -130,12 +130,12 @@ def _context(index: int) -> Context:
     return Context(run_id=1, node_id=index, node_config=node, state=RecordDict(), run_config={})
 
 
-def _device(bench: Workbench, number: int) -> DeviceRound:
+def _device(run: RunContext, number: int) -> DeviceRound:
     """Return a device's round; devices beyond the data set's share the images of earlier ones."""
-    seed = torch_seed(bench.spec.seed, "batches", 1, number)
+    seed = torch_seed(run.spec.seed, "batches", 1, number)
     return DeviceRound(
-        samples=np.asarray(bench.parts[number % len(bench.parts)].train),
-        personal=bench.initial_personal,
-        num_pruned=int(RATIO * bench.network.split.shared.size),
+        samples=np.asarray(run.parts[number % len(run.parts)].train),
+        personal=run.initial_personal,
+        num_pruned=int(RATIO * run.network.split.global_part.size),
         generator=lambda: torch.Generator().manual_seed(seed),
     )

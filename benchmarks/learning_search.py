@@ -71,7 +71,7 @@ class Curve:
     seconds_per_round: float
 
 
-def average_over_keepers(
+def average_over_contributors(
     current: npt.NDArray[np.float32],
     uploads: Sequence[tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]],
 ) -> npt.NDArray[np.float32]:
@@ -106,9 +106,9 @@ def train(case: Case, rounds: int, seed: int, evaluate_every: int) -> Curve:
     module = build_model(case.model, generator=torch.Generator().manual_seed(torch_seed(seed, "init")))
     split = split_parameters(module, case.personal)
     model = ModuleNetwork(module, split)
-    shared = model.shared[0].numpy().copy()
+    global_part = model.global_part[0].numpy().copy()
     personal = [model.personal[0].numpy().copy() for _ in parts]
-    num_pruned = [math.ceil(ratio * split.shared.size - 1e-9) for ratio in case.ratios]
+    num_pruned = [math.ceil(ratio * split.global_part.size - 1e-9) for ratio in case.ratios]
 
     curve = Curve([], [], [], [], 0.0)
     started = time.perf_counter()
@@ -120,7 +120,7 @@ def train(case: Case, rounds: int, seed: int, evaluate_every: int) -> Curve:
                 model,
                 images,
                 labels,
-                broadcast=shared,
+                broadcast=global_part,
                 personal=personal[device],
                 num_pruned=num_pruned[device],
                 algorithm=make_algorithm(case.spec.algorithm, case.spec.options),
@@ -128,11 +128,11 @@ def train(case: Case, rounds: int, seed: int, evaluate_every: int) -> Curve:
                 generator=batches,
             )
             personal[device] = result.personal
-            uploads.append((result.shared, result.mask))
-        shared = average_over_keepers(shared, uploads)
+            uploads.append((result.global_part, result.mask))
+        global_part = average_over_contributors(global_part, uploads)
         if round_number % evaluate_every == 0 or round_number == rounds:
             tests = [
-                evaluate(model, shared=shared, personal=mine, images=images, labels=labels)
+                evaluate(model, global_part=global_part, personal=mine, images=images, labels=labels)
                 for mine, (images, labels) in zip(personal, test_sets, strict=True)
             ]
             curve.rounds.append(round_number)

@@ -14,7 +14,7 @@ from flwr.app import ConfigRecord
 
 from benchmarks.baseline import PlainFederation, Plan, paper_cnn
 from benchmarks.measure import Figure, interleave, peak_mib, ratio_of
-from client_app.device import Workbench, workbench
+from client_app.device import RunContext, run_context
 from client_app.local_round import local_round
 from client_app.precision import multiplies_bfloat16
 from client_app.samples import mini_batches, spawn
@@ -106,18 +106,18 @@ class EngineSide:
 
 def baseline_side(job: Job, *, freeze: bool = False) -> PlainFederation:
     """Return the plain loop with the job's weights, data and mini-batches."""
-    bench: Workbench = workbench(job.spec.to_json())
+    run: RunContext = run_context(job.spec.to_json())
     model = paper_cnn()
     with torch.no_grad():
-        for parameter, source in zip(model.parameters(), bench.network.module.parameters(), strict=True):
+        for parameter, source in zip(model.parameters(), run.network.module.parameters(), strict=True):
             parameter.copy_(source)
-        own = torch.from_numpy(bench.initial_personal)
-        shared = torch.from_numpy(job.initial_weights)
-        torch.nn.utils.vector_to_parameters(torch.cat([own, shared]), model.parameters())
-    data = [bench.data.train(part.train) for part in bench.parts]
+        own = torch.from_numpy(run.initial_personal)
+        global_part = torch.from_numpy(job.initial_weights)
+        torch.nn.utils.vector_to_parameters(torch.cat([own, global_part]), model.parameters())
+    data = [run.data.train(part.train) for part in run.parts]
 
     def batches(number: int, device: int) -> list[Iterable[torch.Tensor | slice]]:
-        seed = torch_seed(bench.spec.seed, "batches", number, device)
+        seed = torch_seed(run.spec.seed, "batches", number, device)
         streams = spawn(torch.Generator().manual_seed(seed), 3)
         counts: list[dict[str, int]] = [{"steps": 1, "epochs": 1}, {"steps": 1}, {"steps": 1, "epochs": 1}]
         return [
@@ -152,18 +152,18 @@ def device_figures(*, quick: bool) -> list[Figure]:
         "plain PyTorch loop, other part frozen": lambda: frozen.train(1, 0),
     }
     for name, job in jobs.items():
-        bench = workbench.__wrapped__(job.spec.to_json())
+        run = run_context.__wrapped__(job.spec.to_json())
 
-        def device_round(bench: Workbench = bench, job: Job = job) -> object:
+        def device_round(run: RunContext = run, job: Job = job) -> object:
             return local_round(
-                bench.network,
+                run.network,
                 images,
                 labels,
                 broadcast=job.initial_weights,
-                personal=bench.initial_personal,
+                personal=run.initial_personal,
                 num_pruned=int(RATIO * job.initial_weights.size),
-                algorithm=bench.algorithm,
-                training=bench.training,
+                algorithm=run.algorithm,
+                training=run.training,
                 generator=torch.Generator().manual_seed(1),
             )
 

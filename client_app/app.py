@@ -18,7 +18,7 @@ from protocol.messages import (
     TrainOrder,
     TrainReport,
 )
-from protocol.parcels import read, reply
+from protocol.typed_messages import read, reply
 
 app = ClientApp()
 

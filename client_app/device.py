@@ -45,8 +45,8 @@ from task.partition import DevicePart
 
 
 @dataclass(frozen=True)
-class Workbench:
-    """What every device of a run shares inside one process; the weights are overwritten at each use.
+class RunContext:
+    """What all devices of a run have in common inside one process; the weights are overwritten at each use.
 
     Attributes:
         spec: the run's device specification.
@@ -68,17 +68,17 @@ class Workbench:
 
 
 @lru_cache(maxsize=1)
-def workbench(spec_json: str, data_dir: str = "") -> Workbench:
+def run_context(spec_json: str, data_dir: str = "") -> RunContext:
     """Build what a run's devices need; the same arguments give the same object.
 
-    A box with a folder of its own images (`data_dir`) does not need the data set of the configuration.
+    A node with a folder of its own images (`data_dir`) does not need the data set of the configuration.
 
     One torch thread, so that results depend neither on the machine's cores nor on the engine.
     """
     torch.set_num_threads(1)
     spec = spec_from_json(spec_json)
     task = build_task(
-        dataset=_own_images(spec, data_dir) if data_dir else _shared_images(spec),
+        dataset=_own_images(spec, data_dir) if data_dir else _configured_images(spec),
         parts=None if data_dir else spec.partition,
         num_devices=spec.num_devices,
         model=spec.model,
@@ -88,7 +88,7 @@ def workbench(spec_json: str, data_dir: str = "") -> Workbench:
     )
     training = TrainingSpec(**spec.training)
     network = ModuleNetwork(task.model, task.split, precision=training.precision, kernels=training.kernels)
-    return Workbench(
+    return RunContext(
         spec=spec,
         training=training,
         algorithm=make_algorithm(training.algorithm, training.options),
@@ -103,7 +103,7 @@ def _own_images(spec: DeviceSpec, data_dir: str) -> ImageData:
     return load_images(data_dir, num_classes=spec.num_classes, mean=spec.mean, std=spec.std)
 
 
-def _shared_images(spec: DeviceSpec) -> ImageData:
+def _configured_images(spec: DeviceSpec) -> ImageData:
     """Return the run's data set as this device has it.
 
     Raises:
@@ -143,21 +143,21 @@ class Assignment:
     """A train order with all that the device needs to carry it out.
 
     Attributes:
-        bench: what all devices share.
+        run: what all devices of the run have in common.
         index: the device.
         order: what it was told.
         context: its Context.
-        places: where its personal part is kept.
+        store: where its personal part is kept.
         recovered: its personal part as found there.
         broadcast: float32 (N_u,), the global part.
         mask: bool (N_u,), the mask that the server imposes, or None.
     """
 
-    bench: Workbench
+    run: RunContext
     index: int
     order: TrainOrder
     context: Context
-    places: state.Places
+    store: state.StateStore
     recovered: state.Recovered
     broadcast: npt.NDArray[np.float32]
     mask: Mask | None
@@ -166,11 +166,11 @@ class Assignment:
     def personal(self) -> npt.NDArray[np.float32]:
         """The personal part to start from, float32 (N_v,)."""
         found = self.recovered.part
-        return self.bench.initial_personal if found is None else found.weights
+        return self.run.initial_personal if found is None else found.weights
 
     def batch_generator(self) -> torch.Generator:
         """Return the generator of the round's mini-batches, freshly seeded."""
-        seed = torch_seed(self.bench.spec.seed, "batches", self.order.round, self.index)
+        seed = torch_seed(self.run.spec.seed, "batches", self.order.round, self.index)
         return torch.Generator().manual_seed(seed)
 
 
@@ -191,15 +191,15 @@ def accept(
         MessageError: if the order does not fit the model.
         StateError: if the device's folder cannot be told.
     """
-    bench, index = _bench(order.spec, context)
-    places = _places(bench.spec, order, index, context)
-    recovered = places.recover(bench.initial_personal.size)
-    size = bench.network.split.shared.size
+    run, index = _run_of(order.spec, context)
+    store = _store(run.spec, order, index, context)
+    recovered = store.recover(run.initial_personal.size)
+    size = run.network.split.global_part.size
     weights = read(order.weights)
     if weights.size != size:
         raise MessageError(f"the global part has {weights.size} weights; the model has {size}")
     mask = None if order.mask is None else read_mask(order.mask, size)
-    return Assignment(bench, index, order, context, places, recovered, weights, mask)
+    return Assignment(run, index, order, context, store, recovered, weights, mask)
 
 
 def report(work: Assignment, result: LocalResult, seconds: float) -> TrainReport:
@@ -209,10 +209,10 @@ def report(work: Assignment, result: LocalResult, seconds: float) -> TrainReport
         MessageError: if the node's configuration states no valid rate.
         StateError: if the personal part cannot be stored; the old one then stands.
     """
-    bench, context = work.bench, work.context
-    num_examples = len(bench.parts[work.index].train)
+    run, context = work.run, work.context
+    num_examples = len(run.parts[work.index].train)
     started = time.perf_counter()
-    upload = _upload(bench.spec, work.broadcast, result)
+    upload = _upload(run.spec, work.broadcast, result)
     encoding = time.perf_counter() - started
     made = TrainReport(
         payload=upload,
@@ -224,7 +224,7 @@ def report(work: Assignment, result: LocalResult, seconds: float) -> TrainReport
                 ("global-loss", result.global_loss),
                 ("measured-train-seconds", seconds),
                 ("measured-compute-seconds", seconds + encoding),
-                ("measured-seconds-per-weight-step", seconds / weight_steps(bench, num_examples)),
+                ("measured-seconds-per-weight-step", seconds / weight_steps(run, num_examples)),
                 ("stated-uplink-bps", _stated_rate(context)),
                 ("state-set-aside", float(work.recovered.set_aside or math.nan)),
                 ("state-lost", float(work.recovered.lost or math.nan)),
@@ -235,7 +235,7 @@ def report(work: Assignment, result: LocalResult, seconds: float) -> TrainReport
     probe = work.order.probe
     if probe is not None and not math.isfinite(_stated_rate(context)):
         send_probe(probe, str(context.node_config.get("probe-address", "")) or probe.address)
-    work.places.keep(
+    work.store.keep(
         result.personal, work.order.round
     )  # last: a device that fails keeps its old personal part
     return made
@@ -249,18 +249,18 @@ def train(order: TrainOrder, context: Context) -> TrainReport:
         DivergedError: if training left the finite numbers; the personal part stays as it was.
     """
     work = accept(order, context)
-    bench = work.bench
-    images, labels = bench.data.train(bench.parts[work.index].train)
+    run = work.run
+    images, labels = run.data.train(run.parts[work.index].train)
     started = time.perf_counter()
     result = local_round(
-        bench.network,
+        run.network,
         images,
         labels,
         broadcast=work.broadcast,
         personal=work.personal,
         num_pruned=order.num_pruned,
-        algorithm=bench.algorithm,
-        training=bench.training,
+        algorithm=run.algorithm,
+        training=run.training,
         generator=work.batch_generator(),
         mask=work.mask,
     )
@@ -269,13 +269,13 @@ def train(order: TrainOrder, context: Context) -> TrainReport:
 
 def test(order: EvaluateOrder, context: Context) -> Evaluation:
     """Test the global part with this device's personal part on its own test samples."""
-    bench, index = _bench(order.spec, context)
-    images, labels = bench.data.test(bench.parts[index].test)
-    own = _places(bench.spec, order, index, context).recover(bench.initial_personal.size).part
+    run, index = _run_of(order.spec, context)
+    images, labels = run.data.test(run.parts[index].test)
+    own = _store(run.spec, order, index, context).recover(run.initial_personal.size).part
     return evaluate(
-        bench.network,
-        shared=read_weights(order.weights),
-        personal=bench.initial_personal if own is None else own.weights,
+        run.network,
+        global_part=read_weights(order.weights),
+        personal=run.initial_personal if own is None else own.weights,
         images=images,
         labels=labels,
     )
@@ -287,9 +287,9 @@ def introduce(order: HelloOrder, context: Context) -> Introduction:
     if not order.spec:
         return Introduction(index, number)
     try:
-        bench, _ = _bench(order.spec, context)
+        run, _ = _run_of(order.spec, context)
         _stated_rate(context)
-        state.places(context, index, run_key=bench.spec.run_key, run="", resume_run="", resume_dir="")
+        state.open_store(context, index, run_key=run.spec.run_key, run="", resume_run="", resume_dir="")
     except Exception as error:  # whatever it is, every round would meet it again
         known = isinstance(error, DatasetUnavailableError | TaskError | MessageError)
         return Introduction(
@@ -297,7 +297,7 @@ def introduce(order: HelloOrder, context: Context) -> Introduction:
         )
     if not context.node_config.get("data-dir"):
         return Introduction(index, number)
-    part = bench.parts[index]
+    part = run.parts[index]
     return Introduction(
         index,
         number,
@@ -305,7 +305,7 @@ def introduce(order: HelloOrder, context: Context) -> Introduction:
         train_samples=part.train.size,
         test_samples=part.test.size,
         labels=part.labels,
-        notes=bench.data.notes,
+        notes=run.data.notes,
     )
 
 
@@ -315,47 +315,48 @@ def save(order: SaveOrder, context: Context) -> SaveReport:
     Raises:
         StateError: if it cannot be stored, or only parts of later rounds are left.
     """
-    bench, index = _bench(order.spec, context)
-    places = _places(bench.spec, order, index, context)
-    recovered = places.recover(bench.initial_personal.size, order.round)
+    run, index = _run_of(order.spec, context)
+    store = _store(run.spec, order, index, context)
+    recovered = store.recover(run.initial_personal.size, order.round)
     if recovered.part is None:
         if recovered.lost is not None or recovered.set_aside:
             raise state.StateError(
                 "the personal part is lost: nothing can be stored before the next training"
             )
         return SaveReport(0)
-    written = places.store(recovered.part, order.directory, order.round, order.keep)
-    return SaveReport(recovered.part.round, written.sha256, written.size, own=places.own is not None)
+    written = store.save_for_checkpoint(recovered.part, order.directory, order.round, order.keep)
+    return SaveReport(recovered.part.round, written.sha256, written.size, own=store.own is not None)
 
 
-def weight_steps(bench: Workbench, num_samples: int) -> float:
+def weight_steps(run: RunContext, num_samples: int) -> float:
     """Return the steps of a round times the weights that each moves: what a dense round computes."""
-    split = bench.network.split
-    personal, shared = steps_per_round(
-        bench.training, np.array([num_samples]), has_personal=split.personal.size > 0
+    split = run.network.split
+    personal_steps, global_steps = steps_per_round(
+        run.training, np.array([num_samples]), has_personal=split.personal.size > 0
     )
-    ranked = bench.training.importance_steps
-    return float(personal[0] * split.personal.size + (ranked + shared[0]) * split.shared.size)
+    ranked = run.training.importance_steps
+    return float(
+        personal_steps[0] * split.personal.size + (ranked + global_steps[0]) * split.global_part.size
+    )
 
 
-def _bench(spec: str, context: Context) -> tuple[Workbench, int]:
+def _run_of(spec: str, context: Context) -> tuple[RunContext, int]:
     index, _ = device_index(context)
     data_dir = context.node_config.get("data-dir", "")
     if not isinstance(data_dir, str):
         raise MessageError(f"data-dir = {data_dir!r} in the node's configuration; it must be a path")
-    bench = workbench(spec, data_dir)
-    if not 0 <= index < bench.spec.num_devices:
+    run = run_context(spec, data_dir)
+    if not 0 <= index < run.spec.num_devices:
         raise MessageError(
-            f"partition-id = {index} in the node's configuration; "
-            f"the run has {bench.spec.num_devices} devices"
+            f"partition-id = {index} in the node's configuration; the run has {run.spec.num_devices} devices"
         )
-    return bench, index
+    return run, index
 
 
-def _places(
+def _store(
     spec: DeviceSpec, order: TrainOrder | EvaluateOrder | SaveOrder, index: int, context: Context
-) -> state.Places:
-    return state.places(
+) -> state.StateStore:
+    return state.open_store(
         context,
         index,
         run_key=spec.run_key,
@@ -387,7 +388,7 @@ def _upload(
         return None
     if spec.uplink == "analog":
         # The emulated air adds real numbers: it is given the exact update, and where there is none.
-        encoded = payload.encode(result.shared - broadcast, result.mask, bits=32)
+        encoded = payload.encode(result.global_part - broadcast, result.mask, bits=32)
     else:
-        encoded = payload.encode(result.shared, result.mask, bits=spec.bits_per_weight)
+        encoded = payload.encode(result.global_part, result.mask, bits=spec.bits_per_weight)
     return np.frombuffer(encoded, np.uint8)

@@ -1,4 +1,4 @@
-"""Test a device's personalised model: the dense shared part with the device's own personal part."""
+"""Test a device's personalised model: the dense global part with the device's own personal part."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Evaluation:
 def evaluate(
     model: ModuleNetwork,
     *,
-    shared: Vector,
+    global_part: Vector,
     personal: Vector,
     images: torch.Tensor,
     labels: torch.Tensor,
@@ -38,7 +38,7 @@ def evaluate(
 
     Args:
         model: its weights are overwritten.
-        shared: float32 (N_u,), dense.
+        global_part: float32 (N_u,), dense.
         personal: float32 (N_v,).
         images: float32 (n, 1, 28, 28), n >= 1.
         labels: int64 (n,).
@@ -50,7 +50,7 @@ def evaluate(
     num_samples = int(labels.numel())
     if num_samples == 0:
         raise ValueError("the test part has no images")
-    model.load(personal=personal, shared=shared)
+    model.load(personal=personal, global_part=global_part)
     model.module.eval()
     loss, right = 0.0, 0
     for batch, truth in zip(torch.split(images, batch_size), torch.split(labels, batch_size), strict=True):

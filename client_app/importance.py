@@ -1,4 +1,4 @@
-"""How much a weight of the shared part matters to a device: what the masks are made from."""
+"""How much a weight of the global part matters to a device: what the masks are made from."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ RANKINGS: dict[str, _Ranking] = {
 def exact_importance(
     model: ModuleNetwork, images: torch.Tensor, labels: torch.Tensor
 ) -> npt.NDArray[np.float64]:
-    """(F(u) - F(u without u_j))^2 for each shared weight j (Liu et al. 2024, eq. (19)).
+    """(F(u) - F(u without u_j))^2 for each global weight j (Liu et al. 2024, eq. (19)).
 
     One forward pass per weight: a check of the cheap rankings on small models, nothing to train with.
 
@@ -68,9 +68,9 @@ def exact_importance(
         return float(torch.nn.functional.cross_entropy(logits, labels))
 
     whole = loss()
-    changes = np.empty(model.shared.numel())
-    for j, weight in enumerate(model.shared[0].tolist()):
-        model.shared[0, j] = 0.0
+    changes = np.empty(model.global_part.numel())
+    for j, weight in enumerate(model.global_part[0].tolist()):
+        model.global_part[0, j] = 0.0
         changes[j] = loss() - whole
-        model.shared[0, j] = weight
+        model.global_part[0, j] = weight
     return changes**2

@@ -68,7 +68,7 @@ class DeviceRound:
     mask: Mask | None = None
 
     def kind(self, num_weights: int) -> _Kind:
-        """Return what kind of round this is when `num_weights` can be shared."""
+        """Return what kind of round this is when `num_weights` are global."""
         if self.num_pruned == num_weights:
             return "silent"
         if self.num_pruned == 0:
@@ -82,7 +82,7 @@ class LocalResult:
 
     Attributes:
         personal: float32 (N_v,), its new personal part; stays on the device.
-        shared: float32 (N_u,), its global part, exactly 0 where pruned.
+        global_part: float32 (N_u,), its global part, exactly 0 where pruned.
         mask: bool (N_u,), True where kept; all False means that nothing is uploaded.
         personal_loss, global_loss: mean mini-batch loss of the steps on each part; NaN where no step was
             taken. Where both parts train in one step, there is one loss for both.
@@ -90,7 +90,7 @@ class LocalResult:
     """
 
     personal: npt.NDArray[np.float32]
-    shared: npt.NDArray[np.float32]
+    global_part: npt.NDArray[np.float32]
     mask: Mask
     personal_loss: float
     global_loss: float
@@ -150,7 +150,7 @@ class LocalTraining:
         self._network, self._pool = network, pool
         self._algorithm, self._training = algorithm, training
         self._at_once = min(devices_at_once, network.most_devices or devices_at_once)
-        self._protected = None if training.prune_bias else bias_mask(network.split.shared)
+        self._protected = None if training.prune_bias else bias_mask(network.split.global_part)
 
     def rounds(
         self, broadcast: Vector, devices: Sequence[DeviceRound]
@@ -168,7 +168,7 @@ class LocalTraining:
         Raises:
             ValueError: if the broadcast has the wrong shape.
         """
-        size = self._network.split.shared.size
+        size = self._network.split.global_part.size
         start = as_vector("broadcast", broadcast, size).to(self._network.device)
         kinds: dict[int, _Kind] = {}
         buckets: dict[tuple[bool, int], list[int]] = {}
@@ -219,7 +219,7 @@ class LocalTraining:
             raise ValueError(
                 f"personal has shape {tuple(one.personal.shape)}; the model needs ({split.personal.size},)"
             )
-        check_pruning(split.shared.size, one.num_pruned, one.mask)
+        check_pruning(split.global_part.size, one.num_pruned, one.mask)
 
 
 class LocalWork:
@@ -261,7 +261,7 @@ class LocalWork:
         self._trial_losses: list[torch.Tensor] = []
         self._global_losses: list[torch.Tensor] = []
         network.use(len(devices))
-        network.read_shared_from(start)
+        network.read_global_from(start)
         network.personal.copy_(_stack([one.personal for one in devices]))
 
     def train_personal(self, *, steps: int, epochs: int | None) -> None:
@@ -288,7 +288,7 @@ class LocalWork:
         trials = self.training.importance_steps
         if not self._ranked or self.training.importance not in NEEDS_GRADIENT:
             trials = 0
-        self.network.train_only(shared=True)
+        self.network.train_only(global_part=True)
         self._go_on_with(self.uploading)
         if not personal:
             self._samples.cache_features(trials, steps, epochs)
@@ -313,7 +313,7 @@ class LocalWork:
             if kept is not None:
                 # Optimisers work entry by entry, so zeroing after the step equals masking the gradient, and
                 # holds whatever the optimiser adds to it.
-                self.network.shared[: len(kept)].mul_(kept)
+                self.network.global_part[: len(kept)].mul_(kept)
         return losses
 
     def _prune(self, trials: int) -> None:
@@ -336,24 +336,24 @@ class LocalWork:
         """Return the importance (D, N_u) of the weights from trial steps on u, eq. (20), and the losses."""
         training, network, start = self.training, self.network, self.start
         if training.importance == "random":
-            streams = self._streams[1][: len(network.shared)]
+            streams = self._streams[1][: len(network.global_part)]
             draws = [torch.rand(start.shape, generator=stream) for stream in streams]
             return torch.stack(draws).to(start.device), []
         displacement: torch.Tensor | None = None
         losses = []
         for batch in self._samples.batches(self._streams[1], steps, None):
             if displacement is not None:
-                torch.add(start, displacement, out=network.shared)
-                network.read_shared_from(None)
+                torch.add(start, displacement, out=network.global_part)
+                network.read_global_from(None)
             losses.append(network.backward(*batch, skip=self._samples.skip))
-            assert network.shared.grad is not None
+            assert network.global_part.grad is not None
             if displacement is None:
-                displacement = network.shared.grad.mul(-training.global_learning_rate)
+                displacement = network.global_part.grad.mul(-training.global_learning_rate)
             else:
-                displacement.sub_(network.shared.grad, alpha=training.global_learning_rate)
+                displacement.sub_(network.global_part.grad, alpha=training.global_learning_rate)
         if displacement is None:  # the magnitude is not a matter of gradients
             displacement = torch.zeros_like(start)
-        return RANKINGS[training.importance](displacement, start).expand_as(network.shared), losses
+        return RANKINGS[training.importance](displacement, start).expand_as(network.global_part), losses
 
     def _select(self, importance: torch.Tensor) -> torch.Tensor:
         """Return the masks, bool (D, N_u); what a diverged device gets has no meaning."""
@@ -381,13 +381,13 @@ class LocalWork:
 
     def _train_masked(self, steps: int, epochs: int | None, *, both: bool) -> None:
         network, training, kept = self.network, self.training, self._kept
-        network.train_only(shared=True, personal=both)
+        network.train_only(global_part=True, personal=both)
         number = 0 if kept is None else len(kept)
         if kept is not None:
-            torch.mul(self.start, kept, out=network.shared[:number])
-        network.shared[number:].copy_(self.start)
-        network.read_shared_from(None)
-        optimizers = [optimizer(network.shared, training.global_learning_rate, training)]
+            torch.mul(self.start, kept, out=network.global_part[:number])
+        network.global_part[number:].copy_(self.start)
+        network.read_global_from(None)
+        optimizers = [optimizer(network.global_part, training.global_learning_rate, training)]
         if both:
             optimizers.append(optimizer(network.personal, training.personal_learning_rate, training))
         self.trains_global = True
@@ -400,15 +400,15 @@ class LocalWork:
         """Return each device's result or DivergedError."""
         uploading = self.uploading
         self.network.use(len(self._devices))
-        personal, shared = self.network.hand_over()
+        personal, global_part = self.network.hand_over()
         phases = [(personal, self._personal_losses)]
         if uploading:
-            phases.append((shared[:uploading], self._global_losses))
+            phases.append((global_part[:uploading], self._global_losses))
         if self._importance is not None:
             phases.insert(0, (self._importance, self._trial_losses))
         errors = self._errors(phases)
-        count, size = len(self._devices), self.network.split.shared.size
-        of_device, weights = personal.cpu().numpy(), shared[:uploading].cpu().numpy()
+        count, size = len(self._devices), self.network.split.global_part.size
+        of_device, weights = personal.cpu().numpy(), global_part[:uploading].cpu().numpy()
         masks: list[Mask] = [] if self._kept is None else [*self._kept.cpu().numpy().astype(np.bool_)]
         masks += [np.ones(size, np.bool_)] * (uploading - len(masks))
         no_weights, no_mask = np.zeros(size, np.float32), np.zeros(size, np.bool_)
@@ -421,7 +421,7 @@ class LocalWork:
                 error
                 or LocalResult(
                     personal=of_device[device],
-                    shared=weights[device] if uploads else no_weights,
+                    global_part=weights[device] if uploads else no_weights,
                     mask=masks[device] if uploads else no_mask,
                     personal_loss=mean_loss(of_personal[device]),
                     global_loss=mean_loss(of_global[device] if uploads else []),

@@ -82,7 +82,7 @@ def _train_group(
     positions, works = list(group), list(group.values())
     parts = [
         DeviceRound(
-            samples=work.bench.parts[work.index].train,
+            samples=work.run.parts[work.index].train,
             personal=work.personal,
             num_pruned=work.order.num_pruned,
             generator=work.batch_generator,
@@ -109,21 +109,21 @@ def _train_group(
 
 @lru_cache(maxsize=1)
 def _training(spec: str, data_dir: str, batch_devices: int, device: str) -> LocalTraining:
-    bench = devices.workbench(spec, data_dir)
-    network = _network(bench, device)
+    run = devices.run_context(spec, data_dir)
+    network = _network(run, device)
     return LocalTraining(
         network,
-        ImagePool(bench.data, network.device),
-        bench.algorithm,
-        bench.training,
+        ImagePool(run.data, network.device),
+        run.algorithm,
+        run.training,
         devices_at_once=batch_devices,
     )
 
 
-def _network(bench: devices.Workbench, device: str) -> Network:
+def _network(run: devices.RunContext, device: str) -> Network:
     """Return the devices' copies as one set of tensors, with written-out layers where all are known."""
-    module, split = bench.network.module, bench.network.split
-    dtype = product_type(bench.training.precision, device)
+    module, split = run.network.module, run.network.split
+    dtype = product_type(run.training.precision, device)
     try:
         return StackedNetwork(module, split, device=device, dtype=dtype)
     except UnknownLayerError as error:

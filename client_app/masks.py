@@ -1,4 +1,4 @@
-"""Choose which weights of the shared part a device prunes: exactly so many, the least important first.
+"""Choose which weights of the global part a device prunes: exactly so many, the least important first.
 
 A full sort by (importance, magnitude, index) gives the answer but takes 50-100 ms for 402 826 weights, this
 1-2 ms. Only the threshold is needed: a partial sort finds it among the bit patterns of the (non-negative)

@@ -27,7 +27,7 @@ class Network(Protocol):
 
     Attributes:
         split: names and places of the parameters in the vectors.
-        personal, shared: float32 weights (D, N_v) and (D, N_u), each with its `.grad` of the same shape;
+        personal, global_part: float32 weights (D, N_v) and (D, N_u), each with its `.grad` of the same shape;
             changed in place, rebound by `use` and `hand_over` only.
         most_devices: how many devices it can hold at once; None: any number.
         fill_to: batches of unequal sizes are filled up to a multiple of this many samples.
@@ -35,7 +35,7 @@ class Network(Protocol):
 
     split: Split
     personal: torch.Tensor
-    shared: torch.Tensor
+    global_part: torch.Tensor
     most_devices: int | None
     fill_to: int
 
@@ -48,11 +48,11 @@ class Network(Protocol):
         """Have so many copies: of fewer than before the first ones; of more, their weights are undefined."""
         ...
 
-    def read_shared_from(self, vector: torch.Tensor | None) -> None:
+    def read_global_from(self, vector: torch.Tensor | None) -> None:
         """Let all copies have the global part `vector` (N_u,); None: each has its own."""
         ...
 
-    def train_only(self, *, personal: bool = False, shared: bool = False) -> None:
+    def train_only(self, *, personal: bool = False, global_part: bool = False) -> None:
         """Choose the parts that `backward` differentiates; nothing is computed for the other's sake."""
         ...
 
@@ -85,7 +85,7 @@ class Network(Protocol):
         ...
 
     def hand_over(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the personal and shared weights for good: nothing that comes later changes them."""
+        """Return the personal and global weights for good: nothing that comes later changes them."""
         ...
 
 
@@ -104,7 +104,7 @@ class ModuleNetwork:
     Attributes:
         module: the network.
         forward: the same network with the same parameters, computed as `kernels` says.
-        split, personal, shared: as in `Network`, with D = 1.
+        split, personal, global_part: as in `Network`, with D = 1.
     """
 
     most_devices: int | None = 1
@@ -114,7 +114,7 @@ class ModuleNetwork:
         self, module: nn.Module, split: Split, *, precision: str = "float32", kernels: Kernels = "fast"
     ) -> None:
         parameters = dict(module.named_parameters())
-        if sorted(parameters) != sorted((*split.personal.names, *split.shared.names)):
+        if sorted(parameters) != sorted((*split.personal.names, *split.global_part.names)):
             raise ValueError("split does not hold exactly the parameters of the module")
         if any(True for _ in module.buffers()):
             raise ValueError(
@@ -124,10 +124,10 @@ class ModuleNetwork:
         self.module = module
         self.split = split
         self.personal = _flatten(parameters, split.personal)
-        self.shared = _flatten(parameters, split.shared)
+        self.global_part = _flatten(parameters, split.global_part)
         self._parameters = {
             "personal": [parameters[name] for name in split.personal.names],
-            "shared": [parameters[name] for name in split.shared.names],
+            "global_part": [parameters[name] for name in split.global_part.names],
         }
         self._trained = True, True
         self._dtype = product_type(precision)
@@ -141,10 +141,10 @@ class ModuleNetwork:
     @property
     def device(self) -> torch.device:
         """The processor."""
-        return self.shared.device
+        return self.global_part.device
 
     @torch.no_grad()
-    def load(self, *, personal: Vector | None = None, shared: Vector | None = None) -> None:
+    def load(self, *, personal: Vector | None = None, global_part: Vector | None = None) -> None:
         """Copy flat vectors into the network.
 
         Raises:
@@ -152,8 +152,8 @@ class ModuleNetwork:
         """
         if personal is not None:
             self.personal[0].copy_(as_vector("personal", personal, self.split.personal.size))
-        if shared is not None:
-            self.shared[0].copy_(as_vector("shared", shared, self.split.shared.size))
+        if global_part is not None:
+            self.global_part[0].copy_(as_vector("global_part", global_part, self.split.global_part.size))
 
     def use(self, devices: int) -> None:
         """Get ready to train the one device.
@@ -165,15 +165,15 @@ class ModuleNetwork:
             raise ValueError(f"devices = {devices}; a plain module is the network of one")
         self.module.train()
 
-    def read_shared_from(self, vector: torch.Tensor | None) -> None:
+    def read_global_from(self, vector: torch.Tensor | None) -> None:
         """Start from a copy of `vector` (N_u,)."""
         if vector is not None:
-            self.shared.copy_(vector)
+            self.global_part.copy_(vector)
 
-    def train_only(self, *, personal: bool = False, shared: bool = False) -> None:
+    def train_only(self, *, personal: bool = False, global_part: bool = False) -> None:
         """Choose the parts that `backward` differentiates; nothing is computed for the other's sake."""
-        self._trained = personal, shared
-        for part, trained in (("personal", personal), ("shared", shared)):
+        self._trained = personal, global_part
+        for part, trained in (("personal", personal), ("global_part", global_part)):
             for parameter in self._parameters[part]:
                 parameter.requires_grad_(trained)
 
@@ -195,7 +195,7 @@ class ModuleNetwork:
         self, inputs: torch.Tensor, labels: torch.Tensor, shares: torch.Tensor | None = None, *, skip: int = 0
     ) -> torch.Tensor:
         """Write the gradient of the mean cross-entropy into `.grad` of the trained vectors; see `Network`."""
-        for vector, trained in ((self.personal, self._trained[0]), (self.shared, self._trained[1])):
+        for vector, trained in ((self.personal, self._trained[0]), (self.global_part, self._trained[1])):
             if trained:
                 assert vector.grad is not None
                 vector.grad.zero_()
@@ -211,8 +211,8 @@ class ModuleNetwork:
         return loss.detach().unsqueeze(0)
 
     def hand_over(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return copies of the personal and shared weights, (1, N_v) and (1, N_u)."""
-        return self.personal.clone(), self.shared.clone()
+        """Return copies of the personal and global weights, (1, N_v) and (1, N_u)."""
+        return self.personal.clone(), self.global_part.clone()
 
 
 def as_vector(name: str, values: Vector, size: int) -> torch.Tensor:

@@ -116,7 +116,7 @@ class Resume:
 
 
 @dataclass(frozen=True)
-class Places:
+class StateStore:
     """Where a device of a run keeps its personal part.
 
     Attributes:
@@ -168,7 +168,7 @@ class Places:
         """Store the personal part after a round: on disk first, then in memory.
 
         Raises:
-            StateError: if the disk does not take it; the old part then stands, in both places.
+            StateError: if the disk does not take it; the old part then stands, on disk and in memory.
         """
         part = Part(personal, server_round)
         if self.own is not None:
@@ -177,7 +177,9 @@ class Places:
                 path.unlink(missing_ok=True)
         remember(self.context, part)
 
-    def store(self, part: Part, directory: str, server_round: int, keep: Sequence[int]) -> Written:
+    def save_for_checkpoint(
+        self, part: Part, directory: str, server_round: int, keep: Sequence[int]
+    ) -> Written:
         """Store the part for a checkpoint: in the device's own folder, else in `directory`.
 
         Args:
@@ -247,7 +249,7 @@ class Places:
         return set() if folder is None else {_round_of(path) for path in self._files(folder, None)}
 
 
-def places(
+def open_store(
     context: Context,
     device: int,
     *,
@@ -256,7 +258,7 @@ def places(
     resume_run: str,
     resume_dir: str,
     resume: Resume = Resume(),  # frozen
-) -> Places:
+) -> StateStore:
     """Return where a device keeps its part: in its own folder if its node-config has a ``state-dir``.
 
     Args:
@@ -270,14 +272,14 @@ def places(
     """
     folder = context.node_config.get("state-dir", "")
     if not folder:
-        return Places(context, device, None, Path(resume_dir) if resume_dir else None, resume)
+        return StateStore(context, device, None, Path(resume_dir) if resume_dir else None, resume)
     if not isinstance(folder, str) or not Path(folder).is_absolute():
         raise StateError(f"state-dir = {folder!r} in the node's configuration; it must be an absolute path")
     for name in (f"{run_key}-{run}", f"{run_key}-{resume_run or run}"):
         if not _RUN_NAME.fullmatch(name):
             raise StateError(f"the run is called {name!r}; letters, digits and hyphens are expected")
     earlier = Path(folder) / f"{run_key}-{resume_run}" if resume_run else None
-    return Places(context, device, Path(folder) / f"{run_key}-{run}", earlier, resume)
+    return StateStore(context, device, Path(folder) / f"{run_key}-{run}", earlier, resume)
 
 
 def state_file(directory: Path, device: int, server_round: int) -> Path:

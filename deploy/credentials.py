@@ -136,7 +136,7 @@ def _builder(
         .issuer_name(issuer)
         .public_key(key)
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(minutes=5))  # clocks of edge boxes drift
+        .not_valid_before(now - timedelta(minutes=5))  # clocks of edge nodes drift
         .not_valid_after(now + timedelta(days=days))
     )
 

@@ -1,4 +1,4 @@
-"""What a fleet uses: memory and processor time by kind of process, bytes by box and round."""
+"""What a fleet uses: memory and processor time by kind of process, bytes by node and round."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Usage:
                 f"messages: {len(times)}, {mean(times):.2f} s CPU each, peak {max(peaks):.0f} MB (shared)"
             )
         traffic = facts.get("network-traffic") or {}
-        lines.append(f"bytes of a box and round, Flower's count: {_each(traffic, nodes * rounds)}")
+        lines.append(f"bytes of a node and round, Flower's count: {_each(traffic, nodes * rounds)}")
         return lines
 
 

@@ -1,4 +1,4 @@
-"""Keeps the SuperNode of a box running: `deploy/supernode` is ``flower-supernode`` that does not stay down.
+"""Keeps a SuperNode running: `deploy/supernode` is ``flower-supernode`` that does not stay down.
 
 A SuperNode ends where an operator would simply start it again: the SuperLink still lists the one that was
 killed a moment ago and refuses its successor (exit code 305), its key is not registered yet, or a connection

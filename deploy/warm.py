@@ -1,4 +1,4 @@
-"""Spares a box the seconds that importing torch takes for every message.
+"""Spares a node the seconds that importing torch takes for every message.
 
 A SuperNode starts a new ``flwr-clientapp`` process per message, and most of that process's time goes
 into imports. Here one process imports Flower and torch once and is forked for each message; the app's

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from flwr.app import Array, Message
 
-from protocol.parcels import array_records
+from protocol.typed_messages import array_records
 
 # Of addresses; memory is taken as it is written to. What has no room travels in each message.
 _CAPACITIES = (1 << 28, 1 << 26, 1 << 24)

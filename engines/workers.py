@@ -177,7 +177,7 @@ class Worker:
         self._board = board
         self._fork = FORK
         # Two of each kind: the next task and its answers do not touch those of the last one.
-        self._boxes = [(Mailbox(shared=self._fork), Mailbox(shared=self._fork)) for _ in range(2)]
+        self._mailboxes = [(Mailbox(shared=self._fork), Mailbox(shared=self._fork)) for _ in range(2)]
         self._start()
 
     def _start(self) -> None:
@@ -188,14 +188,14 @@ class Worker:
         self.connection, child = context.Pipe()
         self._process = context.Process(
             target=_serve,
-            args=(child, self.connection, self._app, self._boxes, self._board if self._fork else None),
+            args=(child, self.connection, self._app, self._mailboxes, self._board if self._fork else None),
             daemon=True,
             name="airflower-worker",
         )
         self._process.start()
         child.close()
         self._block = 0
-        self._box = 0
+        self._pair = 0
         self.tasks: deque[deque[Message]] = deque()
 
     def submit(self, messages: Sequence[Message], states: Sequence[bytes], block: Block | None) -> bool:
@@ -210,7 +210,7 @@ class Worker:
             Whether the worker has taken it.
         """
         pickler = partial(_Pickler, block=block)
-        size = self._boxes[self._box][0].put((messages, states), pickler)
+        size = self._mailboxes[self._pair][0].put((messages, states), pickler)
         task: bytes | int
         if size is not None:
             task = size
@@ -223,8 +223,8 @@ class Worker:
         new = block if block is not None and block.number != self._block else None
         self._block = block.number if block is not None else self._block
         with suppress(BrokenPipeError, ConnectionResetError):  # it is gone: collect() reports it
-            self.connection.send((new, self._box, task))
-        self._box = 1 - self._box
+            self.connection.send((new, self._pair, task))
+        self._pair = 1 - self._pair
         self.tasks.append(deque(messages))
         return True
 
@@ -235,14 +235,14 @@ class Worker:
             WorkerDiedError: if the process died; it has then been replaced.
         """
         try:
-            box, answers = self.connection.recv()
+            pair, answers = self.connection.recv()
         except (EOFError, ConnectionResetError, pickle.UnpicklingError):
             self._process.join(5)
             error = WorkerDiedError(self.tasks, self._process.exitcode)
             self.restart()
             raise error from None
-        if box is not None:
-            answers = self._boxes[box][1].take(answers)
+        if pair is not None:
+            answers = self._mailboxes[pair][1].take(answers)
         collected = [(self.tasks[0].popleft(), reply, state) for reply, state in answers]
         if not self.tasks[0]:
             self.tasks.popleft()
@@ -286,7 +286,7 @@ def _serve(
     connection: Connection,
     parent_end: Connection,
     app: App,
-    boxes: Sequence[tuple[Mailbox, Mailbox]],
+    mailboxes: Sequence[tuple[Mailbox, Mailbox]],
     board: Board | None,
 ) -> None:
     """Run in a worker process: answer messages until the parent is gone."""
@@ -301,20 +301,20 @@ def _serve(
     gc.freeze()  # what the fork inherited is not searched for garbage, and so stays shared with the parent
     while True:
         try:
-            block, box, task = connection.recv()
+            block, pair, task = connection.recv()
         except EOFError:
             return
         if block is not None:
             _shared.clear()
             assert board is not None
             _shared.update(board.read(block))
-        inbox, outbox = boxes[box]
+        inbox, outbox = mailboxes[pair]
         messages, states = pickle.loads(task) if isinstance(task, bytes) else inbox.take(task)
         answers = runner.run(messages, states)
         if app.together:
             together = list(answers)
             size = outbox.put(together)
-            connection.send((None, together) if size is None else (box, size))
+            connection.send((None, together) if size is None else (pair, size))
         else:
             for answer in answers:
                 connection.send((None, [answer]))

@@ -90,7 +90,7 @@ class DeviceSpec:
         bits_per_weight: bits of each uploaded weight, 32, 16 or 8.
         uplink: ``digital`` (retained weights, at `bits_per_weight`) or ``analog`` (updates, which the
             emulated air superposes).
-        num_classes: labels are 0..num_classes-1, also of images that a box has of its own.
+        num_classes: labels are 0..num_classes-1, also of images that a node has of its own.
         mean, std: of the grey levels scaled to 0..1, by which a node normalises images of its own.
         data_root: folder of the data sets on the server's machine, or "" for the default one.
         own_data_root: whether a device that knows a folder of its own uses that instead (a node of a fleet).

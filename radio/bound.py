@@ -41,7 +41,7 @@ class BoundConstants:
         noise_global, noise_personal: standard deviations sigma_u, sigma_v of the stochastic gradients.
         gradient_bound: phi_u, root mean square bound of the stochastic gradient in u.
         pruning_error: D of eq. (32): |u - u * mask|^2 <= D^2 rho.
-        least_keepers: kappa*, the least number of devices that keep a weight, over weights and rounds.
+        least_contributors: kappa*, the least number of devices that keep a weight, over weights and rounds.
         heterogeneity, relative_heterogeneity: delta and varphi (corrected form).
     """
 
@@ -54,7 +54,7 @@ class BoundConstants:
     smoothness_global: float
     gradient_bound: float
     pruning_error: float
-    least_keepers: int
+    least_contributors: int
     noise_global: float = 0.0
     step_size_personal: float = 0.0
     steps_personal: int = 0
@@ -67,10 +67,10 @@ class BoundConstants:
         for name in ("num_rounds", "num_devices", "num_global_weights", "steps_global"):
             count(name, getattr(self, name), 1)
         count("steps_personal", self.steps_personal)
-        if not 1 <= self.least_keepers <= self.num_devices:
+        if not 1 <= self.least_contributors <= self.num_devices:
             raise ValueError(
-                f"least_keepers = {self.least_keepers} must lie in [1, num_devices = {self.num_devices}]: "
-                "the bound is undefined where a weight is kept by nobody"
+                f"least_contributors = {self.least_contributors} must lie in "
+                f"[1, num_devices = {self.num_devices}]: the bound is undefined where none keeps a weight"
             )
         positive("step_size_global", self.step_size_global)
         for name in (
@@ -95,7 +95,7 @@ def left_coefficient(constants: BoundConstants, form: Form = "paper") -> float:
     means that the bound says nothing.
     """
     c = constants
-    relative = c.num_devices * c.relative_heterogeneity**2 / c.least_keepers if _checked(form) else 0.0
+    relative = c.num_devices * c.relative_heterogeneity**2 / c.least_contributors if _checked(form) else 0.0
     return c.step_size_global * c.steps_global * (0.5 - relative)
 
 
@@ -106,7 +106,7 @@ def coefficients(constants: BoundConstants, form: Form = "paper") -> tuple[float
         ValueError: if `form` is neither `paper` nor `corrected`.
     """
     c = constants
-    k, kappa, rounds = c.num_devices, c.least_keepers, c.num_rounds
+    k, kappa, rounds = c.num_devices, c.least_contributors, c.num_rounds
     eta, tau, smooth = c.step_size_global, c.steps_global, c.smoothness_global
     grad, noise, error = c.gradient_bound**2, c.noise_global**2, c.pruning_error**2
     if _checked(form):

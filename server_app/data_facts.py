@@ -71,7 +71,7 @@ class DataFacts:
         )
 
     @property
-    def nobodys_labels(self) -> tuple[int, ...]:
+    def unused_labels(self) -> tuple[int, ...]:
         """Labels of the data set of which no device has an image."""
         return tuple(
             label
@@ -91,9 +91,9 @@ class DataFacts:
     def warning(self) -> str:
         """Return what a user may not expect of it, or ""."""
         left = sum(self.available) - sum(self.used)
-        if not self.nobodys_labels and (self.capped or left <= _MUCH * sum(self.available)):
+        if not self.unused_labels and (self.capped or left <= _MUCH * sum(self.available)):
             return ""
-        labels = ", ".join(map(str, self.nobodys_labels))
+        labels = ", ".join(map(str, self.unused_labels))
         nobody = f", among them all of label {labels}" if labels else ""
         return (
             f"data: {left} of {sum(self.available)} training images are left out{nobody}: with partition and "
@@ -109,7 +109,7 @@ class DataFacts:
             "labels": [list(own) for own in self.labels],
             "train_samples_available": sum(self.available),
             "train_samples_used": sum(self.used),
-            "labels_of_no_device": list(self.nobodys_labels),
+            "labels_of_no_device": list(self.unused_labels),
             "devices_with_own_images": list(self.own),
         }
 

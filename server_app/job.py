@@ -40,7 +40,7 @@ from task.split import Split, flatten
 if TYPE_CHECKING:
     from strategies.over_the_air import AirInterface
 
-# Clocks of server and boxes may differ by this much before a short round makes orders void on arrival.
+# Clocks of server and nodes may differ by this much before a short round makes orders void on arrival.
 _TTL_SLACK_SECONDS = 60.0
 
 
@@ -108,7 +108,7 @@ def prepare(settings: Settings, *, on_nodes: bool = False) -> Job:
         settings=settings,
         spec=spec,
         split=split,
-        initial_weights=flatten(task.model, split.shared),
+        initial_weights=flatten(task.model, split.global_part),
         steps=steps,
         data=DataFacts.of(
             settings.dataset.name, task, capped=settings.partition.samples_per_device is not None
@@ -175,7 +175,7 @@ def build_strategy(
     settings = job.settings
     skeleton: dict[str, Any] = {
         "seed": settings.seed,
-        "num_weights": job.split.shared.size,
+        "num_weights": job.split.global_part.size,
         "spec": job.spec.to_json(),
         "fleet": _fleet(settings, job.spec.to_json()),
         "devices_per_round": settings.fleet.devices_per_round,
@@ -220,7 +220,7 @@ def _norm_limit(settings: Settings) -> NormLimit:
 
 
 def measured_link(settings: Settings) -> MeasuredLink:
-    """Return the budget of a round on real boxes, in SI units."""
+    """Return the budget of a round on real nodes, in SI units."""
     measured, radio = settings.measured, settings.radio
     return MeasuredLink(
         threshold=radio.latency_threshold_ms * 1e-3,
@@ -329,7 +329,7 @@ def device_times(job: Job) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.floa
     for steps in {*zip(personal_steps.tolist(), global_steps.tolist(), strict=True)}:
         model = ComputeModel(
             personal_weights=job.split.personal.size,
-            global_weights=job.split.shared.size,
+            global_weights=job.split.global_part.size,
             personal_steps=steps[0],
             global_steps=steps[1],
             importance_steps=training.importance_steps,

@@ -92,7 +92,7 @@ class RadioSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class MeasuredSettings:
-    """How compute and uplink of real boxes are measured (channel.source = measured)."""
+    """How compute and uplink of real nodes are measured (channel.source = measured)."""
 
     window: int = key(minimum=1, used=MEASURED)
     margin: float = key(above=0, maximum=1, used=MEASURED)

@@ -17,7 +17,7 @@ class AverageResult:
     """The next global part and how well it was covered.
 
     Attributes:
-        weights: float32, shape (N,); a weight that nobody kept has its previous value, bit for bit.
+        weights: float32, shape (N,); a weight that no device kept has its previous value, bit for bit.
         counts: number of devices that kept each weight, int32, shape (N,).
     """
 
@@ -125,10 +125,10 @@ class MaskedAverage:
         self._counted()
 
     def result(self, previous: npt.NDArray[np.float32]) -> AverageResult:
-        """Return the mean over the keepers; weights without a keeper keep their `previous` value."""
+        """Return the mean over the contributors; a weight without any keeps its `previous` value."""
         self._flush()
         share = self._share if self._share is not None else self._counts * (self._device_weight or 1.0)
-        with np.errstate(invalid="ignore", over="ignore"):  # 0/0 where nobody kept the weight
+        with np.errstate(invalid="ignore", over="ignore"):  # 0/0 where no device kept the weight
             mean = (self._sum / share).astype(np.float32)
         weights = np.where(self._counts > 0, mean, previous)
         return AverageResult(weights, self._counts)

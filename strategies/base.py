@@ -31,8 +31,8 @@ from protocol.messages import (
     read_weights,
     weights_record,
 )
-from protocol.parcels import Body, LazyMessages, Parcel, read
 from protocol.streams import generator
+from protocol.typed_messages import Body, LazyMessages, TypedMessage, read
 from protocol.untrusted import last_line, safe_text
 from strategies.evaluation import Evaluation, summarise
 from strategies.fleet import Fleet
@@ -406,7 +406,7 @@ class WirelessStrategy(Strategy):
         group = f"{server_round}/{device}"
         address = {"dst_node_id": node, "message_type": kind, "group_id": group, "ttl": self.message_ttl}
         if getattr(grid, "immediate", False):
-            return Parcel(order, **address)
+            return TypedMessage(order, **address)
         return Message(order.to_records(), **address)  # type: ignore[call-overload,no-any-return]
 
     def _attribute(

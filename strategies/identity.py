@@ -3,7 +3,7 @@
 Keys are shown as OpenSSH shows them (``ssh-keygen -lf node-003.pub``), so that a line of the log can be found
 among the files of the fleet. A roster is a text file with one device per line, its index and its public key::
 
-    0 ecdsa-sha2-nistp384 AAAAE2VjZHNhLXNoYTItbmlzdHAzODQ... box-0
+    0 ecdsa-sha2-nistp384 AAAAE2VjZHNhLXNoYTItbmlzdHAzODQ... node-0
 
 Empty lines and lines that start with ``#`` do not count.
 """

@@ -32,7 +32,7 @@ class MaskedUpload(Upload):
 
 
 class MaskedReceiver:
-    """Decodes uploads and averages each weight over its keepers.
+    """Decodes uploads and averages each weight over its contributors.
 
     Args:
         plan: of the round.

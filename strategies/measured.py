@@ -1,4 +1,4 @@
-"""Pruning ratios from what the boxes really take: no emulated channel, no control of the bandwidth.
+"""Pruning ratios from what the devices really take: no emulated channel, no control of the bandwidth.
 
 A device times its own training with a monotonic clock. Its uplink rate is either the figure that its
 operator states, or that of a timed transfer (`server_app.probe_sink`). Both estimates are the median of
@@ -142,7 +142,7 @@ def num_kept(
 
 
 @dataclass
-class _Box:
+class _Estimates:
     """What is known of one device."""
 
     compute: RunningMedian
@@ -176,8 +176,8 @@ class MeasuredStrategy(WirelessStrategy):
         self.link = link
         self.uplink_probe = probe
         self.weighting = weighting
-        self._boxes = {
-            device: _Box(RunningMedian(link.window), RunningMedian(link.window))
+        self._estimates = {
+            device: _Estimates(RunningMedian(link.window), RunningMedian(link.window))
             for device in range(self.fleet.num_devices)
         }
 
@@ -185,9 +185,9 @@ class MeasuredStrategy(WirelessStrategy):
         """Choose each ratio from the device's own estimates."""
         assignments = []
         for device in devices:
-            box = self._boxes[device]
+            known = self._estimates[device]
             kept = num_kept(
-                self.link, self.num_weights, box.compute.value, box.rate.value, penalty=2.0**box.missed
+                self.link, self.num_weights, known.compute.value, known.rate.value, penalty=2.0**known.missed
             )
             pruned = self.num_weights - kept
             assignments.append(Assignment(device, pruned, {"pruning_ratio": pruned / self.num_weights}))
@@ -216,17 +216,17 @@ class MeasuredStrategy(WirelessStrategy):
 
     def _measure(self, device: int, report: TrainReport, bits: int) -> dict[str, Value]:
         """Update the estimates and return the columns of what the device took for `bits`."""
-        box = self._boxes[device]
-        box.missed = 0
+        known = self._estimates[device]
+        known.missed = 0
         rate, source = report.metrics.get("stated-uplink-bps"), "operator"
         if rate is None:
             rate = self.uplink_probe.rate(device) if self.uplink_probe else None
             source = "none" if rate is None else "timed transfer"
         compute = report.metrics.get("measured-compute-seconds")
         if compute is not None and compute > 0:
-            box.compute.add(compute)
+            known.compute.add(compute)
         if rate is not None and rate > 0:
-            box.rate.add(rate)
+            known.rate.add(rate)
         columns: dict[str, Value] = {"rate_source": source}
         if rate:
             columns["measured_uplink_bps"] = rate
@@ -249,20 +249,20 @@ class MeasuredStrategy(WirelessStrategy):
             device = assignment.device
             row = self.log.devices.get(device, {})
             if row.get("status") != "ok" and row.get("reason") != NOT_CONNECTED:
-                self._boxes[device].missed = min(self._boxes[device].missed + 1, _MOST_MISSED)
+                self._estimates[device].missed = min(self._estimates[device].missed + 1, _MOST_MISSED)
 
     def state(self) -> Mapping[str, npt.NDArray[np.generic]]:
         """Return the samples behind the estimates."""
         stored = dict(super().state())
-        for device, box in self._boxes.items():
-            stored[f"compute-{device}"] = np.array(box.compute.samples, dtype=np.float64)
-            stored[f"rate-{device}"] = np.array(box.rate.samples, dtype=np.float64)
+        for device, known in self._estimates.items():
+            stored[f"compute-{device}"] = np.array(known.compute.samples, dtype=np.float64)
+            stored[f"rate-{device}"] = np.array(known.rate.samples, dtype=np.float64)
         return stored
 
     def restore(self, state: Mapping[str, npt.NDArray[np.generic]]) -> None:
         """Take the samples back."""
         super().restore(state)
-        for device, box in self._boxes.items():
-            for name, estimate in (("compute", box.compute), ("rate", box.rate)):
+        for device, known in self._estimates.items():
+            for name, estimate in (("compute", known.compute), ("rate", known.rate)):
                 for sample in state.get(f"{name}-{device}", np.zeros(0)).tolist():
                     estimate.add(sample)

@@ -1,7 +1,7 @@
 """Masked averaging over an emulated OFDMA cell (Liu et al. 2024).
 
 Per round: draw the channels, let the scheme's policy choose every device's bandwidth fraction and
-pruning ratio, have the devices train and upload what they kept, average every weight over its keepers,
+pruning ratio, have the devices train and upload what they kept, average every weight over its contributors,
 and account for the latency from what was really kept and sent.
 """
 

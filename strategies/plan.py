@@ -124,7 +124,7 @@ class RoundPlan:
         assignments: in ascending order of device.
         mask: a mask that every device uses, shape (N_u,), or None if each makes its own.
         columns: what the plan records of the round.
-        detail: what the plan of this kind of uplink holds; None: nobody takes part.
+        detail: what the plan of this kind of uplink holds; None: no device takes part.
     """
 
     assignments: tuple[Assignment, ...]

@@ -99,7 +99,7 @@ class PrunedOverTheAir(OverTheAir):
             num_pruned = prune_counts(ratio, self.num_weights)
         kept = 1.0 - num_pruned / self.num_weights
         spent = self.air.fixed_time[chosen.users] + kept * compute
-        # Who sends nothing is done before the air is; who has no time is waited for only if nobody has any.
+        # Who sends nothing is done before the air is; one without time is waited for only if none has any.
         sending, waited = num_pruned < self.num_weights, able if able.any() else ~able
         if sending.any():
             columns.update(self._times(spent[sending], airtime.analog_s, airtime.mask_s))

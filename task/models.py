@@ -1,7 +1,7 @@
 """The networks that devices train, by name, for images of shape (batch, 1, 28, 28).
 
 Every network is an `nn.Sequential` of named layers, so that parameter names tell the layer ("conv1.weight",
-"fc2.bias": what the personal/shared split goes by) and a phase that trains only the last layers can compute
+"fc2.bias": what the personal/global split goes by) and a phase that trains only the last layers can compute
 what comes before them once. Two choices are made for speed and change no result beyond float32 rounding:
 max-pooling stands before the ReLU (the two commute, and the ReLU then works on a quarter of the entries), and
 the first feature map is laid out channels-last for the second convolution.

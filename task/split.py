@@ -1,4 +1,4 @@
-"""Which parameters stay on the device (personal) and which are trained together (shared)."""
+"""Which parameters stay on the device (personal) and which are trained together (global)."""
 
 from __future__ import annotations
 
@@ -51,10 +51,10 @@ class Layout:
 
 @dataclass(frozen=True)
 class Split:
-    """The personal part v (never uploaded, never pruned) and the shared part u (pruned, uploaded)."""
+    """The personal part v (never uploaded, never pruned) and the global part u (pruned, uploaded)."""
 
     personal: Layout
-    shared: Layout
+    global_part: Layout
 
 
 def split_parameters(model: nn.Module, personal_patterns: Sequence[str]) -> Split:
@@ -63,7 +63,7 @@ def split_parameters(model: nn.Module, personal_patterns: Sequence[str]) -> Spli
     Args:
         model: any module.
         personal_patterns: globs such as "conv*" or "fc2.*"; a parameter whose name matches one of them is
-            personal. An empty list makes everything shared.
+            personal. An empty list makes everything global.
 
     Raises:
         ValueError: if a pattern matches no parameter, or nothing is left to share.
@@ -82,9 +82,9 @@ def split_parameters(model: nn.Module, personal_patterns: Sequence[str]) -> Spli
     is_personal = [any(fnmatchcase(name, pattern) for pattern in personal_patterns) for name, _ in named]
     split = Split(
         personal=Layout.of(pair for pair, mine in zip(named, is_personal, strict=True) if mine),
-        shared=Layout.of(pair for pair, mine in zip(named, is_personal, strict=True) if not mine),
+        global_part=Layout.of(pair for pair, mine in zip(named, is_personal, strict=True) if not mine),
     )
-    if split.shared.size == 0:
+    if split.global_part.size == 0:
         raise ValueError(
             f"personal_patterns = {list(personal_patterns)} match every parameter: nothing is left to share"
         )

@@ -68,8 +68,8 @@ def steps_per_round(
     algorithm = make_algorithm(training.algorithm, training.options)
     batches = [-(-int(size) // training.batch_size) for size in sizes]
     personal = [algorithm.personal_steps(training, number) if has_personal else 0 for number in batches]
-    shared = [algorithm.global_steps(training, number) for number in batches]
-    return np.array(personal, np.int64), np.array(shared, np.int64)
+    of_global = [algorithm.global_steps(training, number) for number in batches]
+    return np.array(personal, np.int64), np.array(of_global, np.int64)
 
 
 def make_algorithm(name: str, options: Mapping[str, Any]) -> Algorithm:

@@ -26,6 +26,6 @@ class FedProx(Alternating):
         """Add mu (u - u_g) to the gradient of u; on pruned weights the mask undoes it."""
         if not (self.mu and work.trains_global):
             return
-        gradient = work.network.shared.grad
+        gradient = work.network.global_part.grad
         assert gradient is not None
-        gradient.add_(work.network.shared - work.start, alpha=self.mu)
+        gradient.add_(work.network.global_part - work.start, alpha=self.mu)

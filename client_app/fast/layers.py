@@ -23,7 +23,7 @@ _pool_backward = torch.ops.aten.max_pool2d_with_indices_backward.default
 _relu_backward = torch.ops.aten.threshold_backward.default
 _convolution_backward = torch.ops.aten.convolution_backward.default
 
-Part = Literal["personal", "shared"]
+Part = Literal["personal", "global_part"]
 
 
 @dataclass(eq=False)

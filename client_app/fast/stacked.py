@@ -20,8 +20,8 @@ class StackedNetwork:
     """D copies of a network, their weights and gradients in flat float32 matrices.
 
     Attributes:
-        personal, shared: weights, (D, N_v) and (D, N_u), each with its `.grad` of the same shape; they are
-            rebound by `use` and `hand_over`, else changed in place only.
+        personal, global_part: weights, (D, N_v) and (D, N_u), each with its `.grad` of the same shape; they
+            are rebound by `use` and `hand_over`, else changed in place only.
     """
 
     def __init__(
@@ -51,7 +51,10 @@ class StackedNetwork:
         self._device = torch.device(device)
         self.split = split
         parameters: dict[str, Parameter] = {}
-        layouts: tuple[tuple[Part, Layout], ...] = (("personal", split.personal), ("shared", split.shared))
+        layouts: tuple[tuple[Part, Layout], ...] = (
+            ("personal", split.personal),
+            ("global_part", split.global_part),
+        )
         for part, layout in layouts:
             for (name, place), shape in zip(layout.slices().items(), layout.shapes, strict=True):
                 parameters[name] = Parameter(part, place, shape)
@@ -65,7 +68,7 @@ class StackedNetwork:
         self._gradients: dict[Part, torch.Tensor] = {}
         self._common: torch.Tensor | None = None
         self._bound = False
-        self.personal = self.shared = torch.empty(0)
+        self.personal = self.global_part = torch.empty(0)
         self.use(1)
 
     most_devices: int | None = None
@@ -78,12 +81,15 @@ class StackedNetwork:
 
     def use(self, devices: int) -> None:
         """Have so many copies: of fewer than before the first ones; of more, their weights are undefined."""
-        if devices != len(self.shared):
-            self.personal, self.shared = self._rows("personal", devices), self._rows("shared", devices)
+        if devices != len(self.global_part):
+            self.personal, self.global_part = (
+                self._rows("personal", devices),
+                self._rows("global_part", devices),
+            )
             self._bound = False
 
-    def read_shared_from(self, vector: torch.Tensor | None) -> None:
-        """Let all copies have one shared part (N_u,), of which their gradients are; None: each has its own.
+    def read_global_from(self, vector: torch.Tensor | None) -> None:
+        """Let all copies have one global part (N_u,), of which their gradients are; None: each has its own.
 
         What is read once for all copies stays in the cache.
         """
@@ -91,14 +97,14 @@ class StackedNetwork:
         self._bound = False
 
     def hand_over(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the personal and shared weights for good; the model takes new memory at its next `use`."""
-        weights = self.personal, self.shared
-        self.personal = self.shared = torch.empty(0)
+        """Return the personal and global weights for good; the model takes new memory at its next `use`."""
+        weights = self.personal, self.global_part
+        self.personal = self.global_part = torch.empty(0)
         self._weights.clear()
         return weights
 
     def _rows(self, part: Part, devices: int) -> torch.Tensor:
-        size = (self.split.personal if part == "personal" else self.split.shared).size
+        size = (self.split.personal if part == "personal" else self.split.global_part).size
         for matrices in (self._weights, self._gradients):
             if part not in matrices or len(matrices[part]) < devices:
                 matrices[part] = torch.empty(devices, size, device=self._device)
@@ -111,21 +117,21 @@ class StackedNetwork:
         if self._bound:
             return
         self._bound = True
-        devices = len(self.shared)
+        devices = len(self.global_part)
         for parameter in self._parameters:
-            weights = self.personal if parameter.part == "personal" else self.shared
+            weights = self.personal if parameter.part == "personal" else self.global_part
             assert weights.grad is not None
             shape = (devices, *parameter.shape)
             parameter.gradient = weights.grad[:, parameter.place].view(shape)
-            if parameter.part == "shared" and self._common is not None:
+            if parameter.part == "global_part" and self._common is not None:
                 parameter.value = self._common[parameter.place].view(parameter.shape).expand(shape)
             else:
                 parameter.value = weights[:, parameter.place].view(shape)
 
-    def train_only(self, *, personal: bool = False, shared: bool = False) -> None:
+    def train_only(self, *, personal: bool = False, global_part: bool = False) -> None:
         """Choose the parts that `backward` differentiates; nothing is computed for the other's sake."""
         for parameter in self._parameters:
-            parameter.trained = personal if parameter.part == "personal" else shared
+            parameter.trained = personal if parameter.part == "personal" else global_part
 
     def frozen_layers(self) -> int:
         """Return how many first layers are constant while the chosen parts train; 0 if no weights are there.

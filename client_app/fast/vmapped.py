@@ -16,7 +16,7 @@ from torch.func import functional_call, grad_and_value, vmap
 
 from task.split import Split
 
-Part = Literal["personal", "shared"]
+Part = Literal["personal", "global_part"]
 _Parameters = dict[str, torch.Tensor]
 
 
@@ -29,7 +29,7 @@ class VmappedNetwork:
         device: where the tensors are.
 
     Attributes:
-        split, personal, shared, most_devices, fill_to: as in `client_app.network.Network`.
+        split, personal, global_part, most_devices, fill_to: as in `client_app.network.Network`.
     """
 
     most_devices: int | None = None
@@ -38,12 +38,12 @@ class VmappedNetwork:
     def __init__(self, module: nn.Module, split: Split, *, device: torch.device | str = "cpu") -> None:
         self.split = split
         self._module, self._device = module, torch.device(device)
-        self._trained: dict[Part, bool] = {"personal": True, "shared": True}
+        self._trained: dict[Part, bool] = {"personal": True, "global_part": True}
         self._matrices: dict[Part, torch.Tensor] = {}
         self._gradients: dict[Part, torch.Tensor] = {}
         self._common: torch.Tensor | None = None
         self._step: Callable[..., tuple[_Parameters, torch.Tensor]] = vmap(grad_and_value(self._loss))
-        self.personal = self.shared = torch.empty(0)
+        self.personal = self.global_part = torch.empty(0)
         self.use(1)
 
     @property
@@ -53,12 +53,12 @@ class VmappedNetwork:
 
     def use(self, devices: int) -> None:
         """Have so many copies: of fewer than before the first ones; of more, their weights are undefined."""
-        if devices == len(self.shared):
+        if devices == len(self.global_part):
             return
-        self.personal, self.shared = self._rows("personal", devices), self._rows("shared", devices)
+        self.personal, self.global_part = self._rows("personal", devices), self._rows("global_part", devices)
 
     def _rows(self, part: Part, devices: int) -> torch.Tensor:
-        size = (self.split.personal if part == "personal" else self.split.shared).size
+        size = (self.split.personal if part == "personal" else self.split.global_part).size
         for matrices in (self._matrices, self._gradients):
             if part not in matrices or len(matrices[part]) < devices:
                 matrices[part] = torch.empty(devices, size, device=self._device)
@@ -66,13 +66,13 @@ class VmappedNetwork:
         rows.grad = self._gradients[part][:devices]
         return rows
 
-    def read_shared_from(self, vector: torch.Tensor | None) -> None:
+    def read_global_from(self, vector: torch.Tensor | None) -> None:
         """Let all copies have the global part `vector` (N_u,); None: each has its own."""
         self._common = vector
 
-    def train_only(self, *, personal: bool = False, shared: bool = False) -> None:
+    def train_only(self, *, personal: bool = False, global_part: bool = False) -> None:
         """Choose the parts that `backward` differentiates; nothing is computed for the other's sake."""
-        self._trained = {"personal": personal, "shared": shared}
+        self._trained = {"personal": personal, "global_part": global_part}
 
     def frozen_layers(self) -> int:
         """Return 0: where a network that is no chain of layers could be cut is not known."""
@@ -113,9 +113,9 @@ class VmappedNetwork:
 
     def _parameters(self, part: Part) -> _Parameters:
         """Return the devices' parameters (D, *shape) by name, as views."""
-        layout = self.split.personal if part == "personal" else self.split.shared
-        rows = self.personal if part == "personal" else self.shared
-        if part == "shared" and self._common is not None:
+        layout = self.split.personal if part == "personal" else self.split.global_part
+        rows = self.personal if part == "personal" else self.global_part
+        if part == "global_part" and self._common is not None:
             rows = self._common.expand(len(rows), -1)
         return {
             name: rows[:, place].view(len(rows), *shape)
@@ -123,15 +123,15 @@ class VmappedNetwork:
         }
 
     def _keep(self, part: Part, gradients: _Parameters) -> None:
-        layout = self.split.personal if part == "personal" else self.split.shared
-        kept = (self.personal if part == "personal" else self.shared).grad
+        layout = self.split.personal if part == "personal" else self.split.global_part
+        kept = (self.personal if part == "personal" else self.global_part).grad
         assert kept is not None
         for name, place in layout.slices().items():
             kept[:, place] = gradients[name].flatten(1)
 
     def hand_over(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the personal and shared weights for good; new memory is taken at the next `use`."""
-        weights = self.personal, self.shared
-        self.personal = self.shared = torch.empty(0)
+        """Return the personal and global weights for good; new memory is taken at the next `use`."""
+        weights = self.personal, self.global_part
+        self.personal = self.global_part = torch.empty(0)
         self._matrices.clear()
         return weights

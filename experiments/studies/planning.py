@@ -66,7 +66,7 @@ def printed_formula(settings: Settings) -> StudyResult:
             emulated.draw(draw).rates.full_band,
             slack(cell.latency_threshold, cell.fixed_time),
             cell.compute_time,
-            float(cell.bits_per_weight * job.split.shared.size),
+            float(cell.bits_per_weight * job.split.global_part.size),
         )
         draws.append(
             {

@@ -350,8 +350,8 @@ def _errors(
     """Return realised and predicted mean squared error over the weights that moved (see the module text)."""
     if not updated.any():
         return None, None
-    keepers = superposition.counts
-    sought = np.divide(superposition.aligned, keepers, where=keepers > 0, out=np.zeros(before.size))
+    contributors = superposition.counts
+    sought = np.divide(superposition.aligned, contributors, where=contributors > 0, out=np.zeros(before.size))
     error = (after - before - sought)[updated]
     arriving = alpha[updated] * superposition.total[updated] / counts[updated]
     expected = (arriving - sought[updated]) ** 2 + noise[updated]

@@ -392,23 +392,25 @@ def _solve(
     cap = np.minimum(whole, 1.0)
     low = np.minimum(low, cap)
 
-    bend = np.where(usable, r * g / q, 0.0)
+    growth = np.where(usable, r * g / q, 0.0)
     with np.errstate(divide="ignore", invalid="ignore"):
         start = np.where(usable & (w > 0), q / np.sqrt(w * r * (d * q + m * g)), 1.0)
-    foot, base = low.copy(), low
-    on, full = start * (1 + low * bend), start * (1 + cap * bend)
+    onset, base = low.copy(), low
+    on, full = start * (1 + low * growth), start * (1 + cap * growth)
     if charged.any():
         with np.errstate(divide="ignore", invalid="ignore"):
             # Where the chord from the origin touches the gain (b r D - m) / (b r G + Q).
             touch = (m + np.sqrt(m * m + d * q * m / g)) / (r * d)
             best = np.where(whole <= 1, 1.0, (r * d - m) / (r * g + q))
             useful = charged & (best > 0) & (w > 0)
-            wall = useful & (touch >= cap)
-            foot = np.where(useful, np.where(wall, cap, touch), foot)
-            on = np.where(useful, np.where(wall, np.sqrt(cap / (w * best)), start * (1 + touch * bend)), on)
-        full = np.where(wall, on, full)
+            vertical = useful & (touch >= cap)
+            onset = np.where(useful, np.where(vertical, cap, touch), onset)
+            on = np.where(
+                useful, np.where(vertical, np.sqrt(cap / (w * best)), start * (1 + touch * growth)), on
+            )
+        full = np.where(vertical, on, full)
         idle = charged & ~useful
-        cap, whole, foot = np.where(idle, 0.0, cap), np.where(idle, 0.0, whole), np.where(idle, 0.0, foot)
+        cap, whole, onset = np.where(idle, 0.0, cap), np.where(idle, 0.0, whole), np.where(idle, 0.0, onset)
         full = np.where(idle, on, full)
     still = cap <= base
     full = np.where(still, on, full)
@@ -418,7 +420,7 @@ def _solve(
     short = np.flatnonzero(whole.sum(axis=1) > 1.0)
     if short.size:
         every: NDArray[np.intp] | slice = slice(None) if short.size == cap.shape[0] else short
-        filling = fill(Demand(base, foot, cap, start, bend, on, full).rows(every))
+        filling = fill(Demand(base, onset, cap, start, growth, on, full).rows(every))
         share[short], partial[short], part[short] = filling.share, filling.partial, filling.part
         multiplier[short] = filling.level**-2
         # A chord that ends at the whole band, not at the device's own cap, is not the marginal gain there.
@@ -454,13 +456,13 @@ def _round_uploaders(
     ]
     best_share, best_multiplier = np.zeros_like(share), np.zeros(share.shape[0])
     best_value = np.full(share.shape[0], -np.inf)
-    nobody = np.zeros_like(charged)
+    none_charged = np.zeros_like(charged)
     for chosen in candidates:
         # Where the set does not fit, an empty set keeps the batch rectangular; it never wins.
         members = chosen & (np.where(chosen, least, 0.0).sum(axis=1, keepdims=True) <= 1.0)
         while True:
             low = np.where(members, least, 0.0)
-            b, multiplier, _, _ = _solve(problem, low, members, nobody)
+            b, multiplier, _, _ = _solve(problem, low, members, none_charged)
             # Who only breaks even occupies band for nothing.
             idle = members & charged & (b <= low)
             if not idle.any():
@@ -527,11 +529,11 @@ class _FixedNoiseGains:
 
     def share_out(self, members: BoolArray) -> tuple[FloatArray, float, float]:
         """Solve exactly; who only breaks even occupies band for nothing and is left out."""
-        problem, nobody = self._problem, np.zeros_like(members)[np.newaxis]
+        problem, none_charged = self._problem, np.zeros_like(members)[np.newaxis]
         members = members[np.newaxis]
         while True:
             low = np.where(members, self.least_share, 0.0)
-            share, multiplier, _, _ = _solve(problem, low, members, nobody)
+            share, multiplier, _, _ = _solve(problem, low, members, none_charged)
             idle = members & self._charged & (share <= low)
             if not idle.any():
                 break

@@ -198,8 +198,8 @@ class _Devices:
             )  # ln2 R' / B
             speed = b * band * np.log1p(x) / _LN2
             value = np.log(self.weight * (d * q + m * g) * band / _LN2 * slope) - 2 * np.log(speed * g + q)
-            bend = -((x / (1 + x)) ** 2) / slope - 2 * (b * band * slope / _LN2) * g / (speed * g + q)
-        return value, bend
+            derivative = -((x / (1 + x)) ** 2) / slope - 2 * (b * band * slope / _LN2) * g / (speed * g + q)
+        return value, derivative
 
     def rows(self, index: BoolArray) -> _Devices:
         """Return the devices selected by `index`."""
@@ -263,8 +263,8 @@ class _UploadGains:
             log_price = float(np.log(price))
 
             def excess(u: FloatArray) -> tuple[FloatArray, FloatArray]:
-                value, bend = some.log_marginal(u)
-                return value - log_price, bend
+                value, derivative = some.log_marginal(u)
+                return value - log_price, derivative
 
             u = decreasing_root(excess, self._low, self._top)
             u = np.where(
@@ -311,8 +311,8 @@ def _fill(everyone: _Devices, members: BoolArray, least: FloatArray) -> tuple[Fl
 
     def shares(log_price: float) -> tuple[FloatArray, BoolArray]:
         def excess(u: FloatArray) -> tuple[FloatArray, FloatArray]:
-            value, bend = devices.log_marginal(u)
-            return value - log_price, bend
+            value, derivative = devices.log_marginal(u)
+            return value - log_price, derivative
 
         free = (lowest < log_price) & (log_price < highest)
         u = decreasing_root(excess, bottom, top)
@@ -321,9 +321,9 @@ def _fill(everyone: _Devices, members: BoolArray, least: FloatArray) -> tuple[Fl
 
     def surplus(t: FloatArray) -> tuple[FloatArray, FloatArray]:
         b, free = shares(float(t[0]))
-        bend = devices.log_marginal(np.log(b))[1]
+        derivative = devices.log_marginal(np.log(b))[1]
         total = b.sum()
-        fall = np.where(free, b / bend, 0.0).sum() / total
+        fall = np.where(free, b / derivative, 0.0).sum() / total
         return np.array([np.log(total)]), np.array([min(fall, -1e-12)])
 
     paid = ~idle

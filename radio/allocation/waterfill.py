@@ -3,17 +3,17 @@
 Every device asks, at the level s = multiplier^(-1/2), for
 
     base                          s < on,
-    (s / start - 1) / bend        on <= s < full      (never below `foot`),
+    (s / start - 1) / growth      on <= s < full      (never below `onset`),
     cap                           full <= s,
 
 and the level is sought at which the demands sum to one. The sum is piecewise linear with 2K corners:
 sort them, find the corner at which the sum passes one by bisection over the sorted corners, solve the
 linear equation of that segment: O(K log K), no iteration to a tolerance.
 
-Demands with `bend` -> 0 rise like a wall, and running sums of slopes would lose every gentle slope
-beside a wall. So each probe sums the demands afresh, and the last step is solved for the *distance* to
-the start of the steepest demand, where nothing cancels. A true wall (`on == full`) may end up partly
-filled; the caller learns which.
+Demands with `growth` -> 0 rise almost vertically, and running sums of slopes would lose every gentle slope
+beside a steep one. So each probe sums the demands afresh, and the last step is solved for the *distance*
+to the start of the steepest demand, where nothing cancels. A vertical demand (`on == full`) may end up
+partly filled; the caller learns which.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ class Demand:
 
     Attributes:
         base: demand below the level `on`.
-        foot: demand just after `on`; equal to `base` unless the demand jumps.
+        onset: demand just after `on`; equal to `base` unless the demand jumps.
         cap: largest demand.
         start: level at which the unclipped linear demand is 0.
-        bend: (s / start - 1) / bend is the linear part; 0 for a wall.
+        growth: (s / start - 1) / growth is the linear part; 0 for a vertical demand.
         on: level at which the demand leaves `base`.
         full: level at which it reaches `cap`.
     """
 
     base: FloatArray
-    foot: FloatArray
+    onset: FloatArray
     cap: FloatArray
     start: FloatArray
-    bend: FloatArray
+    growth: FloatArray
     on: FloatArray
     full: FloatArray
 
@@ -52,10 +52,10 @@ class Demand:
         """Return the problems selected by `index` along the first axis."""
         return Demand(
             self.base[index],
-            self.foot[index],
+            self.onset[index],
             self.cap[index],
             self.start[index],
-            self.bend[index],
+            self.growth[index],
             self.on[index],
             self.full[index],
         )
@@ -68,8 +68,8 @@ class Filling:
     Attributes:
         share: (M, K).
         level: (M,) s = multiplier^(-1/2).
-        partial: (M, K) walls and jumps of which only a part fits.
-        part: (M,) that part; the same for all walls at the level.
+        partial: (M, K) jumps of which only a part fits.
+        part: (M,) that part; the same for all jumps at the level.
     """
 
     share: FloatArray
@@ -82,14 +82,14 @@ def fill(demand: Demand) -> Filling:
     """Share one unit; the caps of every problem must sum to at least one and the bases to at most one."""
     m, k = demand.base.shape
     row = np.arange(m)
-    wall = demand.on >= demand.full
+    vertical = demand.on >= demand.full
     slope = np.zeros((m, k))
-    np.divide(1.0, demand.start * demand.bend, out=slope, where=~wall)
+    np.divide(1.0, demand.start * demand.growth, out=slope, where=~vertical)
 
     def at(level: FloatArray, jumped: bool) -> FloatArray:
         """Demands at a corner, before (False) or after (True) the jumps that happen there."""
         s = level[:, np.newaxis]
-        linear = np.minimum(np.maximum((s - demand.start) * slope, demand.foot), demand.cap)
+        linear = np.minimum(np.maximum((s - demand.start) * slope, demand.onset), demand.cap)
         after = np.where(s >= demand.full, demand.cap, linear)
         return np.where(s >= demand.on if jumped else s > demand.on, after, demand.base)
 
@@ -141,7 +141,7 @@ def _solve_segment(
     step = (1.0 - lead + (steep * distance).sum(axis=1)) / steep.sum(axis=1)
     for _ in range(3):  # once, then again for what rounding or a corner within rounding left over
         moving = (step[:, np.newaxis] - distance) * steep
-        clipped = np.minimum(np.maximum(moving, demand.foot), demand.cap)
+        clipped = np.minimum(np.maximum(moving, demand.onset), demand.cap)
         share = np.where(active, clipped, fixed)
         rest = 1.0 - share.sum(axis=1)
         room = np.where(moving == clipped, steep, 0.0).sum(axis=1)

@@ -39,7 +39,7 @@ def _results(name, options, num_pruned, *, many=False, **training):
     rng = np.random.default_rng(0)
     u, v = (
         (0.1 * rng.standard_normal(n)).astype(np.float32)
-        for n in (network.split.shared.size, network.split.personal.size)
+        for n in (network.split.global_part.size, network.split.personal.size)
     )
     devices = [
         DeviceRound(np.arange(SAMPLES), v, k, lambda: torch.Generator().manual_seed(5)) for k in num_pruned
@@ -59,11 +59,11 @@ def test_fedprox_adds_its_pull_to_every_step(many, num_pruned):
     _, (second,) = _results("fedprox", {"mu": mu}, [num_pruned], many=many, global_steps=2)
     _, (unpulled,) = _results("alternating", {}, [num_pruned], many=many, global_steps=2)
     kept = first.mask
-    np.testing.assert_array_equal(first.shared, plain.shared)
-    expected = np.where(kept, unpulled.shared - rate * mu * (first.shared - u), 0)
-    np.testing.assert_allclose(second.shared, expected, atol=2e-7)
-    assert np.abs(second.shared - unpulled.shared).max() > 1e-6
-    assert not second.shared[~kept].any()
+    np.testing.assert_array_equal(first.global_part, plain.global_part)
+    expected = np.where(kept, unpulled.global_part - rate * mu * (first.global_part - u), 0)
+    np.testing.assert_allclose(second.global_part, expected, atol=2e-7)
+    assert np.abs(second.global_part - unpulled.global_part).max() > 1e-6
+    assert not second.global_part[~kept].any()
     np.testing.assert_array_equal(second.personal, unpulled.personal)
 
 
@@ -74,7 +74,7 @@ def test_fedprox_without_its_term_is_alternating(many, optimizer):
     _, plain = _results("alternating", {}, numbers, many=many, optimizer=optimizer, global_steps=3)
     _, prox = _results("fedprox", {"mu": 0.0}, numbers, many=many, optimizer=optimizer, global_steps=3)
     for mine, theirs in zip(prox, plain, strict=True):
-        for part in ("personal", "shared", "mask"):
+        for part in ("personal", "global_part", "mask"):
             np.testing.assert_array_equal(getattr(mine, part), getattr(theirs, part))
 
 
@@ -99,25 +99,25 @@ def test_an_algorithm_is_one_class():
 
         def correct(self, work):
             if work.trains_global:
-                work.network.shared.grad.mul_(self.factor)
+                work.network.global_part.grad.mul_(self.factor)
 
     u, (half, whole) = _results("test_halved", {}, [0, 0], many=True, global_steps=1)
     _, (plain,) = _results("alternating", {}, [0], global_steps=1)
-    np.testing.assert_allclose(half.shared - u, (plain.shared - u) / 2, atol=1e-7)
-    np.testing.assert_array_equal(half.shared, whole.shared)
+    np.testing.assert_allclose(half.global_part - u, (plain.global_part - u) / 2, atol=1e-7)
+    np.testing.assert_array_equal(half.global_part, whole.global_part)
 
 
 def test_steps_per_round_count_what_is_done():
     """Of the paper's table: steps, or epochs times the batches of each device; both parts in every step."""
     sizes = np.array([10, 64, 65])
     spec = TrainingSpec(personal_steps=3, global_steps=5, batch_size=32)
-    personal, shared = steps_per_round(spec, sizes, has_personal=True)
-    assert (personal.tolist(), shared.tolist()) == ([3] * 3, [5] * 3)
+    personal, global_part = steps_per_round(spec, sizes, has_personal=True)
+    assert (personal.tolist(), global_part.tolist()) == ([3] * 3, [5] * 3)
     spec = TrainingSpec(personal_epochs=1, global_epochs=2, batch_size=32)
-    personal, shared = steps_per_round(spec, sizes, has_personal=True)
-    assert (personal.tolist(), shared.tolist()) == ([1, 2, 3], [2, 4, 6])
+    personal, global_part = steps_per_round(spec, sizes, has_personal=True)
+    assert (personal.tolist(), global_part.tolist()) == ([1, 2, 3], [2, 4, 6])
     spec = TrainingSpec(algorithm="simultaneous", personal_steps=3, global_steps=5)
-    personal, shared = steps_per_round(spec, sizes, has_personal=True)
-    assert (personal.tolist(), shared.tolist()) == ([5] * 3, [5] * 3)
+    personal, global_part = steps_per_round(spec, sizes, has_personal=True)
+    assert (personal.tolist(), global_part.tolist()) == ([5] * 3, [5] * 3)
     personal, _ = steps_per_round(spec, sizes, has_personal=False)
     assert not personal.any()

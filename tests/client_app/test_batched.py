@@ -54,7 +54,7 @@ def _model(name: str, personal: tuple[str, ...] | None = None) -> ModuleNetwork:
 
 
 def _start(model: ModuleNetwork) -> np.ndarray:
-    return (0.05 * np.random.default_rng(0).standard_normal(model.split.shared.size)).astype(np.float32)
+    return (0.05 * np.random.default_rng(0).standard_normal(model.split.global_part.size)).astype(np.float32)
 
 
 def _device(model: ModuleNetwork, number: int, *, samples: int, num_pruned: int, mask=None) -> DeviceRound:
@@ -123,10 +123,10 @@ def _assert_equal(mine: LocalResult, theirs: LocalResult, spec: TrainingSpec) ->
     assert isinstance(theirs, LocalResult)
     assert mine.mask.dtype == np.bool_
     assert mine.mask.sum() == theirs.mask.sum()
-    assert not mine.shared[~mine.mask].any()
+    assert not mine.global_part[~mine.mask].any()
     same = mine.mask == theirs.mask
     assert same.mean() > 0.999
-    for name, kept in (("personal", slice(None)), ("shared", same)):
+    for name, kept in (("personal", slice(None)), ("global_part", same)):
         a, b = getattr(mine, name)[kept], getattr(theirs, name)[kept]
         if a.size:
             off = np.abs(a - b)
@@ -147,7 +147,7 @@ def _assert_all_equal(model, spec, devices, batch_devices=8) -> None:
 
 def _mixed(model: ModuleNetwork, samples=(8, 20, 13, 20, 5, 20, 20)) -> list[DeviceRound]:
     """Devices that prune nothing, something, everything, and as they are told."""
-    size = model.split.shared.size
+    size = model.split.global_part.size
     mask = np.random.default_rng(1).random(size) < 0.6
     numbers = [size // 2, size // 3, 0, size, size // 2, int((~mask).sum()), 1]
     return [
@@ -214,7 +214,7 @@ def test_masks_chosen_as_on_a_gpu_are_the_same(monkeypatch, prune_bias):
     expected = _batched(model, spec, _mixed(model))
     monkeypatch.setattr(LocalWork, "_select_each", LocalWork._select_at_once)
     for mine, theirs in zip(_batched(model, spec, _mixed(model)), expected, strict=True):
-        for part in ("mask", "shared", "personal"):
+        for part in ("mask", "global_part", "personal"):
             np.testing.assert_array_equal(getattr(mine, part), getattr(theirs, part))
 
 
@@ -226,7 +226,7 @@ def test_bfloat16_products_change_losses_by_their_rounding(monkeypatch, name):
     half = _batched(model, replace(spec, precision="bfloat16"), _mixed(model))
     for mine, exact in zip(half, _batched(model, spec, _mixed(model)), strict=True):
         assert mine.mask.sum() == exact.mask.sum()
-        assert mine.shared.dtype == np.float32
+        assert mine.global_part.dtype == np.float32
         np.testing.assert_allclose(mine.personal_loss, exact.personal_loss, rtol=0.03)
         assert not np.array_equal(mine.personal, exact.personal)
 
@@ -238,7 +238,7 @@ def test_bfloat16_products_change_losses_by_their_rounding(monkeypatch, name):
 )
 def test_a_result_does_not_depend_on_the_other_devices(fleet, batch_devices):
     model, spec = _model("mlp"), TrainingSpec(batch_size=8, **SGD)
-    size = model.split.shared.size
+    size = model.split.global_part.size
     devices = [_device(model, k, samples=n, num_pruned=size * k // 4) for k, n in fleet]
     results = _batched(model, spec, devices, batch_devices)
     for (k, n), result in zip(fleet, results, strict=True):
@@ -250,7 +250,7 @@ def test_a_result_does_not_depend_on_the_other_devices(fleet, batch_devices):
 def test_a_device_that_diverges_harms_no_other(name, algorithm):
     model = _model(name)
     spec = TrainingSpec(algorithm=algorithm, batch_size=8, **SGD)
-    size = model.split.shared.size
+    size = model.split.global_part.size
     pruned = (size // 2, 0, size)
     healthy = [_device(model, k, samples=9, num_pruned=pruned[k % 3]) for k in range(9)]
     ill = [
@@ -260,7 +260,7 @@ def test_a_device_that_diverges_harms_no_other(name, algorithm):
     before, after = _batched(model, spec, healthy), _batched(model, spec, ill)
     expected = _one_by_one(model, spec, ill)
     for mine, well in zip(after[:6], before[:6], strict=True):
-        for part in ("personal", "shared", "mask"):
+        for part in ("personal", "global_part", "mask"):
             np.testing.assert_array_equal(getattr(mine, part), getattr(well, part))
     for mine, theirs in zip(after[6:], expected[6:], strict=True):
         assert isinstance(mine, DivergedError)
@@ -269,7 +269,7 @@ def test_a_device_that_diverges_harms_no_other(name, algorithm):
 
 def test_an_impossible_order_is_refused_for_its_device_alone():
     model, spec = _model("mlp"), TrainingSpec(batch_size=8, **SGD)
-    size = model.split.shared.size
+    size = model.split.global_part.size
     good = _device(model, 0, samples=20, num_pruned=7)
     bad = [
         replace(good, num_pruned=size + 1),
@@ -289,9 +289,9 @@ def test_inputs_are_not_changed_and_a_second_round_does_not_touch_the_first():
     training = _training(model, spec, 2)
     weights = [parameter.detach().clone() for parameter in model.module.parameters()]
     (first,) = [chunk[0] for chunk in training.rounds(start, [device])]
-    kept = first.shared.copy(), first.personal.copy()
+    kept = first.global_part.copy(), first.personal.copy()
     list(training.rounds(start * 2, [device, device]))
-    np.testing.assert_array_equal(first.shared, kept[0])
+    np.testing.assert_array_equal(first.global_part, kept[0])
     np.testing.assert_array_equal(first.personal, kept[1])
     np.testing.assert_array_equal(device.personal, personal)
     np.testing.assert_array_equal(start, _start(model))

@@ -5,7 +5,7 @@ import pytest
 from flwr.app import Context, RecordDict
 from PIL import Image
 
-from client_app.device import introduce, workbench
+from client_app.device import introduce, run_context
 from protocol.messages import HelloOrder, Introduction
 from server_app.job import device_spec, prepare
 from server_app.settings import compose_settings
@@ -37,14 +37,14 @@ def mnist_elsewhere(tmp_path, data_root, monkeypatch):
     server = _folder(tmp_path / "server", data_root)
     spec = _spec("dataset=mnist", f"dataset.root={server}", "dataset.download=false")
     server.rename(tmp_path / "another machine")
-    workbench.cache_clear()
+    run_context.cache_clear()
     return spec
 
 
 def test_a_node_reads_from_its_own_folder(tmp_path, data_root, monkeypatch, mnist_elsewhere):
     monkeypatch.setenv("AIRFLOWER_DATA_ROOT", str(_folder(tmp_path / "node", data_root)))
-    bench = workbench(mnist_elsewhere)
-    assert len(bench.data.train_labels) == 60000
+    run = run_context(mnist_elsewhere)
+    assert len(run.data.train_labels) == 60000
     assert introduce(HelloOrder(mnist_elsewhere), _node()).problem == ""
 
 
@@ -59,13 +59,13 @@ def test_machines_that_are_set_up_alike_need_no_variable(data_root, monkeypatch)
     monkeypatch.setenv("HOME", "/nonexistent")
     monkeypatch.delenv("AIRFLOWER_DATA_ROOT", raising=False)
     spec = _spec("dataset=mnist", f"dataset.root={data_root}", "dataset.download=false")
-    workbench.cache_clear()
-    assert len(workbench(spec).data.train_labels) == 60000
+    run_context.cache_clear()
+    assert len(run_context(spec).data.train_labels) == 60000
 
 
 def test_a_node_does_not_make_the_servers_folder(tmp_path, monkeypatch, mnist_elsewhere):
     with pytest.raises(DatasetUnavailableError, match=r"MNIST is not in .*home"):
-        workbench(mnist_elsewhere)
+        run_context(mnist_elsewhere)
     assert not (tmp_path / "server").exists()
 
 
@@ -73,8 +73,8 @@ def test_in_a_simulation_the_configured_folder_counts(tmp_path, data_root, monke
     root = _folder(tmp_path / "configured", data_root)
     monkeypatch.setenv("AIRFLOWER_DATA_ROOT", str(tmp_path / "empty"))
     spec = _spec("dataset=mnist", f"dataset.root={root}", "dataset.download=false", on_nodes=False)
-    workbench.cache_clear()
-    assert len(workbench(spec).data.train_labels) == 60000
+    run_context.cache_clear()
+    assert len(run_context(spec).data.train_labels) == 60000
 
 
 def test_other_files_of_the_same_name_are_refused(tmp_path, data_root, monkeypatch):
@@ -84,7 +84,7 @@ def test_other_files_of_the_same_name_are_refused(tmp_path, data_root, monkeypat
     other.mkdir()
     (other / "MNIST").symlink_to(data_root / "FashionMNIST")
     monkeypatch.setenv("AIRFLOWER_DATA_ROOT", str(other))
-    workbench.cache_clear()
+    run_context.cache_clear()
     assert "labels differ" in introduce(HelloOrder(spec), _node()).problem
 
 

@@ -11,7 +11,7 @@ from task.split import split_parameters
 def test_metrics_are_those_of_the_joined_model_whatever_the_batch_size():
     module = build_model("lenet5", generator=torch.Generator().manual_seed(0))
     model = ModuleNetwork(module, split_parameters(module, ["conv*"]))
-    personal, shared = 0.5 * model.personal[0], 2.0 * model.shared[0]
+    personal, global_part = 0.5 * model.personal[0], 2.0 * model.global_part[0]
     generator = torch.Generator().manual_seed(1)
     images, labels = torch.randn(23, 1, 28, 28, generator=generator), torch.randint(0, 10, (23,))
     plain = build_model("lenet5", generator=torch.Generator().manual_seed(0))
@@ -21,10 +21,15 @@ def test_metrics_are_those_of_the_joined_model_whatever_the_batch_size():
         logits = plain(images)
     for batch_size in (1, 7, 100):
         found = evaluate(
-            model, shared=shared, personal=personal, images=images, labels=labels, batch_size=batch_size
+            model,
+            global_part=global_part,
+            personal=personal,
+            images=images,
+            labels=labels,
+            batch_size=batch_size,
         )
         assert found.num_samples == 23
         assert found.loss == pytest.approx(float(nn.functional.cross_entropy(logits, labels)), rel=1e-5)
         assert found.accuracy == pytest.approx(float((logits.argmax(1) == labels).double().mean()))
     with pytest.raises(ValueError, match="no images"):
-        evaluate(model, shared=shared, personal=personal, images=images[:0], labels=labels[:0])
+        evaluate(model, global_part=global_part, personal=personal, images=images[:0], labels=labels[:0])

@@ -21,14 +21,14 @@ def small():
 def test_exact_importance_is_the_loss_change_of_removing_a_weight(small):
     """By hand for fc2.bias[4]: removing it subtracts b from one logit."""
     model, images, labels = small
-    before = model.shared.clone()
+    before = model.global_part.clone()
     importance = exact_importance(model, images, labels)
-    assert torch.equal(model.shared, before)
-    place = model.split.shared.slices()["fc2.bias"].start + 4
+    assert torch.equal(model.global_part, before)
+    place = model.split.global_part.slices()["fc2.bias"].start + 4
     with torch.no_grad():
         logits = model.module(images).double()
         without = logits.clone()
-        without[:, 4] -= float(model.shared[0, place])
+        without[:, 4] -= float(model.global_part[0, place])
         loss = torch.nn.functional.cross_entropy
         expected = float(loss(without, labels) - loss(logits, labels)) ** 2
     assert importance[place] == pytest.approx(expected, rel=1e-3)
@@ -37,13 +37,13 @@ def test_exact_importance_is_the_loss_change_of_removing_a_weight(small):
 def test_first_order_importance_ranks_like_the_exact_one(small):
     """(g u)^2 is the first term of the Taylor series of eq. (19): nearly equal for small weights."""
     model, images, labels = small
-    model.shared.mul_(0.1)
+    model.global_part.mul_(0.1)
     exact = exact_importance(model, images, labels)
-    model.train_only(shared=True)
+    model.train_only(global_part=True)
     model.backward(images[None], labels[None])
-    step = -0.02 * model.shared.grad[0]
-    first_order = RANKINGS["first_order"](step, model.shared[0])
-    update = RANKINGS["update"](step, model.shared[0])
+    step = -0.02 * model.global_part.grad[0]
+    first_order = RANKINGS["first_order"](step, model.global_part[0])
+    update = RANKINGS["update"](step, model.global_part[0])
     assert spearmanr(first_order, exact).statistic > 0.95
     assert np.corrcoef(first_order, exact)[0, 1] > 0.95
     assert spearmanr(update, exact).statistic > 0.2

@@ -61,7 +61,7 @@ def _flat_start(model):
     rng = np.random.default_rng(0)
     return tuple(
         (0.05 * rng.standard_normal(n)).astype(np.float32)
-        for n in (model.split.personal.size, model.split.shared.size)
+        for n in (model.split.personal.size, model.split.global_part.size)
     )
 
 
@@ -79,11 +79,11 @@ OPTIMIZERS = [
 def test_a_pruned_weight_never_revives(optimizer, algorithm, importance):
     model = _flat()
     spec = _sgd(algorithm=algorithm, importance=importance, global_steps=4, batch_size=16, **optimizer)
-    num_pruned = model.split.shared.size * 6 // 10
+    num_pruned = model.split.global_part.size * 6 // 10
     result = _round(model, spec, num_pruned)
     assert int((~result.mask).sum()) == num_pruned
-    assert not result.shared[~result.mask].any()
-    assert np.count_nonzero(result.shared[result.mask]) > 0.99 * result.mask.sum()
+    assert not result.global_part[~result.mask].any()
+    assert np.count_nonzero(result.global_part[result.mask]) > 0.99 * result.mask.sum()
 
 
 def _plain_round(model, spec, start, *, num_pruned, seed):
@@ -94,7 +94,7 @@ def _plain_round(model, spec, start, *, num_pruned, seed):
     seeds = torch.randint(0, 2**63 - 1, (3,), generator=torch.Generator().manual_seed(seed)).tolist()
 
     def gradients(v, u, batch, layout):
-        for part, vector in ((model.split.personal, v), (model.split.shared, u)):
+        for part, vector in ((model.split.personal, v), (model.split.global_part, u)):
             for name, place in part.slices().items():
                 parameters[name].data = vector[place].reshape(parameters[name].shape).clone()
                 parameters[name].requires_grad_(part is layout)
@@ -113,12 +113,14 @@ def _plain_round(model, spec, start, *, num_pruned, seed):
     if num_pruned:
         moved = torch.zeros_like(u)
         for batch in batches(1, spec.importance_steps):
-            moved = moved - spec.global_learning_rate * gradients(v, u + moved, batch, model.split.shared)
+            moved = moved - spec.global_learning_rate * gradients(
+                v, u + moved, batch, model.split.global_part
+            )
         order = np.lexsort((-np.arange(u.numel()), u.abs().numpy(), moved.abs().numpy()))
         mask[torch.from_numpy(order[:num_pruned].copy())] = 0.0
     u = u * mask
     for batch in batches(2, spec.global_steps):
-        u = u.add(gradients(v, u, batch, model.split.shared) * mask, alpha=-spec.global_learning_rate)
+        u = u.add(gradients(v, u, batch, model.split.global_part) * mask, alpha=-spec.global_learning_rate)
     return v.numpy(), u.numpy(), mask.numpy().astype(bool)
 
 
@@ -126,16 +128,18 @@ def _plain_round(model, spec, start, *, num_pruned, seed):
 def test_alternating_round_equals_the_protocol_written_out(share):
     model = _flat()
     spec = _sgd(personal_steps=3, global_steps=3, importance_steps=2, batch_size=8)
-    num_pruned = math.ceil(share * model.split.shared.size)
+    num_pruned = math.ceil(share * model.split.global_part.size)
     result = _round(model, spec, num_pruned, seed=11)
-    personal, shared, mask = _plain_round(model, spec, _flat_start(model), num_pruned=num_pruned, seed=11)
+    personal, global_part, mask = _plain_round(
+        model, spec, _flat_start(model), num_pruned=num_pruned, seed=11
+    )
     if share == 0.0:  # plain partial personalisation, bit for bit
         np.testing.assert_array_equal(result.personal, personal)
-        np.testing.assert_array_equal(result.shared, shared)
+        np.testing.assert_array_equal(result.global_part, global_part)
     assert (result.mask == mask).mean() > 0.999
     same = result.mask == mask
     np.testing.assert_allclose(result.personal, personal, atol=1e-6)
-    np.testing.assert_allclose(result.shared[same], shared[same], atol=1e-5)
+    np.testing.assert_allclose(result.global_part[same], global_part[same], atol=1e-5)
     assert (result.personal_steps, result.global_steps) == (3, 3)
     assert result.importance_steps == (2 if num_pruned else 0)
 
@@ -151,16 +155,16 @@ def test_result_depends_on_the_generator_alone(seed, global_seed, share):
         state = torch.random.get_rng_state()
         if noise:
             _round(model, spec, 3, seed=1)
-        results.append(_round(model, spec, math.ceil(share * model.split.shared.size), seed=seed))
+        results.append(_round(model, spec, math.ceil(share * model.split.global_part.size), seed=seed))
         assert torch.equal(torch.random.get_rng_state(), state)
-    for name in ("personal", "shared", "mask"):
+    for name in ("personal", "global_part", "mask"):
         np.testing.assert_array_equal(getattr(results[0], name), getattr(results[1], name))
 
 
 def test_personal_steps_see_the_dense_model_and_the_same_batches_at_any_ratio():
     spec = _sgd(batch_size=8)
     model = _flat()
-    size = model.split.shared.size
+    size = model.split.global_part.size
     results = [_round(model, spec, n) for n in (0, size // 2, size)]
     for other in results[1:]:
         np.testing.assert_array_equal(results[0].personal, other.personal)
@@ -170,9 +174,9 @@ def test_personal_steps_see_the_dense_model_and_the_same_batches_at_any_ratio():
 def test_full_pruning_uploads_nothing_but_still_trains_the_personal_part(algorithm):
     model = _flat()
     spec = _sgd(algorithm=algorithm, batch_size=8)
-    result = _round(model, spec, model.split.shared.size)
+    result = _round(model, spec, model.split.global_part.size)
     assert not result.mask.any()
-    assert not result.shared.any()
+    assert not result.global_part.any()
     assert not np.array_equal(result.personal, _flat_start(model)[0])
     assert result.personal_steps == 2
     assert result.importance_steps == result.global_steps == 0
@@ -185,7 +189,7 @@ def test_masked_steps_start_from_the_broadcast_not_from_the_trial_steps():
     model = _flat()
     spec = _sgd(global_learning_rate=1e-30, importance_steps=3, batch_size=8)
     result = _round(model, spec, 30_000)
-    np.testing.assert_array_equal(result.shared, _flat_start(model)[1] * result.mask)
+    np.testing.assert_array_equal(result.global_part, _flat_start(model)[1] * result.mask)
     assert not result.mask.all()
 
 
@@ -211,12 +215,12 @@ def test_ranking_is_by_plain_sgd_whatever_the_optimizer():
 
 def test_a_given_mask_is_used_without_importance_steps():
     model = _flat()
-    mask = np.random.default_rng(0).random(model.split.shared.size) < 0.5
+    mask = np.random.default_rng(0).random(model.split.global_part.size) < 0.5
     num_pruned = int((~mask).sum())
     result = _round(model, _sgd(batch_size=8), num_pruned, mask=mask)
     np.testing.assert_array_equal(result.mask, mask)
     assert result.importance_steps == 0
-    assert not result.shared[~mask].any()
+    assert not result.global_part[~mask].any()
     with pytest.raises(ValueError, match="num_pruned = 7"):
         _round(model, _sgd(), 7, mask=mask)
 
@@ -228,7 +232,7 @@ def test_without_a_personal_part_it_is_federated_averaging():
     assert result.mask.all()
     assert math.isnan(result.personal_loss)
     other = _round(model, _sgd(batch_size=8, algorithm="simultaneous"), 0)
-    np.testing.assert_array_equal(result.shared, other.shared)
+    np.testing.assert_array_equal(result.global_part, other.global_part)
 
 
 def test_simultaneous_steps_move_both_parts_from_one_gradient():
@@ -237,11 +241,11 @@ def test_simultaneous_steps_move_both_parts_from_one_gradient():
     v, u = _flat_start(model)
     result = _round(model, spec, 0)
     images, labels = _data()
-    model.load(personal=v, shared=u)
-    model.train_only(personal=True, shared=True)
+    model.load(personal=v, global_part=u)
+    model.train_only(personal=True, global_part=True)
     model.backward(images[None], labels[None])
     np.testing.assert_allclose(result.personal, v - 0.1 * model.personal.grad[0].numpy(), atol=1e-7)
-    np.testing.assert_allclose(result.shared, u - 0.02 * model.shared.grad[0].numpy(), atol=1e-7)
+    np.testing.assert_allclose(result.global_part, u - 0.02 * model.global_part.grad[0].numpy(), atol=1e-7)
     assert result.personal_loss == result.global_loss
 
 
@@ -250,7 +254,7 @@ def test_optimizer_state_does_not_cross_rounds():
     model = _flat()
     fresh = _round(model, spec, 100)
     again = _round(model, spec, 100)
-    np.testing.assert_array_equal(fresh.shared, again.shared)
+    np.testing.assert_array_equal(fresh.global_part, again.global_part)
 
 
 @pytest.mark.parametrize("personal", [("conv*",), ("fc*",)])
@@ -262,7 +266,7 @@ def test_cached_features_change_nothing_beyond_rounding(personal, monkeypatch):
     plain = _round(_flat(personal=personal), spec, 1000)
     same = cached.mask == plain.mask
     assert same.mean() > 0.999
-    np.testing.assert_allclose(cached.shared[same], plain.shared[same], atol=1e-5)
+    np.testing.assert_allclose(cached.global_part[same], plain.global_part[same], atol=1e-5)
     assert cached.global_steps == plain.global_steps == 4 * 3
 
 
@@ -271,11 +275,11 @@ def test_biases_go_last_when_protected():
     biases = sum(
         p.numel() for n, p in model.module.named_parameters() if n.startswith("fc") and n.endswith("bias")
     )
-    size = model.split.shared.size
+    size = model.split.global_part.size
     spec = _sgd(prune_bias=False, batch_size=8)
-    shared = _round(model, spec, size - biases)
-    for name, place in model.split.shared.slices().items():
-        assert shared.mask[place].all() == name.endswith("bias")
+    global_part = _round(model, spec, size - biases)
+    for name, place in model.split.global_part.slices().items():
+        assert global_part.mask[place].all() == name.endswith("bias")
 
 
 @settings(deadline=None)
@@ -313,9 +317,9 @@ def test_inputs_are_not_written():
         model, images, labels, broadcast=u, personal=v, num_pruned=50, algorithm=Alternating(),
         training=_sgd(), generator=torch.Generator().manual_seed(0),
     )  # fmt: skip
-    kept = result.shared.copy(), result.personal.copy()
+    kept = result.global_part.copy(), result.personal.copy()
     _round(model, _sgd(), 0)
-    np.testing.assert_array_equal(result.shared, kept[0])
+    np.testing.assert_array_equal(result.global_part, kept[0])
     np.testing.assert_array_equal(result.personal, kept[1])
 
 
@@ -343,8 +347,8 @@ def test_wrong_settings_are_named(values, text):
 def test_mask_is_the_tie_rules_on_dead_units():
     """Half of the first hidden layer dead: their weights tie at importance 0 and go in the rule's order."""
     model = _flat("mlp", (), hidden=6)
-    places = model.split.shared.slices()
-    u = np.random.default_rng(0).standard_normal(model.split.shared.size).astype(np.float32) * 0.05
+    places = model.split.global_part.slices()
+    u = np.random.default_rng(0).standard_normal(model.split.global_part.size).astype(np.float32) * 0.05
     u[places["fc1.bias"]][:3] = -1e3  # never fires: exactly zero gradients on its weights
     images, labels = _data()
     spec = _sgd(batch_size=SAMPLES)
@@ -353,10 +357,10 @@ def test_mask_is_the_tie_rules_on_dead_units():
         training=spec,
         generator=torch.Generator().manual_seed(0),
     )  # fmt: skip
-    model.load(shared=u)
-    model.train_only(shared=True)
+    model.load(global_part=u)
+    model.train_only(global_part=True)
     model.backward(images[None], labels[None])
-    gradient = np.abs(model.shared.grad[0].numpy())
+    gradient = np.abs(model.global_part.grad[0].numpy())
     assert (gradient == 0).sum() > 2000
     np.testing.assert_array_equal(result.mask, select_mask(gradient, u, 2000))
     dead = np.flatnonzero(gradient == 0)

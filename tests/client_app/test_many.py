@@ -40,7 +40,7 @@ def _context(index: int, **config) -> Context:
 
 
 def _size(spec=SPEC) -> int:
-    return device.workbench(spec.to_json()).network.split.shared.size
+    return device.run_context(spec.to_json()).network.split.global_part.size
 
 
 def _orders(spec=SPEC, **values) -> list[TrainOrder]:
@@ -130,7 +130,7 @@ def test_orders_with_other_weights_or_rounds_keep_apart():
 
 def test_what_goes_wrong_on_one_device_stays_there():
     orders, contexts = _orders(), _contexts()
-    size, own = _size(), device.workbench(SPEC.to_json()).initial_personal.size
+    size, own = _size(), device.run_context(SPEC.to_json()).initial_personal.size
     orders[1] = replace(orders[1], num_pruned=size + 1)
     orders[2] = replace(orders[2], weights=weights_record(np.zeros(3, np.float32)))
     orders[3] = replace(orders[3], weights=ArrayRecord({}))

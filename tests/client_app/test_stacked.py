@@ -42,15 +42,15 @@ def test_losses_and_gradients_equal_autograd(module, trained):
     stacked = StackedNetwork(module, split)
     stacked.use(DEVICES)
     generator = torch.Generator().manual_seed(1)
-    for weights in (stacked.personal, stacked.shared):
+    for weights in (stacked.personal, stacked.global_part):
         weights.copy_(0.1 * torch.randn(weights.shape, generator=generator))
         weights.grad.fill_(7.0)
     images = torch.randn(DEVICES, BATCH, 1, 28, 28, generator=generator)
     labels = torch.randint(0, 5, (DEVICES, BATCH), generator=generator)
-    stacked.train_only(personal=trained[0], shared=trained[1])
+    stacked.train_only(personal=trained[0], global_part=trained[1])
     losses = stacked.backward(images, labels, torch.full((DEVICES, BATCH), 1 / BATCH))
     for device in range(DEVICES):
-        parts = ((split.personal, stacked.personal), (split.shared, stacked.shared))
+        parts = ((split.personal, stacked.personal), (split.global_part, stacked.global_part))
         parameters = dict(module.named_parameters())
         for layout, weights in parts:
             for name, place in layout.slices().items():
@@ -71,20 +71,20 @@ def test_skipped_layers_give_the_same_gradients():
     stacked = StackedNetwork(module, split_parameters(module, ["conv*"]))
     stacked.use(2)
     generator = torch.Generator().manual_seed(1)
-    for weights in (stacked.personal, stacked.shared):
+    for weights in (stacked.personal, stacked.global_part):
         weights.copy_(0.1 * torch.randn(weights.shape, generator=generator))
     images = torch.randn(2, 3, 1, 28, 28, generator=generator)
     labels = torch.tensor([[1, 2, 3], [4, 5, 6]])
     stacked.train_only(personal=True)
     assert stacked.frozen_layers() == 0
-    stacked.train_only(shared=True)
+    stacked.train_only(global_part=True)
     shares = torch.full((2, 3), 1 / 3)
-    losses, whole = stacked.backward(images, labels, shares), stacked.shared.grad.clone()
+    losses, whole = stacked.backward(images, labels, shares), stacked.global_part.grad.clone()
     skip = stacked.frozen_layers()
     features = stacked.features(images, skip)
     assert features.shape[:2] == (2, 3)
     torch.testing.assert_close(stacked.backward(features, labels, shares, skip=skip), losses)
-    torch.testing.assert_close(stacked.shared.grad, whole)
+    torch.testing.assert_close(stacked.global_part.grad, whole)
 
 
 @pytest.mark.parametrize(

@@ -25,8 +25,8 @@ SPEC = DeviceSpec(
 @pytest.mark.parametrize("share", [0, 0.5])
 def test_an_upload_holds_the_global_part_and_named_numbers_only(share):
     TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
-    split = device.workbench(SPEC.to_json()).network.split
-    size = split.shared.size
+    split = device.run_context(SPEC.to_json()).network.split
+    size = split.global_part.size
     weights = weights_record(np.zeros(size, np.float32))
     pruned = int(share * size)
     order = TrainOrder(round=1, num_pruned=pruned, spec=SPEC.to_json(), weights=weights)

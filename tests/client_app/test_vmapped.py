@@ -63,13 +63,13 @@ def _pool() -> TensorPool:
     )
 
 
-def _devices(size_shared: int, size_personal: int, count: int = 7) -> list[DeviceRound]:
+def _devices(size_global: int, size_personal: int, count: int = 7) -> list[DeviceRound]:
     rng = np.random.default_rng(3)
     return [
         DeviceRound(
             samples=rng.permutation(SAMPLES)[: (5, 9, 20)[k % 3]],
             personal=(0.1 * rng.standard_normal(size_personal)).astype(np.float32),
-            num_pruned=(0, size_shared // 2, size_shared)[(k // 2) % 3],
+            num_pruned=(0, size_global // 2, size_global)[(k // 2) % 3],
             generator=lambda k=k: torch.Generator().manual_seed(k),
         )
         for k in range(count)
@@ -80,7 +80,7 @@ def _train(network, spec: TrainingSpec, devices: Sequence[DeviceRound], at_once:
     local = LocalTraining(
         network, _pool(), make_algorithm(spec.algorithm, spec.options), spec, devices_at_once=at_once
     )
-    start = np.random.default_rng(0).standard_normal(network.split.shared.size).astype(np.float32) * 0.1
+    start = np.random.default_rng(0).standard_normal(network.split.global_part.size).astype(np.float32) * 0.1
     found: dict[int, LocalResult | Exception] = {}
     for chunk in local.rounds(start.astype(np.float32), devices):
         found |= chunk
@@ -107,14 +107,14 @@ def test_equals_one_after_the_other(kind, personal, options):
         **options,
     )
     split = split_parameters(_module(kind), personal)
-    devices = _devices(split.shared.size, split.personal.size)
+    devices = _devices(split.global_part.size, split.personal.size)
     together = _train(VmappedNetwork(_module(kind), split), spec, devices, 4)
     alone = _train(ModuleNetwork(_module(kind), split), spec, devices, 1)
     for mine, theirs in zip(together, alone, strict=True):
         assert mine.mask.sum() == theirs.mask.sum()
         same = mine.mask == theirs.mask
         assert same.mean() > 0.99
-        np.testing.assert_allclose(mine.shared[same], theirs.shared[same], atol=2e-6)
+        np.testing.assert_allclose(mine.global_part[same], theirs.global_part[same], atol=2e-6)
         np.testing.assert_allclose(mine.personal, theirs.personal, atol=2e-6)
         np.testing.assert_allclose(mine.global_loss, theirs.global_loss, rtol=1e-5)
         np.testing.assert_allclose(mine.personal_loss, theirs.personal_loss, rtol=1e-5)
@@ -123,11 +123,11 @@ def test_equals_one_after_the_other(kind, personal, options):
 def test_a_device_that_diverges_harms_no_other():
     spec = TrainingSpec(optimizer="sgd", personal_learning_rate=0.05, global_learning_rate=0.05, batch_size=8)
     split = split_parameters(_module(Residual), ["head*"])
-    devices = _devices(split.shared.size, split.personal.size)
+    devices = _devices(split.global_part.size, split.personal.size)
     healthy = _train(VmappedNetwork(_module(Residual), split), spec, devices, 7)
     devices[2].personal[:] = np.nan
     found = _train(VmappedNetwork(_module(Residual), split), spec, devices, 7)
     assert isinstance(found[2], DivergedError)
     for k in (0, 1, 3, 4, 5, 6):
-        np.testing.assert_array_equal(found[k].shared, healthy[k].shared)
+        np.testing.assert_array_equal(found[k].global_part, healthy[k].global_part)
         np.testing.assert_array_equal(found[k].personal, healthy[k].personal)

@@ -24,7 +24,7 @@ class ProxyLink:
         self._listeners: list[socket.socket] = []
 
     def start_node(self, fleet: LocalFleet, index: int, probe_port: int, **config: Any) -> None:
-        """Start a box behind this link."""
+        """Start a node behind this link."""
         ways = self._lead_to(probe_port, count=False), self._lead_to(fleet.port, count=True)
         fleet.start_node(index, {"probe-address": f"127.0.0.1:{ways[0]}", **config}, superlink_port=ways[1])
 
@@ -78,11 +78,11 @@ class ProxyLink:
 class NamespaceLink:
     """The uplink of a network namespace: a veth pair whose far end `tc` shapes.
 
-    Bytes are the kernel's count of what arrives here. The namespace has a box in it and nothing else.
+    Bytes are the kernel's count of what arrives here. The namespace has a node in it and nothing else.
     """
 
     host = "10.213.77.1"
-    _name, _here, _there, _own = "airflower-box", "af-here", "af-there", "10.213.77.2"
+    _name, _here, _there, _own = "airflower-node", "af-here", "af-there", "10.213.77.2"
 
     @staticmethod
     def why_not() -> str:
@@ -112,7 +112,7 @@ class NamespaceLink:
             raise
 
     def start_node(self, fleet: LocalFleet, index: int, probe_port: int, **config: Any) -> None:
-        """Start a box in the namespace."""
+        """Start a node in the namespace."""
         fleet.start_node(index, config, inside=("ip", "netns", "exec", self._name))
 
     def set_rate(self, rate: float) -> None:

@@ -9,7 +9,7 @@ import pytest
 from engines.process_table import descendants
 
 _PERIOD = 20_000  # microseconds: short, so that a step of training is slowed evenly
-_NAME = f"airflower-box-{os.getpid()}"
+_NAME = f"airflower-node-{os.getpid()}"
 
 
 class ProcessorGroup:

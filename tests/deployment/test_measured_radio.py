@@ -1,4 +1,4 @@
-"""`channel=measured` on real processes: the ratio follows a box whose link or processor slows down.
+"""`channel=measured` on real processes: the ratio follows a node whose link or processor slows down.
 
 Judged by what the server measured and planned in each round, so that a busy machine delays a test and does
 not fail it.
@@ -35,7 +35,7 @@ def _namespace():
 
 
 @pytest.mark.parametrize("kind", ["namespace", "proxy"])
-def test_a_link_at_a_tenth_raises_the_ratio_of_its_box_and_given_back_lowers_it(tmp_path, kind):
+def test_a_link_at_a_tenth_raises_the_ratio_of_its_node_and_given_back_lowers_it(tmp_path, kind):
     link = _namespace() if kind == "namespace" else ProxyLink(FULL_RATE)
     probe_port, out = free_ports(1)[0], tmp_path / "out"
     overrides = [
@@ -94,7 +94,7 @@ def test_a_link_at_a_tenth_raises_the_ratio_of_its_box_and_given_back_lowers_it(
     assert pruned < 0.8 * dense
 
 
-def test_a_processor_at_a_fraction_raises_the_ratio_of_its_box_and_given_back_lowers_it(tmp_path):
+def test_a_processor_at_a_fraction_raises_the_ratio_of_its_node_and_given_back_lowers_it(tmp_path):
     """Its uplink rate is stated by the operator: only the compute time changes."""
     group = processor_group()
     out, uplink = tmp_path / "out", 1e6  # a dense upload takes 0.63 s of the 0.9 s that are planned with
@@ -105,8 +105,8 @@ def test_a_processor_at_a_fraction_raises_the_ratio_of_its_box_and_given_back_lo
     try:
         with LocalFleet(tmp_path / "fleet", 2, tmp_path / "logs") as fleet:
             fleet.start_node(0, {"uplink-bps": uplink})
-            box = fleet.start_node(1, {"uplink-bps": uplink}, inside=("env",))
-            group.add(box.pid)
+            node = fleet.start_node(1, {"uplink-bps": uplink}, inside=("env",))
+            group.add(node.pid)
             run = fleet.submit(overrides, out)
             wait(lambda: rounds(out) >= 4, "four rounds at full speed", out)
             usual = _column(out, "device_timing.csv", "measured_compute_seconds", 1)

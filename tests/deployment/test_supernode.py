@@ -15,7 +15,7 @@ SCRIPT = Path(__file__).parents[2] / "deploy" / "supernode"
 
 
 @pytest.fixture
-def box(tmp_path, monkeypatch):
+def node(tmp_path, monkeypatch):
     """A `flower-supernode` that ends as the lines of a plan say, one line a start."""
     fake = tmp_path / "flower-supernode"
     monkeypatch.setattr(supernode, "start_command", lambda: [str(fake)])
@@ -38,8 +38,8 @@ REFUSED = "echo 'Exit Code: 305'; exit 1"
 WRONG_KEY = "echo 'Exit Code: 302'; exit 1"
 
 
-def test_refused_broken_and_killed_ones_are_started_again(box, capfd):
-    starts = box(REFUSED, "exit 0", "kill -9 $$", WRONG_KEY)
+def test_refused_broken_and_killed_ones_are_started_again(node, capfd):
+    starts = node(REFUSED, "exit 0", "kill -9 $$", WRONG_KEY)
     assert supernode.keep_running(["--superlink", "there:8000"]) == 2
     assert starts.read_text().splitlines() == ["--superlink there:8000"] * 4
     said = capfd.readouterr().out
@@ -49,8 +49,8 @@ def test_refused_broken_and_killed_ones_are_started_again(box, capfd):
 
 
 @pytest.mark.parametrize("end", [WRONG_KEY, "exit 2", "echo 'Exit Code: 606'; exit 1"])
-def test_what_no_new_start_mends_ends_it(box, end):
-    starts = box(end, end)
+def test_what_no_new_start_mends_ends_it(node, end):
+    starts = node(end, end)
     assert supernode.keep_running([]) == 2
     assert len(starts.read_text().splitlines()) == 1
 

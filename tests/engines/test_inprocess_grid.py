@@ -5,7 +5,7 @@ from flwr.app import Message, RecordDict
 
 from engines.inprocess import InProcessGrid
 from protocol.messages import HELLO
-from protocol.parcels import LazyMessages
+from protocol.typed_messages import LazyMessages
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -25,18 +25,18 @@ def test_a_fork_finds_what_was_left_and_leaves_its_answer():
 
 
 def test_what_was_taken_outlives_the_next_object():
-    box = Mailbox(shared=True)
-    taken = box.take(box.put([b"first" * 10_000]))
-    assert box.take(box.put([b"other" * 10_000])) == [b"other" * 10_000]
+    mail = Mailbox(shared=True)
+    taken = mail.take(mail.put([b"first" * 10_000]))
+    assert mail.take(mail.put([b"other" * 10_000])) == [b"other" * 10_000]
     assert taken == [b"first" * 10_000]
 
 
 def test_what_has_no_room_is_refused_and_the_next_has_room_again(monkeypatch):
     monkeypatch.setattr(mailbox, "_CAPACITY", 1 << 14)
-    box = Mailbox(shared=True)
-    assert box.put(b"x" * (1 << 14)) is None
-    assert box.take(box.put(b"small")) == b"small"
+    mail = Mailbox(shared=True)
+    assert mail.put(b"x" * (1 << 14)) is None
+    assert mail.take(mail.put(b"small")) == b"small"
     assert Mailbox(shared=False).put(b"small") is None
     assert pickle.loads(pickle.dumps(Mailbox(shared=False))).put(1) is None  # for a process that is no fork
     with pytest.raises(TypeError):
-        pickle.dumps(box)
+        pickle.dumps(mail)

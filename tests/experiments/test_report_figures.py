@@ -47,9 +47,9 @@ def test_a_legend_of_many_long_entries_stays_within_the_figure(words):
     draw_legends(figure, list(zip(axes, panels, strict=True)), report)
     figure.canvas.draw()
     (legend,) = figure.legends
-    box = legend.get_window_extent()
-    assert box.x0 >= 0
-    assert box.x1 <= figure.bbox.width
+    extent = legend.get_window_extent()
+    assert extent.x0 >= 0
+    assert extent.x1 <= figure.bbox.width
     assert axes[0].get_window_extent().height > 0.4 * 3.5 * figure.dpi
     plt.close(figure)
 

@@ -163,9 +163,11 @@ def test_pruned_errors_are_those_of_the_antennas(
     )
     scale = common_scale(np.sqrt(air.mean_square))
 
-    keepers = masks.sum(axis=0)
-    sought = np.divide(deltas.sum(axis=0), keepers, where=keepers > 0, out=np.zeros(size))
-    divisor = {"bitmap": keepers, "count_free": np.full(size, USERS), "common_mask": USERS * common}[mode]
+    contributors = masks.sum(axis=0)
+    sought = np.divide(deltas.sum(axis=0), contributors, where=contributors > 0, out=np.zeros(size))
+    divisor = {"bitmap": contributors, "count_free": np.full(size, USERS), "common_mask": USERS * common}[
+        mode
+    ]
     moves = divisor > 0
     per_entry = noise_power / link.eta / (1 if packing == "iq" else 2)
     noise = (scale / divisor[moves]) ** 2 * per_entry

@@ -19,7 +19,7 @@ PLAIN = BoundConstants(
     smoothness_global=1.0,
     gradient_bound=1.0,
     pruning_error=0.5,
-    least_keepers=3,
+    least_contributors=3,
     noise_global=0.1,
     heterogeneity=0.2,
 )
@@ -33,10 +33,10 @@ def test_more_pruning_loosens_the_bound_linearly(total: float, more: float, form
     assert high - low == pytest.approx(slope * more, abs=1e-12)
 
 
-def test_fewer_keepers_and_fewer_rounds_loosen_both_forms() -> None:
+def test_fewer_contributors_and_fewer_rounds_loosen_both_forms() -> None:
     for form in ("paper", "corrected"):
         base = bound(PLAIN, 10, form=form)  # type: ignore[arg-type]
-        assert bound(replace(PLAIN, least_keepers=1), 10, form=form) > base  # type: ignore[arg-type]
+        assert bound(replace(PLAIN, least_contributors=1), 10, form=form) > base  # type: ignore[arg-type]
         assert bound(replace(PLAIN, num_rounds=10), 10, form=form) > base  # type: ignore[arg-type]
 
 
@@ -63,7 +63,7 @@ def test_paper_form_fails_without_heterogeneity() -> None:
         smoothness_global=1.0,
         gradient_bound=0.0,
         pruning_error=0.0,
-        least_keepers=1,
+        least_contributors=1,
         heterogeneity=0.5,
     )
     left = left_coefficient(constants) * 0.25
@@ -88,7 +88,7 @@ def test_paper_form_misses_a_factor_k_in_the_personal_part() -> None:
         smoothness_global=0.0,
         gradient_bound=0.0,
         pruning_error=0.0,
-        least_keepers=k,
+        least_contributors=k,
         step_size_personal=eta,
         steps_personal=tau,
         smoothness_personal=1.0,
@@ -116,11 +116,11 @@ def masked_run(seed: int) -> tuple[float, float]:
     best = (curvature * centre).sum(axis=0) / curvature.sum(axis=0)
     u = rng.normal(size=n)
     start = loss(u)
-    squares, ratios, phi, delta, error, keepers = [], 0.0, 0.0, 0.0, 0.0, k
+    squares, ratios, phi, delta, error, contributors = [], 0.0, 0.0, 0.0, 0.0, k
     for _ in range(rounds):
         mask = rng.random((k, n)) >= prune
         mask[rng.integers(k, size=n), np.arange(n)] = True  # nobody's weight
-        keepers = min(keepers, int(mask.sum(axis=0).min()))
+        contributors = min(contributors, int(mask.sum(axis=0).min()))
         gradients = curvature * (u - centre)
         mean = gradients.mean(axis=0)
         squares.append(float(mean @ mean))
@@ -148,7 +148,7 @@ def masked_run(seed: int) -> tuple[float, float]:
         smoothness_global=smooth,
         gradient_bound=float(np.sqrt(phi)),
         pruning_error=float(np.sqrt(error)),
-        least_keepers=keepers,
+        least_contributors=contributors,
         noise_global=float(noise),
         heterogeneity=float(np.sqrt(delta)),
     )
@@ -163,8 +163,8 @@ def test_corrected_form_holds_on_random_masked_quadratics() -> None:
 
 
 def test_refusals_are_named() -> None:
-    with pytest.raises(ValueError, match="least_keepers = 0"):
-        replace(PLAIN, least_keepers=0)
+    with pytest.raises(ValueError, match="least_contributors = 0"):
+        replace(PLAIN, least_contributors=0)
     with pytest.raises(ValueError, match="form = 'fixed'"):
         bound(PLAIN, 0, form="fixed")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"pruning_ratio_sum = -1"):

@@ -46,7 +46,7 @@ def updates(current: Any, trained: Any) -> list[tuple[Any, Any]]:
 def test_exact_counts_without_noise_equal_digital_averaging(
     seed: int, users: int, size: int, keep: float
 ) -> None:
-    """u_j = mean over its holders, to float32 rounding; nobody's weight keeps its value bit for bit."""
+    """u_j = mean over its contributors, to float32 rounding; a weight without any keeps its bits."""
     current, trained = round_of(seed, users, size, keep)
     found = receive(
         current,
@@ -69,7 +69,7 @@ def test_exact_counts_without_noise_equal_digital_averaging(
 @pytest.mark.parametrize("packing", ["iq", "real"])
 @pytest.mark.parametrize("shrinkage", ["off", 0.004])
 def test_noise_matches_the_analytic_variance_of_every_weight(packing: Any, shrinkage: Any) -> None:
-    """Over many noise draws, weight by weight and by number of holders; 4.5 standard errors per weight."""
+    """Over many draws, weight by weight and by count of contributors; 4.5 standard errors per weight."""
     size, users, draws = 60, 5, 4000
     current, trained = round_of(0, users, size, 0.4)
     rng = np.random.default_rng(1)
@@ -154,7 +154,7 @@ def test_count_modes() -> None:
         divisors(plain, "common_mask")
 
 
-def test_min_count_leaves_weights_with_few_holders() -> None:
+def test_min_count_leaves_weights_with_few_contributors() -> None:
     """They would carry the most noise."""
     current, trained = round_of(0, 5, 200, 0.3)
     air = superpose(updates(current, trained), 200)

@@ -24,7 +24,7 @@ def test_everything_is_used_and_nothing_is_warned_of():
 def test_labels_that_no_device_has_are_named():
     """Three devices with labels k and k+1 hold 0..3; the six others are nobody's."""
     facts = _facts("fleet.num_devices=3")
-    assert facts.nobodys_labels == (4, 5, 6, 7, 8, 9)
+    assert facts.unused_labels == (4, 5, 6, 7, 8, 9)
     assert sum(facts.used) == sum(facts.train) < 0.5 * sum(facts.available)
     assert "are left out, among them all of label 4, 5, 6, 7, 8, 9" in facts.warning()
 

@@ -64,7 +64,7 @@ def test_a_device_that_kept_everything_counts_as_one_with_a_full_mask(shares):
         average.add_dense(values[1], 0.0)
 
 
-def test_sample_weights_are_relative_to_the_keepers():
+def test_sample_weights_are_relative_to_the_contributors():
     masks = np.array([[1, 1], [1, 0]], bool)
     values = np.array([[1, 3], [5, 0]], np.float32)
     result = _average(np.zeros(2, np.float32), zip(values, masks, strict=True), shares=[3.0, 1.0])

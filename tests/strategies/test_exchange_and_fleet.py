@@ -325,7 +325,7 @@ def test_one_node_outside_the_fleet_does_not_keep_the_others_from_starting():
     assert fleet.connected == [0, 1]
 
 
-def _roster_line(index, pem, comment="box"):
+def _roster_line(index, pem, comment="node"):
     text = load_pem_public_key(pem).public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
     return f"{index} {text} {comment}\n"
 

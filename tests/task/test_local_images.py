@@ -1,4 +1,4 @@
-"""A box's own images."""
+"""A node's own images."""
 
 import numpy as np
 import pytest

@@ -23,7 +23,7 @@ def _generator(seed: int = 0) -> torch.Generator:
 )
 def test_parameter_counts(name, options, personal, sizes):
     split = split_parameters(build_model(name, options=options, generator=_generator()), personal)
-    assert (split.personal.size, split.shared.size) == sizes
+    assert (split.personal.size, split.global_part.size) == sizes
 
 
 def test_layer_shapes_of_the_papers_network():

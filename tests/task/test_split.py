@@ -16,8 +16,8 @@ def lenet():
 def test_every_parameter_has_exactly_one_place(lenet, patterns):
     split = split_parameters(lenet, patterns)
     sizes = {name: tuple(p.shape) for name, p in lenet.named_parameters()}
-    assert set(split.personal.names).isdisjoint(split.shared.names)
-    for part in (split.personal, split.shared):
+    assert set(split.personal.names).isdisjoint(split.global_part.names)
+    for part in (split.personal, split.global_part):
         assert all(sizes.pop(n) == s for n, s in zip(part.names, part.shapes, strict=True))
         places = list(part.slices().values())
         edges = [0, *(place.stop for place in places)]
@@ -28,8 +28,8 @@ def test_every_parameter_has_exactly_one_place(lenet, patterns):
 
 def test_either_end_can_be_personal(lenet):
     front, back = split_parameters(lenet, ["conv*"]), split_parameters(lenet, ["fc*"])
-    assert front.personal == back.shared
-    assert front.shared == back.personal
+    assert front.personal == back.global_part
+    assert front.global_part == back.personal
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,8 @@
-"""What goes wrong on real boxes, with real processes: one fleet, one fault per box, then the SuperLink.
+"""What goes wrong on real nodes, with real processes: one fleet, one fault per node, then the SuperLink.
 
-Box 0 has no fault and shows that nothing holds it up. Box 1 joins late. Box 2 has a bad way to the SuperLink:
+Node 0 has no fault: nothing delays it. Node 1 joins late. Node 2 has a bad link to the SuperLink:
 replies are announced twice, answers get lost, an upload breaks off, then it is down for a while. The disk of
-box 3 is full for some rounds. Box 4 stands still until its round is over and answers then. In the end the
+node 3 is full for some rounds. Node 4 stands still until its round is over and answers then. In the end the
 SuperLink is killed and the run is continued from its checkpoint.
 """
 
@@ -98,7 +98,7 @@ def story(tmp_path_factory, disk):
         def ok(index: int, since: int) -> bool:
             return any(row["status"] == "ok" for row in rows(out, index)[since:])
 
-        joined = after(2, "two rounds without the late box")
+        joined = after(2, "two rounds without the late node")
         fleet.start_node(LATE)
         way.twice = True
         fill, small = disk / "filling", os.path.ismount(disk)
@@ -115,16 +115,18 @@ def story(tmp_path_factory, disk):
         way.lose = 2
         wait(lambda: way.lose == 0, "answers to the replies are lost", out)
         lost = rounds(out)
-        wait(lambda: ok(BAD_WAY, lost), "the box whose answers were lost is used again", out)
+        wait(lambda: ok(BAD_WAY, lost), "the node whose answers were lost is used again", out)
 
         orders = _orders(fleet, STILL)
-        wait(lambda: _orders(fleet, STILL) > orders, "an order for the box that is going to stand still", out)
+        wait(
+            lambda: _orders(fleet, STILL) > orders, "an order for the node that is going to stand still", out
+        )
         still = [fleet.nodes[STILL].pid, *descendants(fleet.nodes[STILL].pid)]
         _signal(still, signal.SIGSTOP)
         stopped = rounds(out)
         way.stuck = True
         sent = _sent(fleet, STILL)
-        after(1, "the round in which a box stands still")
+        after(1, "the round in which a node stands still")
         _signal(still, signal.SIGCONT)
         wait(lambda: _sent(fleet, STILL) > sent, "the late reply", out)
         continued = rounds(out)
@@ -132,10 +134,10 @@ def story(tmp_path_factory, disk):
         node_log = fleet.logs / f"node-{BAD_WAY:03d}.log"
         wait(lambda: "starting it again" in node_log.read_text(), "its SuperNode ends", out)
         way.down = False
-        wait(lambda: ok(STILL, continued), "the box that stood still is back", out)
+        wait(lambda: ok(STILL, continued), "the node that stood still is back", out)
         up = rounds(out)
         for index, since in ((BAD_WAY, down + 1), (LATE, joined), (FULL_DISK, twice_until)):
-            wait(lambda i=index, s=since: ok(i, s), f"box {index} is back", out)
+            wait(lambda i=index, s=since: ok(i, s), f"node {index} is back", out)
         wait(lambda: rounds(out) % 3 == 1, "a round after a checkpoint", out)
 
         before_restart = rounds(out)
@@ -160,13 +162,13 @@ def _statuses(story, index):
     return [row["status"] for row in rows(story.out, index)]
 
 
-def test_a_box_without_a_fault_is_never_held_up(story):
+def test_a_node_without_a_fault_is_never_held_up(story):
     assert set(_statuses(story, WITNESS)) == {"ok"}
     for row in read_table(story.out / "timing.csv"):
         assert float(row["measured_train_seconds"]) < DEADLINE + 5
 
 
-def test_a_box_that_joins_late_takes_part(story):
+def test_a_node_that_joins_late_takes_part(story):
     mine = rows(story.out, LATE)
     assert [row["reason"] for row in mine[: story.joined]] == ["not connected"] * story.joined
     assert "ok" in _statuses(story, LATE)[story.joined :]
@@ -187,23 +189,23 @@ def test_a_reply_that_is_announced_twice_counts_at_most_once(story):
     }  # fmt: skip
 
 
-def test_a_box_whose_answers_get_lost_is_used_again(story):
+def test_a_node_whose_answers_get_lost_is_used_again(story):
     assert "ok" in _statuses(story, BAD_WAY)[story.lost : story.stopped[0] + 1]
 
 
-def test_an_upload_that_breaks_off_costs_its_box_the_round_and_nobody_else(story):
+def test_an_upload_that_breaks_off_costs_its_node_the_round_and_nobody_else(story):
     """Flower's ServerApp would wait for its contents for three minutes."""
     row = rows(story.out, BAD_WAY)[story.stopped[0]]
     assert row["status"] == "failed"
     assert rows(story.out, WITNESS)[story.stopped[0]]["status"] == "ok"
 
 
-def test_a_box_whose_way_was_down_is_used_again(story):
+def test_a_node_whose_way_was_down_is_used_again(story):
     during = _statuses(story, BAD_WAY)[story.down[0] :]
     assert "ok" in during
 
 
-def test_a_full_disk_costs_its_box_the_round_and_not_its_personal_part(story):
+def test_a_full_disk_costs_its_node_the_round_and_not_its_personal_part(story):
     if story.full is None:
         pytest.skip("no small disk can be mounted here")
     first, last = story.full

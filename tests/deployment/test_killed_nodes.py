@@ -1,8 +1,8 @@
 """SIGKILL of a SuperNode while it trains, and its personal part goes on from the last finished round.
 
 With these step sizes the loss of a device's personal steps tells a fresh head (2.3, guessing among ten
-classes) from one that has trained for some rounds (below 0.6). One box keeps nothing on its disk: killed like
-the others, it shows that a lost part would be noticed.
+classes) from one that has trained for some rounds (below 0.6). One node keeps nothing on its disk: killed
+like the others, it shows that a lost part would be noticed.
 """
 
 import random
@@ -23,11 +23,11 @@ FRESH, TRAINED = 1.5, 0.6
 
 
 @dataclass
-class Box:
-    """A box that is killed when it has trained some rounds since it was killed last.
+class Node:
+    """A node that is killed when it has trained some rounds since it was killed last.
 
     Attributes:
-        back: per kill, rows before it and the first row in which the box took part again.
+        back: per kill, rows before it and the first row in which the node took part again.
     """
 
     fleet: LocalFleet
@@ -40,7 +40,7 @@ class Box:
     back: list[tuple[list[dict[str, str]], dict[str, str]]] = field(default_factory=list)
 
     def look(self, rng: random.Random) -> None:
-        """Kill the box, or see that it is back."""
+        """Kill the node, or see that it is back."""
         mine = rows(self.out, self.index)
         if self.before is not None:
             if again := [row for row in mine[len(self.before) :] if row["status"] == "ok"]:
@@ -68,35 +68,35 @@ class Box:
             assert load_file(path, self.index) is not None
 
 
-def test_ten_killed_boxes_go_on_from_their_last_finished_round(tmp_path):
+def test_ten_killed_nodes_go_on_from_their_last_finished_round(tmp_path):
     overrides = [
         *SMALL, "rounds=1000", "fleet.round_timeout_s=120", f"fleet.min_replies={len(VICTIMS)}",
         "training.personal_learning_rate=0.05", "fleet.max_failed_rounds=1000",
     ]  # fmt: skip
     out, rng = tmp_path / "out", random.Random(5)
     with LocalFleet(tmp_path / "fleet", 7, tmp_path / "logs") as fleet:
-        boxes = [Box(fleet, out, index, REPETITIONS // len(VICTIMS)) for index in VICTIMS]
-        boxes.append(Box(fleet, out, FORGETFUL, 1))
-        for box in boxes:
-            fleet.start_node(box.index, box.config, kept_running=True)
+        nodes = [Node(fleet, out, index, REPETITIONS // len(VICTIMS)) for index in VICTIMS]
+        nodes.append(Node(fleet, out, FORGETFUL, 1))
+        for node in nodes:
+            fleet.start_node(node.index, node.config, kept_running=True)
         fleet.start_node(WITNESS)
         run = fleet.submit(overrides, out)
 
         def done() -> bool:
-            for box in boxes:
-                box.look(rng)
-            return all(len(box.back) == box.kills for box in boxes)
+            for node in nodes:
+                node.look(rng)
+            return all(len(node.back) == node.kills for node in nodes)
 
-        wait(done, "every killed box is back", out, 900)
+        wait(done, "every killed node is back", out, 900)
         fleet.flwr.stop(run)
     log = (out / "run.log").read_text()
     assert "set aside" not in log
-    for box in boxes:
-        for before, after in box.back:
+    for node in nodes:
+        for before, after in node.back:
             lost = float(after["personal_loss"])
-            said = f"device {box.index}, killed after {len(before)} rounds, in {after['round']}: loss {lost}"
+            said = f"device {node.index}, killed after {len(before)} rounds, in {after['round']}: loss {lost}"
             print(said)
-            if box.index == FORGETFUL:
+            if node.index == FORGETFUL:
                 assert lost > FRESH, said
                 continue
             assert float(before[0]["personal_loss"]) > FRESH

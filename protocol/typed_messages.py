@@ -36,7 +36,7 @@ _Body = TypeVar("_Body", bound=Body)
 _Item = TypeVar("_Item")
 
 
-class Parcel(Message):
+class TypedMessage(Message):
     """A message with a body; once its content was asked for, a message like any other.
 
     Args:
@@ -87,8 +87,8 @@ class LazyMessages(Generic[_Item]):
 
 
 def array_records(message: Message) -> Sequence[ArrayRecord]:
-    """Return the array records of a message, without opening a parcel."""
-    body = message.body if isinstance(message, Parcel) else None
+    """Return the array records of a message, without making its content."""
+    body = message.body if isinstance(message, TypedMessage) else None
     values = message.content.values() if body is None else vars(body).values()
     return [value for value in values if isinstance(value, ArrayRecord)]
 
@@ -99,12 +99,12 @@ def read(message: Message, kind: type[_Body]) -> _Body:
     Raises:
         MessageError: if it is not a `kind`.
     """
-    body = message.body if isinstance(message, Parcel) else None
+    body = message.body if isinstance(message, TypedMessage) else None
     return body if isinstance(body, kind) else kind.from_records(message.content)
 
 
 def reply(message: Message, body: Body) -> Message:
-    """Return a reply to a message: a parcel to a parcel."""
-    if isinstance(message, Parcel):
-        return Parcel(body, reply_to=message)
+    """Return a reply to a message: a typed one to a typed one."""
+    if isinstance(message, TypedMessage):
+        return TypedMessage(body, reply_to=message)
     return Message(body.to_records(), reply_to=message)

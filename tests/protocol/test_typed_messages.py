@@ -1,4 +1,4 @@
-"""A parcel says what the message of the same body says."""
+"""A typed message says what the message of the same body says."""
 
 import pickle
 
@@ -8,7 +8,7 @@ from flwr.app import Message
 from flwr.supercore.task_identity import TaskIdentity
 
 from protocol.messages import MessageError, TrainOrder, TrainReport, read_weights, weights_record
-from protocol.parcels import Parcel, array_records, read, reply
+from protocol.typed_messages import TypedMessage, array_records, read, reply
 
 ADDRESS = {"dst_node_id": 7, "message_type": "train", "group_id": "1/0"}
 
@@ -30,33 +30,33 @@ def _report() -> TrainReport:
 
 def test_its_records_are_those_of_the_message_and_its_body_comes_back():
     order = _order()
-    parcel, message = Parcel(order, **ADDRESS), Message(order.to_records(), **ADDRESS)
-    assert read(parcel, TrainOrder) is order
-    travelled = read(pickle.loads(pickle.dumps(parcel)), TrainOrder)
+    typed, message = TypedMessage(order, **ADDRESS), Message(order.to_records(), **ADDRESS)
+    assert read(typed, TrainOrder) is order
+    travelled = read(pickle.loads(pickle.dumps(typed)), TrainOrder)
     from_records = read(message, TrainOrder)
     np.testing.assert_array_equal(read_weights(travelled.weights), read_weights(from_records.weights))
     assert (travelled.round, travelled.num_pruned) == (from_records.round, from_records.num_pruned)
-    assert array_records(parcel) == array_records(message)
-    assert parcel.content == message.content
-    assert parcel.metadata.group_id == message.metadata.group_id
-    assert parcel.has_content()
-    assert not parcel.has_error()
+    assert array_records(typed) == array_records(message)
+    assert typed.content == message.content
+    assert typed.metadata.group_id == message.metadata.group_id
+    assert typed.has_content()
+    assert not typed.has_error()
 
 
 def test_a_changed_content_counts():
-    parcel = Parcel(_order(), **ADDRESS)
-    parcel.content["order"]["round"] = 4
-    assert read(parcel, TrainOrder).round == 4
-    parcel.content["order"]["round"] = "four"
+    typed = TypedMessage(_order(), **ADDRESS)
+    typed.content["order"]["round"] = 4
+    assert read(typed, TrainOrder).round == 4
+    typed.content["order"]["round"] = "four"
     with pytest.raises(MessageError, match="'round'"):
-        read(parcel, TrainOrder)
+        read(typed, TrainOrder)
     with pytest.raises(MessageError, match="metrics"):
-        read(Parcel(_order(), **ADDRESS), TrainReport)
+        read(TypedMessage(_order(), **ADDRESS), TrainReport)
 
 
-def test_parcels_answer_parcels_and_messages_answer_messages():
+def test_typed_messages_answer_typed_messages_and_messages_answer_messages():
     for sent, kind in (
-        (Parcel(_order(), **ADDRESS), Parcel),
+        (TypedMessage(_order(), **ADDRESS), TypedMessage),
         (Message(_order().to_records(), **ADDRESS), Message),
     ):
         answer = reply(sent, _report())
