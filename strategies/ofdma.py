@@ -20,8 +20,9 @@ from radio import payload
 from radio.allocation import Allocation, AllocationStatus, WhenInfeasible
 from radio.allocation.policies import OfdmaProblem, get_policy
 from radio.channel import Cell, ChannelModel, Uplink
-from radio.channel.cell import NoiseModel, Streams
+from radio.channel.cell import NoiseModel
 from radio.channel.rates import RateModel
+from radio.channel.scene import Streams
 from radio.latency import device_latency, slack
 from strategies.base import WirelessStrategy
 from strategies.masked import MaskedReceiver

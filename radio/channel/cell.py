@@ -1,26 +1,25 @@
 """One emulated cell: where its devices are, and what their uplinks are in any round.
 
-Places and mean gains are drawn once; the channels of round g come from a stream of that round, so that any
-round can be drawn alone and in any order. A round's channels bring their rate model: what shares out the band
+What changes slowly (places, path loss, shadowing) is `radio.channel.scene`, what changes from round to round
+`radio.channel.small_scale`; both draw round g from streams of that round, so that any round can be drawn
+alone and in any order. A round's channels bring their rate model: what shares out the band
 and what accounts for the latency are given the same object.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from radio.arrays import ComplexArray, FloatArray, choice, non_negative, positive
-from radio.channel.fading import ChannelModel, draw_gain, draw_vectors, mean_gain, place_devices
+from radio.arrays import ComplexArray, FloatArray, choice, count, non_negative, positive
+from radio.channel.fading import ChannelModel
 from radio.channel.rates import RateModel, fixed_noise, proportional_noise
-
-Streams = Callable[..., np.random.Generator]
-"""`stream(purpose, *indices)`: independent generators by key, e.g. `functools.partial(generator, seed)`."""
+from radio.channel.scene import Scene, Streams
+from radio.channel.small_scale import FADINGS, Fading
 
 NoiseModel = Literal["fixed", "proportional"]
 Spread = Literal["absolute", "relative", "none"]
@@ -61,15 +60,23 @@ class ChannelState:
 
     Attributes:
         gain: (K,) power gain after combining over the antennas, linear.
-        rates: of these gains.
+        rates: of these gains: what the uploads take.
+        known: the uplinks as the server knows them when it plans; None: as they are.
     """
 
     gain: FloatArray
     rates: RateModel
+    known: ChannelState | None = None
+
+    @property
+    def planned(self) -> ChannelState:
+        """Return the uplinks that a plan goes by."""
+        return self if self.known is None else self.known
 
     def of(self, devices: NDArray[np.intp]) -> ChannelState:
         """Return the uplinks of some devices, in that order."""
-        return ChannelState(self.gain[devices], self.rates.of(devices))
+        known = None if self.known is None else self.known.of(devices)
+        return ChannelState(self.gain[devices], self.rates.of(devices), known)
 
 
 @dataclass(frozen=True)
@@ -104,7 +111,10 @@ class Cell:
         stream: keyed random streams; "placement" and ("channel", round) are used.
         uplink: the link budget; None where only channel vectors are drawn.
         spread: gains as they are, relative to their mean over the devices, or all 1.
-        error_variance: of the server's estimate of each antenna's channel, for `draw_vectors`.
+        error_variance: of the server's estimate of each antenna's channel.
+        relative_error: the same, relative to the device's mean gain; the two add up.
+        delay: rounds by which the server's knowledge is old; in the first rounds it knows the first.
+        margin: by which a plan divides the gains that it knows, linear.
     """
 
     model: ChannelModel
@@ -112,28 +122,48 @@ class Cell:
     uplink: Uplink | None = None
     spread: Spread = "absolute"
     error_variance: float = 0.0
+    relative_error: float = 0.0
+    delay: int = 0
+    margin: float = 1.0
 
     def __post_init__(self) -> None:
         choice("spread", self.spread, Spread)
         non_negative("error_variance", self.error_variance)
+        non_negative("relative_error", self.relative_error)
+        count("delay", self.delay)
+        positive("margin", self.margin)
 
     @cached_property
-    def _slow(self) -> tuple[FloatArray, FloatArray]:
-        stream = self.stream("placement")
-        distances = place_devices(self.model, stream)
-        return distances, mean_gain(distances, self.model, stream)
+    def scene(self) -> Scene:
+        """Return places, path loss and shadowing."""
+        return Scene(self.model, self.stream, keep=self.delay + 2)
+
+    @cached_property
+    def fading(self) -> Fading:
+        """Return what changes from round to round."""
+        options = dict(self.model.fading_options)
+        fading: Fading = FADINGS.select(self.model.fading, options)(self.scene, **options)
+        return fading
+
+    @property
+    def _noisy(self) -> bool:
+        return self.error_variance > 0 or self.relative_error > 0
 
     @property
     def distances(self) -> FloatArray:
-        """Return how far each device is from the server, (K,) m."""
-        return self._slow[0]
+        """Return how far each device is from the server at the start, (K,) m."""
+        return self.scene.distance()
 
     @cached_property
     def mean_gain(self) -> FloatArray:
-        """Return the mean power gain of one antenna, (K,), linear: path loss and shadowing."""
+        """Return the mean power gain of one antenna at the start, (K,), linear: path loss and shadowing."""
+        return self._mean_gain(1)
+
+    def _mean_gain(self, server_round: int) -> FloatArray:
         if self.spread == "none":
             return np.ones(self.model.num_devices)
-        gain = self._slow[1]
+        own = getattr(self.fading, "mean_gain", None)  # of recorded channels
+        gain: FloatArray = self.scene.mean_gain(server_round) if own is None else own
         return gain if self.spread == "absolute" else np.asarray(gain / gain.mean())
 
     def mean_state(self) -> ChannelState:
@@ -141,20 +171,40 @@ class Cell:
         return self._state(self.mean_gain * self.model.antennas)
 
     def draw(self, server_round: int) -> ChannelState:
-        """Return the gains of a round and their rates.
+        """Return the gains of a round and their rates, true and as the server knows them.
 
         Raises:
             ValueError: if the cell has no uplink.
         """
-        return self._state(draw_gain(self.model, self.mean_gain, self.stream("channel", server_round)))
+        if self._noisy:  # an estimate is made of what each antenna sees
+            vectors = self.draw_vectors(server_round)
+            true, known = (
+                np.asarray((h.real**2 + h.imag**2).sum(axis=-1)) for h in (vectors.true, vectors.known)
+            )
+        else:
+            known = self._gain(max(server_round - self.delay, 1))
+            true = known if self.delay == 0 or server_round == 1 else self._gain(server_round)
+        state = self._state(true)
+        if known is true and self.margin == 1.0:
+            return state
+        return ChannelState(state.gain, state.rates, self._state(known / self.margin))
+
+    def _gain(self, server_round: int) -> FloatArray:
+        return self.fading.gain(self._mean_gain(server_round), server_round)
 
     def draw_vectors(self, server_round: int) -> ChannelVectors:
         """Return the channel vectors of a round, true and as the server knows them."""
-        stream = self.stream("channel", server_round)
-        true = draw_vectors(self.model, self.mean_gain, stream)
-        if self.error_variance == 0:
-            return ChannelVectors(true, true)
-        return ChannelVectors(true, estimate_channels(true, self.error_variance, stream))
+        earlier = max(server_round - self.delay, 1)
+        known = self.fading.vectors(self._mean_gain(earlier), earlier)
+        true = known
+        if earlier != server_round:
+            true = self.fading.vectors(self._mean_gain(server_round), server_round)
+        if not self._noisy:
+            return ChannelVectors(true, known)
+        rng = self.stream("channel", earlier)
+        rng.standard_normal((*known.shape, 2))  # what the channel itself was made from
+        variance = self.error_variance + self.relative_error * self._mean_gain(earlier)[:, np.newaxis]
+        return ChannelVectors(true, estimate_channels(known, variance, rng))
 
     def _state(self, gain: FloatArray) -> ChannelState:
         if self.uplink is None:
@@ -163,13 +213,13 @@ class Cell:
 
 
 def estimate_channels(
-    channels: ComplexArray, error_variance: float, rng: np.random.Generator
+    channels: ComplexArray, error_variance: ArrayLike, rng: np.random.Generator
 ) -> ComplexArray:
-    """Return h + e with e ~ CN(0, error_variance I): what a noisy pilot shows of the channels (..., N).
+    """Return h + e with e ~ CN(0, error_variance): what a noisy pilot shows of the channels (..., N).
 
     Raises:
         ValueError: if `error_variance` is negative or not finite.
     """
-    non_negative("error_variance", error_variance)
-    pair = rng.standard_normal((*channels.shape, 2)) * np.sqrt(0.5 * error_variance)
-    return np.asarray(channels + pair[..., 0] + 1j * pair[..., 1])
+    variance = non_negative("error_variance", error_variance)
+    pair = rng.standard_normal((*channels.shape, 2))
+    return np.asarray(channels + (pair[..., 0] + 1j * pair[..., 1]) * np.sqrt(0.5 * variance))

@@ -7,8 +7,9 @@ and constant within it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -16,7 +17,6 @@ from numpy.typing import ArrayLike
 from radio.arrays import ComplexArray, FloatArray, choice, count, finite, non_negative, positive
 
 Placement = Literal["rings", "random"]
-Fading = Literal["rayleigh", "none"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,12 @@ class ChannelModel:
         shadowing_std_db: standard deviation of log-normal shadowing, dB; 0 turns it off.
         placement: `rings` puts device k in the middle (by area) of the k-th of K rings of equal area,
             the same in every run; `random` draws places uniformly in the annulus.
-        fading: `rayleigh` (i.i.d. CN(0, 1) per antenna) or `none` (every antenna at its mean).
+        fading, fading_options: what changes from round to round, a name of `radio.channel.small_scale`:
+            `rayleigh` (i.i.d. CN(0, 1) per antenna), `none` (every antenna at its mean), ...
+        path_loss, path_loss_options: a name of `radio.channel.path_loss`.
+        mobility, mobility_options: a name of `radio.channel.mobility`.
+        shadowing_distance: over which shadowing of a moving device decorrelates, m (Gudmundson 1991).
+        step: time from one round to the next, s, by which devices move and channels age.
     """
 
     num_devices: int
@@ -47,7 +52,14 @@ class ChannelModel:
     min_distance: float = 80.0
     shadowing_std_db: float = 0.0
     placement: Placement = "rings"
-    fading: Fading = "rayleigh"
+    fading: str = "rayleigh"
+    fading_options: Mapping[str, Any] = field(default_factory=dict)
+    path_loss: str = "log_distance"
+    path_loss_options: Mapping[str, Any] = field(default_factory=dict)
+    mobility: str = "static"
+    mobility_options: Mapping[str, Any] = field(default_factory=dict)
+    shadowing_distance: float = 50.0
+    step: float = 25e-3
 
     def __post_init__(self) -> None:
         count("num_devices", self.num_devices, 1)
@@ -62,7 +74,8 @@ class ChannelModel:
                 f"min_distance = {self.min_distance} m must not exceed cell_radius = {self.cell_radius} m"
             )
         choice("placement", self.placement, Placement)
-        choice("fading", self.fading, Fading)
+        positive("shadowing_distance", self.shadowing_distance)
+        positive("step", self.step)
 
 
 def place_devices(model: ChannelModel, rng: np.random.Generator) -> FloatArray:

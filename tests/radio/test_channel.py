@@ -80,7 +80,8 @@ def test_without_fading_both_draws_are_their_mean() -> None:
         ({"min_distance": 600.0}, r"min_distance = 600\.0 m must not exceed cell_radius"),
         ({"shadowing_std_db": -1.0}, r"shadowing_std_db = -1\.0"),
         ({"placement": "grid"}, "placement = 'grid'"),
-        ({"fading": "rice"}, "fading = 'rice'"),
+        ({"shadowing_distance": 0.0}, r"shadowing_distance = 0\.0"),
+        ({"step": 0.0}, r"step = 0\.0"),
     ],
 )
 def test_bad_models_are_refused_by_name(change: dict[str, object], text: str) -> None:
