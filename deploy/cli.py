@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
 
-from server_app.schema import ConfigError
+from keys import ConfigError
 
 log = logging.getLogger(__name__)
 
@@ -86,9 +86,9 @@ def _run(options: argparse.Namespace, folder: Path) -> None:
     from deploy.resources import Usage
     from engines.superlink import absolute
     from engines.temporary import SOCKET, short_folder
-    from server_app.overrides import override
     from server_app.ownership import SUMMARY
     from server_app.settings import compose_settings
+    from server_app.settings.overrides import override
     from server_app.watch import close_summary
 
     if options.nodes < 1:

@@ -38,8 +38,8 @@ from engines.diagnose import trouble
 from engines.guard import Guard
 from engines.superlink import commands, end, free_ports
 from engines.temporary import SOCKET, short_folder
+from keys import ConfigError
 from protocol.messages import MessageError
-from server_app.schema import ConfigError
 from task.datasets import DatasetUnavailableError
 from task.local_images import describe_images
 

@@ -23,14 +23,14 @@ from typing import Any
 
 from engines.diagnose import trouble
 from engines.process_table import descendants
+from keys import ConfigError, build, path_keys
 from protocol.interrupts import request
 from protocol.own_files import for_other_processes
-from server_app.overrides import joined, override
 from server_app.ownership import SUMMARY, read_summary
 from server_app.recorder import write_json
 from server_app.run import LOG_FILE, STOP_FILE, RunFailedError
-from server_app.schema import ConfigError, build
-from server_app.settings import Settings, flatten, keys_of_kind
+from server_app.settings import Settings, flatten
+from server_app.settings.overrides import joined, override
 
 log = logging.getLogger(__name__)
 
@@ -317,13 +317,13 @@ def kill_all(process: subprocess.Popen[bytes]) -> None:
 def absolute(settings: Settings, overrides: Sequence[str]) -> list[str]:
     """Return the overrides with paths that hold in any working directory."""
     held = flatten(with_absolute_paths(settings).to_dict())
-    return [*overrides, *(override(name, held[name]) for name in keys_of_kind("path") if held[name])]
+    return [*overrides, *(override(name, held[name]) for name in path_keys(Settings) if held[name])]
 
 
 def with_absolute_paths(settings: Settings) -> Settings:
     """Return settings whose paths hold in any working directory."""
     tree = settings.to_dict()
-    for name in keys_of_kind("path"):
+    for name in path_keys(Settings):
         *groups, last = name.split(".")
         node = tree
         for group in groups:

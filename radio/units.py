@@ -7,6 +7,7 @@ from typing import overload
 import numpy as np
 from numpy.typing import ArrayLike
 
+from keys import Unit
 from radio.arrays import FloatArray, finite, positive
 
 
@@ -70,6 +71,12 @@ def ms_to_s(milliseconds: float) -> float:
 def s_to_ms(seconds: float) -> float:
     """Convert seconds to milliseconds."""
     return seconds * 1e3
+
+
+# Units in which keys are set.
+DB = Unit("dB", "", db_to_linear)
+DBM = Unit("dBm", "W", dbm_to_watt)
+MS = Unit("ms", "s", ms_to_s)
 
 
 def _unwrap(values: FloatArray) -> FloatArray | float:

@@ -19,13 +19,13 @@ import numpy.typing as npt
 import torch
 
 from client_app.algorithms import steps_per_round
+from keys import ConfigError
 from protocol.messages import DeviceSpec
 from protocol.streams import generator, torch_seed
 from radio.channel import ChannelModel
 from radio.latency import ComputeModel
 from radio.units import db_to_linear, dbm_to_watt
 from server_app.data_facts import DataFacts
-from server_app.schema import ConfigError
 from server_app.settings import Settings
 from strategies.base import WirelessStrategy
 from strategies.fleet import Fleet

@@ -25,8 +25,8 @@ try:
 except ImportError:  # not a POSIX system: the process number alone says whether an owner lives
     fcntl = None  # type: ignore[assignment]
 
+from keys import ConfigError
 from server_app.recorder import write_json
-from server_app.schema import ConfigError
 
 LOCK_FILE = "run.lock"
 SUMMARY = "summary.json"

@@ -21,6 +21,7 @@ from flwr.app import ArrayRecord, ConfigRecord
 from flwr.serverapp import Grid
 from omegaconf import OmegaConf
 
+from keys import ConfigError
 from protocol import interrupts
 from protocol.archives import write_file
 from protocol.interrupts import held
@@ -33,7 +34,6 @@ from server_app.ownership import SUMMARY, owned, refuse_used, settle
 from server_app.probe_sink import ProbeSink
 from server_app.progress import round_line, starved_line
 from server_app.recorder import DEVICES, ROUNDS, HistoryError, Recorder, read_table, write_json
-from server_app.schema import ConfigError
 from server_app.settings import Settings
 from server_app.summary import run_facts, starved_rounds, summarise
 from server_app.trackers import Tracker, open_tracker

@@ -18,7 +18,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-from server_app.schema import ConfigError
+from keys import ConfigError
 from server_app.settings import Settings, flatten
 from strategies.records import Value
 

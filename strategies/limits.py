@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 Vector = npt.NDArray[np.float32]
+Action = Literal["reject", "clip"]
 
 FACTOR = 6.0
 FLOOR = 0.5  # share of the largest median so far, below which the median in use does not fall
@@ -72,7 +73,7 @@ class NormLimit:
     """
 
     norm: float | None = math.inf
-    action: Literal["reject", "clip"] = "reject"
+    action: Action = "reject"
 
     def __post_init__(self) -> None:
         if self.norm is not None and not self.norm > 0:

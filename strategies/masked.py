@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
@@ -14,8 +13,7 @@ from strategies.averaging import MaskedAverage, Positions
 from strategies.limits import UploadError, update_norm
 from strategies.plan import Assignment, MeasuredPlan, OfdmaPlan, RoundPlan, Upload, Weights
 from strategies.records import Value
-
-Weighting = Literal["uniform", "samples"]
+from strategies.settings import Weighting
 
 
 @dataclass(frozen=True, eq=False)

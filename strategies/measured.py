@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +30,7 @@ from strategies.base import NOT_CONNECTED, WirelessStrategy
 from strategies.masked import MaskedReceiver
 from strategies.plan import Assignment, MeasuredPlan, RoundPlan, Weights
 from strategies.records import Value
+from strategies.settings import Weighting
 
 FloatVector = npt.NDArray[np.float64]
 
@@ -169,7 +170,7 @@ class MeasuredStrategy(WirelessStrategy):
         *,
         link: MeasuredLink,
         probe: UplinkProbe | None = None,
-        weighting: Literal["uniform", "samples"] = "uniform",
+        weighting: Weighting = "uniform",
         **skeleton: Any,
     ) -> None:
         super().__init__(**skeleton)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,7 @@ from radio.latency import device_latency, slack
 from strategies.base import WirelessStrategy
 from strategies.masked import MaskedReceiver
 from strategies.plan import Assignment, OfdmaPlan, RoundPlan, Slot, Weights
+from strategies.settings import Weighting
 
 FloatVector = npt.NDArray[np.float64]
 
@@ -90,7 +91,7 @@ class OfdmaStrategy(WirelessStrategy):
         cell: OfdmaCell,
         policy: str,
         pruning_ratio: float | None = None,
-        weighting: Literal["uniform", "samples"] = "uniform",
+        weighting: Weighting = "uniform",
         **skeleton: Any,
     ) -> None:
         super().__init__(**skeleton)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,11 +21,12 @@ from radio.air.zero_forcing import Packing
 from radio.beamforming import BEAMFORMERS, beamform
 from radio.channel import Cell, ChannelModel
 from radio.scheduling import SCHEDULERS, Schedule, schedule
+from radio.settings import Payload
 from strategies.air_receiver import AirReceiver, AirUpdate, air_plan
 from strategies.base import WirelessStrategy
-from strategies.masked import Weighting
 from strategies.plan import AirPlan, Assignment, RoundPlan, Weights
 from strategies.records import Value
+from strategies.settings import Weighting
 
 FloatVector = npt.NDArray[np.float64]
 
@@ -64,7 +65,7 @@ class AirInterface:
     beamformer: str
     mode: Mode
     packing: Packing
-    payload: Literal["delta", "model"]
+    payload: Payload
     channel_error_variance: float
     recompute_beam: bool
     certificate: bool
@@ -97,9 +98,7 @@ class OverTheAir(WirelessStrategy):
     )
     scheme_device_columns: ClassVar[tuple[str, ...]] = ("channel_gain_db", "beam_gain_db")
 
-    def __init__(
-        self, *, air: AirInterface, weighting: Literal["uniform", "samples"] = "uniform", **skeleton: Any
-    ) -> None:
+    def __init__(self, *, air: AirInterface, weighting: Weighting = "uniform", **skeleton: Any) -> None:
         super().__init__(**skeleton)
         self.air = air
         self.weighting = weighting

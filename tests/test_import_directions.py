@@ -11,18 +11,21 @@ ROOT = Path(__file__).resolve().parents[1]
 
 ALLOWED = {
     "registry": set(),
-    "radio": {"numpy", "scipy", "cvxpy", "registry"},
-    "task": {"torch", "torchvision", "numpy", "sklearn", "PIL", "registry"},
-    "protocol": {"numpy", "flwr", "registry"},
-    "client_app": {"flwr", "torch", "numpy", "task", "protocol", "radio.payload", "registry"},
+    "keys": {"registry"},
+    "radio": {"numpy", "scipy", "cvxpy", "registry", "keys"},
+    "task": {"torch", "torchvision", "numpy", "sklearn", "PIL", "registry", "keys"},
+    "protocol": {"numpy", "flwr", "registry", "keys"},
+    "client_app": {"flwr", "torch", "numpy", "task", "protocol", "radio.payload", "registry", "keys"},
     # torch: the learned scheduler; cryptography, which Flower brings: the keys of nodes
-    "strategies": {"flwr", "numpy", "scipy", "torch", "cryptography", "radio", "protocol", "registry"},
+    "strategies": {"flwr", "numpy", "scipy", "torch", "cryptography"}
+    | {"radio", "protocol", "registry", "keys"},
 }
 
 
 # From the ground up: a package may import those of a lower rank, and itself.
 RANK = {
-    "registry": -1,
+    "registry": -2,
+    "keys": -1,
     "radio": 0,
     "task": 0,
     "protocol": 0,

@@ -40,6 +40,7 @@ from radio.arrays import choice, non_negative, positive
 from radio.beamforming.problem import Complex, Real, check_channels
 
 CountMode = Literal["bitmap", "common_mask", "count_free"]
+Shrinkage = Literal["off", "moment"]
 Mask = NDArray[np.bool_]
 Contribution = tuple[NDArray[np.floating], Mask]
 """(update Delta_k (d,), mask (d,)) of one active user; entries outside the mask are not read."""
@@ -277,7 +278,7 @@ def receive(
     scale: float,
     noise_variance: float,
     rng: np.random.Generator,
-    shrinkage: Literal["off", "moment"] | ArrayLike = "off",
+    shrinkage: Shrinkage | ArrayLike = "off",
     min_count: int = 1,
 ) -> SparseEstimate:
     """Add receiver noise and form u_j^{g+1} = u_j^g + alpha_j nu y_j / c_j.

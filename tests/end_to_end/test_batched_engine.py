@@ -5,8 +5,8 @@ import pytest
 from jobs import SMALL, final_weights, run_job, run_small
 
 from engines.inprocess import InProcessGrid
+from keys import ConfigError
 from server_app.recorder import read_table
-from server_app.schema import ConfigError
 from server_app.settings import compose_settings
 
 TOGETHER = "engine.batch_devices=4"

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from jobs import final_weights, records, run_small
 
+from keys import ConfigError
 from server_app.job import build_strategy, prepare
 from server_app.recorder import read_table
 from server_app.run import RunFailedError
-from server_app.schema import ConfigError
 from server_app.settings import compose_settings
 from strategies.base import DivergedError
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from jobs import final_weights, records, run_small
 
+from keys import ConfigError
 from server_app.recorder import read_table
-from server_app.schema import ConfigError
 
 
 def test_the_same_seed_gives_identical_records_whatever_the_workers(tmp_path):

@@ -9,8 +9,8 @@ import pytest
 from small_sweeps import run_tiny
 
 from experiments.studies import run_study
+from keys import ConfigError
 from server_app.recorder import read_table
-from server_app.schema import ConfigError
 from server_app.settings import compose_settings
 from server_app.trackers import EventsFile, crc32c, numbers
 

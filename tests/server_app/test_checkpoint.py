@@ -17,9 +17,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "end_to_end"))
 from jobs import final_weights, records, run_small
 
 from client_app import state
+from keys import ConfigError
 from protocol.messages import SAVED
 from server_app import checkpoint
-from server_app.schema import ConfigError
 
 FEW = ("fleet.num_devices=4", "fleet.devices_per_round=2", "rounds=6")
 

@@ -8,8 +8,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from server_app.overrides import as_meant, joined, override, split
 from server_app.settings import compose_settings
+from server_app.settings.overrides import as_meant, joined, override, split
 
 TEXTS = st.text(max_size=12) | st.text(alphabet="\\'\"${},=:[]() ä\n\tab1.", max_size=12)
 NAMES = st.from_regex(r"[A-Za-z_][A-Za-z0-9_.-]{0,8}", fullmatch=True).filter(

@@ -3,8 +3,8 @@
 import pytest
 
 from experiments.command_line import sweep_of
+from keys import ConfigError
 from server_app.job import build_strategy, prepare
-from server_app.schema import ConfigError
 from server_app.settings import compose_settings
 
 
@@ -25,7 +25,7 @@ from server_app.settings import compose_settings
         ("seed=-1", "seed = -1 is below its least value 0"),
         ("seed=true", "seed = True is not a whole number"),
         ("training.optimizer=lion", "training.optimizer = 'lion' is not one of: sgd, adam"),
-        ("training.batch_size=0", "training.batch_size = 0; it must be a whole number of at least 1"),
+        ("training.batch_size=0", "training.batch_size = 0 is below its least value 1"),
         ("training.momentum=0.9", "training.momentum = 0.9 with optimizer = 'adam'"),
         ("model.personal=conv", r"model.personal = 'conv' is not a list"),
         ("fleet.devices_per_round=11", "fleet.devices_per_round = 11 is above fleet.num_devices = 10"),

@@ -1,83 +1,21 @@
-"""From a configuration tree to frozen dataclasses, with errors that name the key, the value and the limit.
-
-A settings dataclass states the type of each key by its annotation and the admissible values by
-`key(...)`. There are no defaults here: the values live in ``conf/``.
-"""
+"""From nested values to frozen dataclasses, with errors that name the key, the value and the limit."""
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import functools
 import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
+from registry import suggest
+
 T = TypeVar("T")
 
 
 class ConfigError(ValueError):
     """The configuration cannot be used; the text says which key, which value and what would do."""
-
-
-def key(
-    *,
-    minimum: float | None = None,
-    above: float | None = None,
-    maximum: float | None = None,
-    path: bool = False,
-    used: Any = None,
-    decides: bool = True,
-) -> Any:
-    """Declare one key of a settings dataclass.
-
-    Args:
-        minimum, above, maximum: the admissible numbers.
-        path: whether it holds a path.
-        used: the condition under which it has an effect (`server_app.uses.Use`); None: always.
-        decides: whether it can change the records; runs that differ in other keys alone have equal records,
-            within the rounding that engine.batch_devices and engine.device document.
-    """
-    facts = {"minimum": minimum, "above": above, "maximum": maximum, "path": path or None, "used": used}
-    given = {name: fact for name, fact in facts.items() if fact is not None}
-    return dataclasses.field(metadata={**given, "decides": decides})
-
-
-@dataclasses.dataclass(frozen=True)
-class Declaration:
-    """What is declared of one key.
-
-    Attributes:
-        hint: its type.
-        limits: admissible numbers by ``minimum``, ``above``, ``maximum``.
-        used: the condition under which it has an effect, or None.
-        decides: whether it can change the records.
-    """
-
-    hint: Any
-    limits: Mapping[str, float]
-    used: Any
-    decides: bool
-
-
-@functools.cache
-def declarations(cls: Any) -> Mapping[str, Declaration]:
-    """Return what is declared of every key of a settings tree, by dotted name."""
-    found: dict[str, Declaration] = {}
-    hints = typing.get_type_hints(cls)
-    for field in dataclasses.fields(cls):
-        hint, facts = hints[field.name], field.metadata
-        further = facts.get("fields", {})  # of a dataclass that is declared elsewhere and knows no settings
-        if dataclasses.is_dataclass(hint):
-            for name, inner in declarations(typing.cast(Any, hint)).items():
-                used, decides = further.get(name, (inner.used, inner.decides))
-                found[f"{field.name}.{name}"] = dataclasses.replace(inner, used=used, decides=decides)
-        else:
-            limits = {name: facts[name] for name in ("minimum", "above", "maximum") if name in facts}
-            found[field.name] = Declaration(hint, limits, facts.get("used"), facts.get("decides", True))
-    return found
 
 
 def build(cls: type[T], values: Mapping[str, Any], path: str = "") -> T:
@@ -103,21 +41,29 @@ def build(cls: type[T], values: Mapping[str, Any], path: str = "") -> T:
         full = _join(path, name)
         if name not in values:
             raise ConfigError(f"{full} is not set")
-        value = _convert(hints[name], values[name], full)
-        if value is not None and not isinstance(value, str):
-            _check(value, field.metadata, full)
-        arguments[name] = value
+        arguments[name] = _admitted(hints[name], values[name], field, full)
     try:
         return cls(**arguments)
     except ValueError as error:  # a dataclass may check itself; it does not know its path
         raise ConfigError(f"{path}.{error}" if path else str(error)) from error
 
 
-def suggest(name: str, valid: Sequence[str]) -> str:
-    """Return a phrase that proposes the closest of the valid names, then lists them all."""
-    close = difflib.get_close_matches(name, valid, n=1)
-    hint = f"did you mean {close[0]}? " if close else ""
-    return f"{hint}valid here: {', '.join(sorted(valid))}"
+def checked(group: Any) -> None:
+    """Check a group that was made without `build`, as its ``__post_init__`` may.
+
+    Raises:
+        ConfigError: for a value of the wrong type or beyond its limits.
+    """
+    hints = typing.get_type_hints(type(group))
+    for field in dataclasses.fields(group):
+        _admitted(hints[field.name], getattr(group, field.name), field, field.name)
+
+
+def _admitted(hint: Any, value: Any, field: dataclasses.Field[Any], path: str) -> Any:
+    value = _convert(hint, value, path)
+    if value is not None and not isinstance(value, str) and "key" in field.metadata:
+        _check(value, field.metadata["key"].limits, path)
+    return value
 
 
 def _join(path: str, name: object) -> str:
@@ -130,7 +76,7 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
     origin = typing.get_origin(hint)
     if origin in (types.UnionType, typing.Union):
         options = [option for option in typing.get_args(hint) if option is not type(None)]
-        if value is None:
+        if value is None and type(None) in typing.get_args(hint):
             return None
         words = [
             word
@@ -179,3 +125,5 @@ def _check(value: Any, limits: Mapping[str, Any], path: str) -> None:
         raise ConfigError(f"{path} = {value!r} must be above {limits['above']:g}")
     if "maximum" in limits and value > limits["maximum"]:
         raise ConfigError(f"{path} = {value!r} is above its greatest value {limits['maximum']:g}")
+    if "below" in limits and value >= limits["below"]:
+        raise ConfigError(f"{path} = {value!r} must be below {limits['below']:g}")

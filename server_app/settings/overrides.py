@@ -15,6 +15,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from keys import open_keys, path_keys
+from server_app.settings.tree import Settings
+
 # A text that is itself without quotes. Everything else is quoted: too often costs two characters.
 _PLAIN = re.compile(r"[A-Za-z_/][A-Za-z0-9_./*-]*")
 _KEYWORDS = frozenset({"null", "true", "false", "inf", "nan"})
@@ -72,17 +75,13 @@ def _without_interpolation(text: str) -> str:
 @cache
 def open_groups() -> tuple[str, ...]:
     """Return the keys whose entries the chosen part defines, such as ``partition.options``."""
-    from server_app.settings import keys_of_kind
-
-    return keys_of_kind("open")
+    return open_keys(Settings)
 
 
 @cache
-def path_keys() -> tuple[str, ...]:
+def _paths() -> tuple[str, ...]:
     """Return the keys that hold a path, Hydra's own among them."""
-    from server_app.settings import keys_of_kind
-
-    return (*keys_of_kind("path"), "hydra.run.dir", "hydra.sweep.dir")
+    return (*path_keys(Settings), "hydra.run.dir", "hydra.sweep.dir")
 
 
 def as_meant(overrides: Sequence[str], *, sweep: bool = False) -> list[str]:
@@ -99,7 +98,7 @@ def _as_meant(given: str, sweep: bool) -> str:
     key, equals, text = given.partition("=")
     if not equals:
         return given
-    if key.lstrip("+") in path_keys():
+    if key.lstrip("+") in _paths():
         return f"{key}={_path(key, text, sweep)}"
     return f"{_opened(key)}={text}"
 

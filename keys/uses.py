@@ -1,0 +1,87 @@
+"""What a key needs in order to have an effect: conditions on the values of other keys, each with its words.
+
+A key names its condition where it is declared. A user who sets a key whose condition does not hold is told so
+before anything runs; in a sweep, a key that none of the jobs uses. What a scheme or policy of the user's own
+reads is not known here: for those every key counts as used. A package may have conditions of its own.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from keys.declaration import Use
+
+_DENSE = "dense_equal_bandwidth"  # the allocation policy that prunes nothing
+_WITHOUT_LIMIT = (_DENSE, "fixed_ratio", "printed_formula")  # those that keep to no largest pruning ratio
+
+
+def _air(settings: Any) -> bool:
+    return bool(settings.scheme.uplink != "ofdma")
+
+
+def _measured(settings: Any) -> bool:
+    return bool(settings.channel.source == "measured")
+
+
+def _ofdma(settings: Any) -> bool:
+    return not _air(settings) and not _measured(settings)
+
+
+def _keeps_limit(settings: Any) -> bool:
+    return _ofdma(settings) and settings.scheme.allocation not in _WITHOUT_LIMIT
+
+
+def _prunes(settings: Any) -> bool:
+    if _air(settings):
+        return bool(settings.scheme.uplink == "over_the_air_pruned")
+    return _measured(settings) or settings.scheme.allocation != _DENSE
+
+
+EMULATED = Use("with an emulated channel (not channel=measured)", lambda s: not _measured(s))
+MEASURED = Use("with channel=measured", _measured)
+OFDMA = Use("with the emulated OFDMA uplink", _ofdma)
+DIGITAL = Use("with a digital uplink (OFDMA or measured)", lambda s: not _air(s))
+AIR = Use("over the air (scheme=over_the_air, error_free or aircomp_pruned)", _air)
+DENSE_AIR = Use("by scheme=over_the_air and error_free", lambda s: s.scheme.uplink == "over_the_air")
+PRUNED_AIR = Use("by scheme=aircomp_pruned", lambda s: s.scheme.uplink == "over_the_air_pruned")
+COMMON_MASK = Use("air.count_mode=common_mask", lambda s: s.air.count_mode == "common_mask")
+OWN_MASKS = Use("air.count_mode other than common_mask", lambda s: s.air.count_mode != "common_mask")
+NOT_PRUNED_AIR = Use(
+    "by schemes other than aircomp_pruned", lambda s: s.scheme.uplink != "over_the_air_pruned"
+)
+PLACES = Use(
+    "with the emulated OFDMA uplink, or over the air with air.path_loss=true",
+    lambda s: _ofdma(s) or (_air(s) and s.air.path_loss),
+)
+RATIO_LIMIT = Use(
+    f"with channel=measured or allocation policies other than {', '.join(_WITHOUT_LIMIT)}",
+    lambda s: _measured(s) or _keeps_limit(s),
+)
+INFEASIBLE = Use(
+    f"with allocation policies other than {', '.join(_WITHOUT_LIMIT)}, and radio.max_pruning_ratio below 1",
+    lambda s: _keeps_limit(s) and s.radio.max_pruning_ratio < 1,
+)
+FIXED_RATIO = Use(
+    "by scheme.allocation=fixed_ratio or a policy of the user's own",
+    lambda s: _ofdma(s) and (s.scheme.allocation == "fixed_ratio" or ":" in s.scheme.allocation),
+)
+PRUNING = Use("by schemes that prune", _prunes)
+PERSONAL = Use(
+    "with a personal part (scheme.personalization=true and model.personal)",
+    lambda s: bool(s.personal_patterns),
+)
+PERSONALIZATION = Use("with scheme.personalization=true", lambda s: s.scheme.personalization)
+PERSONAL_PHASE = Use(
+    "with a personal part that has steps of its own (not training.algorithm=simultaneous)",
+    lambda s: bool(s.personal_patterns) and s.training.algorithm != "simultaneous",
+)
+PERSONAL_STEPS = Use(
+    "with a personal part that has steps of its own, and training.personal_epochs=null",
+    lambda s: PERSONAL_PHASE.holds(s) and s.training.personal_epochs is None,
+)
+GLOBAL_STEPS = Use("with training.global_epochs=null", lambda s: s.training.global_epochs is None)
+PROBE = Use("with channel=measured and measured.probe=true", lambda s: _measured(s) and s.measured.probe)
+NORM_LIMIT = Use("with fleet.upload_norm_limit", lambda s: s.fleet.upload_norm_limit is not None)
+TRAINING = Use("by jobs that train (no study.name)", lambda s: s.study.name is None)
+STUDY = Use("by studies (study.name)", lambda s: s.study.name is not None)
+MLFLOW = Use("with tracker=mlflow", lambda s: s.tracker.name == "mlflow")

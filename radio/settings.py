@@ -1,0 +1,134 @@
+"""The keys of the radio: link budget, channel, and the analog uplink."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from keys import Unit, key
+from keys.uses import (
+    AIR,
+    COMMON_MASK,
+    DENSE_AIR,
+    DIGITAL,
+    EMULATED,
+    INFEASIBLE,
+    OFDMA,
+    OWN_MASKS,
+    PERSONAL,
+    PLACES,
+    PRUNED_AIR,
+    RATIO_LIMIT,
+)
+from radio.air.sparse import CountMode, Shrinkage
+from radio.air.transceiver import Mode
+from radio.air.zero_forcing import Packing
+from radio.channel.cell import NoiseModel
+from radio.channel.fading import Fading, Placement
+from radio.payload import Bits
+from radio.units import DB, DBM, MS
+
+Source = Literal["emulated", "measured"]
+Payload = Literal["delta", "model"]
+WhenOverLimit = Literal["relax", "drop"]
+
+# Path loss is a formula in dB, so the channel model takes it in dB.
+_LOSS = Unit("dB", "dB", float)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RadioSettings:
+    """Link budget, compute model and round budget of the uplink."""
+
+    bandwidth_hz: float = key("B: uplink band, shared by all devices", unit="Hz", above=0, used=EMULATED)
+    transmit_power_dbm: float = key(
+        "p: of every device, whatever its share", unit=DBM, minimum=-100, maximum=100, used=OFDMA
+    )
+    noise_power_dbm: float = key(
+        "sigma^2: receiver noise in the whole band", unit=DBM, minimum=-300, maximum=100, used=OFDMA
+    )
+    latency_threshold_ms: float = key("T_th: what a round may take", unit=MS, above=0)
+    noise_model: NoiseModel = key(
+        "fixed: the same noise power for every share; proportional: to the share", used=OFDMA
+    )
+    bits_per_weight: Bits = key("q: of an uploaded weight", unit="bit", used=DIGITAL)
+    cpu_hz: float = key("f_k: clock of a device's processor", unit="Hz", above=0, used=EMULATED)
+    cycles_per_weight: float = key(
+        "C: per global weight and local step", unit="cycles", minimum=0, used=EMULATED
+    )
+    cycles_per_weight_personal: float = key(
+        "the same for the personal part", unit="cycles", minimum=0, used=EMULATED & PERSONAL
+    )
+    include_importance_cost: bool = key("charge the importance steps to the round budget", used=EMULATED)
+    charge_mask_bits: bool = key("charge header and positions (at most 1 bit per weight)", used=OFDMA)
+    max_pruning_ratio: float = key(
+        "rho_max: no device prunes more; 1: devices may be starved", above=0, maximum=1, used=RATIO_LIMIT
+    )
+    when_infeasible: WhenOverLimit = key(
+        "if max_pruning_ratio cannot be met: relax it, or drop the costliest device", used=INFEASIBLE
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChannelSettings:
+    """Where the radio comes from; places and fading of the devices of an emulated one."""
+
+    source: Source = key("emulated by the model, or measured on real nodes (channel=measured)")
+    antennas: int = key("of the server, maximum-ratio combining of an OFDMA uplink", minimum=1, used=OFDMA)
+    fading: Fading = key("rayleigh: a new draw each round; none: every gain at its mean", used=EMULATED)
+    placement: Placement = key("rings: fixed, equal-area; random: uniform over the cell", used=PLACES)
+    cell_radius_m: float = key("of the cell", unit="m", above=0, used=PLACES)
+    min_distance_m: float = key("between a device and the server", unit="m", above=0, used=PLACES)
+    path_loss_intercept_db: float = key("path loss at 1 km", unit=_LOSS, used=OFDMA)
+    path_loss_slope_db: float = key("path loss per decade of distance", unit=_LOSS, above=0, used=PLACES)
+    shadowing_std_db: float = key("of log-normal shadowing; 0: none", unit=_LOSS, minimum=0, used=PLACES)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AirSettings:
+    """The analog uplink of the over-the-air schemes."""
+
+    num_selected: int = key("M: users that send at once", minimum=1, used=AIR)
+    antennas: int = key("N: receive antennas", minimum=1, used=AIR)
+    snr_db: float = key(
+        "transmit power over receiver noise per antenna, at the mean channel gain",
+        unit=DB, minimum=-200, maximum=300, used=AIR,
+    )  # fmt: skip
+    noise: bool = key("false: the error-free reference", used=AIR)
+    path_loss: bool = key(
+        "false: all users with unit mean gain; true: the places of the channel group", used=AIR
+    )
+    normalization: Mode = key("of what is sent: per user, or common to all", used=DENSE_AIR)
+    packing: Packing = key("iq: two weights per channel use; real: one, with half the noise", used=AIR)
+    payload: Payload = key(
+        "delta: updates; model: weights, as in the paper (needs 30 dB more SNR)", used=DENSE_AIR
+    )
+    channel_error_variance: float = key(
+        "of the server's channel estimate, relative to a unit gain", minimum=0, used=AIR
+    )
+    recompute_beam: bool = key(
+        "solve for the beam again when the sizes of the updates are known", used=DENSE_AIR
+    )
+    certificate: bool = key("also bound the joint optimum of every round (semidefinite relaxation)", used=AIR)
+    server_learning_rate: float = key("lambda_s: step along the received average", above=0, used=AIR)
+    count_mode: CountMode = key(
+        "how the server knows how many users sent a weight: by bitmaps, by a common mask, or not at all",
+        used=PRUNED_AIR,
+    )
+    shrinkage: Shrinkage = key("moment: shrink each weight's update by its noise", used=PRUNED_AIR)
+    explore: float = key(
+        "share of random entries in a common mask", minimum=0, maximum=1, used=PRUNED_AIR & COMMON_MASK
+    )
+    min_count: int = key(
+        "a weight retained by fewer users stays as it is", minimum=1, used=PRUNED_AIR & OWN_MASKS
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SchedulerSettings:
+    """Who sends over the air, and with which receive beam."""
+
+    method: str = key("chooses users and beam: conf/scheduler, or package.module:object", used=AIR)
+    beamformer: str = key("beam of given users: fast, sca, sdr, dc, or package.module:object", used=AIR)
+    options: Mapping[str, Any] = key("parameters of the method", used=AIR)

@@ -1,0 +1,113 @@
+"""The keys of the server's side of a round: the scheme, the fleet, and measured links."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from keys import key
+from keys.uses import (
+    FIXED_RATIO,
+    MEASURED,
+    NORM_LIMIT,
+    NOT_PRUNED_AIR,
+    OFDMA,
+    PROBE,
+    TRAINING,
+)
+from strategies.limits import Action
+
+Weighting = Literal["uniform", "samples"]
+Uplink = Literal["ofdma", "over_the_air", "over_the_air_pruned"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SchemeSettings:
+    """How a round is planned and how uploads become the next global part."""
+
+    name: str = key("of the scheme, as in records and figures")
+    uplink: Uplink = key("how uploads reach the server")
+    allocation: str = key("a policy of radio/allocation/policies.py, or package.module:function", used=OFDMA)
+    pruning_ratio: float | None = key("for allocation=fixed_ratio", minimum=0, maximum=1, used=FIXED_RATIO)
+    personalization: bool = key("false: every parameter is global, whatever model.personal says")
+    weighting: Weighting = key("of devices in the average", used=NOT_PRUNED_AIR)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FleetSettings:
+    """The devices, and when a round closes."""
+
+    num_devices: int = key("K", minimum=1)
+    devices_per_round: int | None = key("sampled uniformly each round; null: all", minimum=1, used=TRAINING)
+    start_timeout_s: float = key(
+        "wait this long for all devices before the first round",
+        unit="s", above=0, used=TRAINING, decides=False,
+    )  # fmt: skip
+    min_devices: int | None = key(
+        "then start with at least this many; null: all of them or none",
+        minimum=1,
+        used=TRAINING,
+        decides=False,
+    )
+    round_timeout_s: float = key(
+        "a round closes with whoever has answered by then", unit="s", above=0, used=TRAINING, decides=False
+    )
+    min_replies: int = key(
+        "fewer usable uploads than this leave the global part as it was", minimum=1, used=TRAINING
+    )
+    upload_norm_limit: float | Literal["auto"] | None = key(
+        "Euclidean norm of a device's update; auto: 6 x the median of recent rounds; null: none",
+        above=0, used=TRAINING,
+    )  # fmt: skip
+    upload_norm_action: Action = key(
+        "above it: reject the upload, or clip it to the limit", used=TRAINING & NORM_LIMIT
+    )
+    max_own_images: int | None = key(
+        "most images of its own (data-dir) that a device counts with; null: those dealt to it",
+        unit="images", minimum=1, used=TRAINING,
+    )  # fmt: skip
+    max_failed_rounds: int = key(
+        "consecutive rounds without any answer after which the run fails",
+        unit="rounds", minimum=1, used=TRAINING, decides=False,
+    )  # fmt: skip
+    divergence_loss: float = key(
+        "a device whose test loss is above has diverged; more than half of them end the run",
+        above=0, used=TRAINING,
+    )  # fmt: skip
+    evaluate: Literal["all", "participants"] = key("which devices report their accuracy", used=TRAINING)
+    identity: Literal["key", "index"] = key(
+        "key: an index belongs to the first key that held it; index: to whoever holds it "
+        "(only for nodes without keys, which are others after a restart)",
+        used=TRAINING, decides=False,
+    )  # fmt: skip
+    roster: str | None = key(
+        'file with one device per line, "index public-key": which key is which device, for good',
+        path=True, used=TRAINING, decides=False,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredSettings:
+    """How compute and uplink of real nodes are measured (only with channel=measured)."""
+
+    window: int = key(
+        "rounds whose median is the estimate of a device's compute time and uplink rate",
+        unit="rounds", minimum=1, used=MEASURED,
+    )  # fmt: skip
+    margin: float = key(
+        "share of radio.latency_threshold_ms that is planned with", above=0, maximum=1, used=MEASURED
+    )
+    initial_pruning_ratio: float = key(
+        "of a device of which nothing is known yet", minimum=0, maximum=1, used=MEASURED
+    )
+    probe: bool = key(
+        "time a transfer per device and round, unless its operator states uplink-bps", used=MEASURED
+    )
+    probe_bytes: int = key("size of that transfer", unit="B", minimum=65536, maximum=67108864, used=PROBE)
+    probe_host: str = key(
+        "address on which the server takes it; 0.0.0.0: every one", used=PROBE, decides=False
+    )
+    probe_port: int = key("0: any free port", minimum=0, maximum=65535, used=PROBE, decides=False)
+    probe_address: str | None = key(
+        "host:port that the devices are told; null: probe_host and the port", used=PROBE, decides=False
+    )
