@@ -20,7 +20,7 @@ from server_app.settings import compose_settings
         ("radio.latency_threshold_ms=-5", "radio.latency_threshold_ms = -5.0 must be above 0"),
         ("radio.latency_threshold_ms=soon", "radio.latency_threshold_ms = 'soon' is not a number"),
         ("radio.latency_threshold_ms=nan", "not a finite number"),
-        ("radio.bits_per_weight=12", "radio.bits_per_weight = 12 is not one of: 32, 16, 8"),
+        ("radio.bits_per_weight=12", "radio.bits_per_weight = 12 is not one of: 8, 16, 32"),
         ("rounds=2.5", "rounds = 2.5 is not a whole number"),
         ("seed=-1", "seed = -1 is below its least value 0"),
         ("seed=true", "seed = True is not a whole number"),
