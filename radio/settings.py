@@ -25,7 +25,7 @@ from radio.air.sparse import CountMode, Shrinkage
 from radio.air.transceiver import Mode
 from radio.air.zero_forcing import Packing
 from radio.channel.cell import NoiseModel
-from radio.channel.fading import Fading, Placement
+from radio.channel.fading import Placement
 from radio.payload import Bits
 from radio.units import DB, DBM, MS
 
@@ -76,7 +76,9 @@ class ChannelSettings:
 
     source: Source = key("emulated by the model, or measured on real nodes (channel=measured)")
     antennas: int = key("of the server, maximum-ratio combining of an OFDMA uplink", minimum=1, used=OFDMA)
-    fading: Fading = key("rayleigh: a new draw each round; none: every gain at its mean", used=EMULATED)
+    fading: Literal["rayleigh", "none"] = key(
+        "rayleigh: a new draw each round; none: every gain at its mean", used=EMULATED
+    )
     placement: Placement = key("rings: fixed, equal-area; random: uniform over the cell", used=PLACES)
     cell_radius_m: float = key("of the cell", unit="m", above=0, used=PLACES)
     min_distance_m: float = key("between a device and the server", unit="m", above=0, used=PLACES)
