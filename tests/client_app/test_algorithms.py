@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pytest
@@ -44,7 +45,7 @@ def _results(name, options, num_pruned, *, many=False, **training):
     devices = [
         DeviceRound(np.arange(SAMPLES), v, k, lambda: torch.Generator().manual_seed(5)) for k in num_pruned
     ]
-    found = {}
+    found: dict[int, Any] = {}
     for chunk in local.rounds(u, devices):
         found |= chunk
     return u, [found[k] for k in range(len(num_pruned))]

@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,8 +35,8 @@ MODELS = {
     "lenet5": (("conv*",), {}),
     "mlp": (("fc2*",), {"hidden": 6}),
 }
-SGD = {"optimizer": "sgd", "personal_learning_rate": 0.02, "global_learning_rate": 0.02}
-ADAM = {"optimizer": "adam", "personal_learning_rate": 1e-3, "global_learning_rate": 1e-3}
+SGD: dict[str, Any] = {"optimizer": "sgd", "personal_learning_rate": 0.02, "global_learning_rate": 0.02}
+ADAM: dict[str, Any] = {"optimizer": "adam", "personal_learning_rate": 1e-3, "global_learning_rate": 1e-3}
 
 
 @cache
@@ -68,7 +69,7 @@ def _device(model: ModuleNetwork, number: int, *, samples: int, num_pruned: int,
     )
 
 
-def _one_by_one(model, spec, devices) -> list[LocalResult | Exception]:
+def _one_by_one(model, spec, devices) -> list[Any]:  # results or exceptions: the caller knows which
     results: list[LocalResult | Exception] = []
     for one in devices:
         images, labels = _data().train(one.samples)
@@ -103,9 +104,11 @@ def _training(model, spec, batch_devices) -> LocalTraining:
     )
 
 
-def _batched(model, spec, devices, batch_devices=8) -> list[LocalResult | Exception]:
+def _batched(
+    model, spec, devices, batch_devices=8
+) -> list[Any]:  # results or exceptions: the caller knows which
     training = _training(model, spec, batch_devices)
-    found = {}
+    found: dict[int, Any] = {}
     for chunk in training.rounds(_start(model), devices):
         assert len(chunk) <= batch_devices
         found |= chunk
@@ -200,7 +203,7 @@ def test_epochs_splits_and_momentum(options, name, personal):
 
 
 @cache
-def _alone(number: int, samples: int, num_pruned: int) -> LocalResult | Exception:
+def _alone(number: int, samples: int, num_pruned: int) -> Any:
     spec = TrainingSpec(batch_size=8, **SGD)
     return _batched(
         _model("mlp"), spec, [_device(_model("mlp"), number, samples=samples, num_pruned=num_pruned)]
@@ -285,9 +288,10 @@ def test_an_impossible_order_is_refused_for_its_device_alone():
 def test_inputs_are_not_changed_and_a_second_round_does_not_touch_the_first():
     model, spec = _model("mlp"), TrainingSpec(batch_size=8, **ADAM)
     device = _device(model, 0, samples=20, num_pruned=100)
-    personal, start = device.personal.copy(), _start(model)
+    personal, start = np.array(device.personal), _start(model)
     training = _training(model, spec, 2)
     weights = [parameter.detach().clone() for parameter in model.module.parameters()]
+    first: Any
     (first,) = [chunk[0] for chunk in training.rounds(start, [device])]
     kept = first.global_part.copy(), first.personal.copy()
     list(training.rounds(start * 2, [device, device]))

@@ -75,13 +75,13 @@ def test_a_digital_upload_is_the_weights_and_an_analog_one_the_update(bits):
     digital = _job(f"radio.bits_per_weight={bits}")
     analog = _job("scheme=aircomp_pruned", "air.num_selected=2")
     received = [
-        payload.decode(device.train(_order(job), _context()).payload, num_weights=N)
+        payload.decode(device.train(_order(job), _context()).payload.data, num_weights=N)
         for job in (digital, analog)
     ]
     assert [upload.bits for upload in received] == [bits, 32]
     assert [upload.num_kept for upload in received] == [160, 160]
     assert np.array_equal(received[0].mask, received[1].mask)
-    step = np.ptp(received[0].values) / 254 if bits == 8 else 2.0**-10
+    step = float(np.ptp(received[0].values)) / 254 if bits == 8 else 2.0**-10
     start = digital.initial_weights[received[0].index]
     np.testing.assert_allclose(received[0].values, start + received[1].values, atol=step)
     assert 0 < np.abs(received[1].values).max() < 0.5
@@ -91,7 +91,7 @@ def test_a_mask_of_the_server_is_used_and_a_device_that_keeps_nothing_sends_noth
     job = _job()
     mask = np.arange(N) % 4 == 0
     report = device.train(_order(job, N - 65, mask=mask_record(mask)), _context())
-    assert np.array_equal(payload.decode(report.payload, num_weights=N).mask, mask)
+    assert np.array_equal(payload.decode(report.payload.data, num_weights=N).mask, mask)
     silent = device.train(_order(job, N), _context())
     assert silent.payload is None
     assert silent.metrics["personal-loss"] > 0

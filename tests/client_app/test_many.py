@@ -1,6 +1,7 @@
 """Many devices' orders answered together, against `device.train` for each."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -166,8 +167,9 @@ def test_messages_are_answered_in_order_and_errors_are_replies():
         Message(order.to_records(), dst_node_id=100 + k, message_type="train")
         for k, order in enumerate(orders)
     ]
-    messages[2].content["order"]["round"] = "one"
-    messages[3].content["order"]["num-pruned"] = -1
+    changed: list[Any] = [message.content["order"] for message in messages]
+    changed[2]["round"] = "one"
+    changed[3]["num-pruned"] = -1
     replies = app.train_many(messages, _contexts(), batch_devices=5)
     for k, (message, reply) in enumerate(zip(messages, replies, strict=True)):
         assert reply.metadata.reply_to_message_id == message.metadata.message_id

@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -57,7 +59,8 @@ def test_a_frozen_part_gets_no_gradient_and_no_graph(trained):
     active = model.personal if trained == "personal" else model.global_part
     assert not frozen.grad.any()
     assert active.grad.any()
-    features = model.module[:6](images)
+    module: Any = model.module
+    features = module[:6](images)
     assert features.requires_grad == (trained == "personal")
 
 
@@ -85,7 +88,8 @@ def test_fast_kernels_compute_what_the_plain_layers_do():
         model.train_only(personal=True, global_part=True)
         losses.append(model.backward(images[None], labels[None]))
         gradients.append((model.personal.grad, model.global_part.grad))
-        known = any("FastConvolutions" in type(layer).__name__ for layer in model.forward)
+        forward: Any = model.forward
+        known = any("FastConvolutions" in type(layer).__name__ for layer in forward)
         assert known == (kernels == "fast")
     torch.testing.assert_close(*losses)
     for fast, plain in zip(*gradients, strict=True):

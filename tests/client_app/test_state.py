@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from client_app import state
-from protocol import archives
 
 NOTHING = state.Resume()
 
@@ -229,7 +228,7 @@ def test_a_full_disk_keeps_the_old_part_in_both_places(tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(archives.os, "fsync", full)
+    monkeypatch.setattr("protocol.archives.os.fsync", full)
     with pytest.raises(state.StateError, match="No space left"):
         _store(context).keep(2 * PART, 2)
     monkeypatch.undo()

@@ -1,5 +1,7 @@
 """What leaves a device: weights of the global part and a few numbers; no image, no personal part."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from flwr.app import Context, Message, RecordDict
@@ -30,10 +32,11 @@ def test_an_upload_holds_the_global_part_and_named_numbers_only(share):
     weights = weights_record(np.zeros(size, np.float32))
     pruned = int(share * size)
     order = TrainOrder(round=1, num_pruned=pruned, spec=SPEC.to_json(), weights=weights)
-    node = {"partition-id": 1, "num-partitions": 3}
+    node: dict[str, Any] = {"partition-id": 1, "num-partitions": 3}
     context = Context(run_id=1, node_id=1, node_config=node, state=RecordDict(), run_config={})
     reply = app(Message(order.to_records(), dst_node_id=1, message_type="train"), context)
     assert set(reply.content) == {UPLOAD, METRICS}
+    array: Any
     (array,) = reply.content[UPLOAD].values()
     sent = payload.decode(array.numpy().tobytes(), num_weights=size)
     assert sent.mask.sum() == size - pruned

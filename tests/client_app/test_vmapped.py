@@ -1,6 +1,7 @@
 """Any network of many devices at once against the same network of one device after the other."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import pytest
@@ -63,6 +64,10 @@ def _pool() -> TensorPool:
     )
 
 
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
 def _devices(size_global: int, size_personal: int, count: int = 7) -> list[DeviceRound]:
     rng = np.random.default_rng(3)
     return [
@@ -70,7 +75,7 @@ def _devices(size_global: int, size_personal: int, count: int = 7) -> list[Devic
             samples=rng.permutation(SAMPLES)[: (5, 9, 20)[k % 3]],
             personal=(0.1 * rng.standard_normal(size_personal)).astype(np.float32),
             num_pruned=(0, size_global // 2, size_global)[(k // 2) % 3],
-            generator=lambda k=k: torch.Generator().manual_seed(k),
+            generator=partial(_generator, k),
         )
         for k in range(count)
     ]

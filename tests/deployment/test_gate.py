@@ -6,7 +6,6 @@ import time
 
 import pytest
 import uvicorn
-from doors import DOORS, NGINX, ask, opened, post
 from flwr.supercore.protobuf.translation import PROTOBUF_REQUEST_TYPES
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -14,6 +13,7 @@ from hypothesis import strategies as st
 from deploy import gate
 from deploy.credentials import make_credentials
 from engines.superlink import free_ports
+from tests.deployment.doors import DOORS, NGINX, ask, opened, post
 
 
 class Recorder:

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from fleets import SMALL, rows, wait
 
 from client_app.state import load_file
 from deploy.local_fleet import LocalFleet
+from tests.deployment.fleets import SMALL, rows, wait
 
 pytestmark = [pytest.mark.slow, pytest.mark.fleet]
 

@@ -9,13 +9,13 @@ import time
 from pathlib import Path
 
 import pytest
-from fleets import SMALL, processes_of
 
 from deploy.credentials import make_node_key
 from engines.inprocess import InProcessGrid
 from engines.superlink import commands, end, free_ports
 from server_app.run import run
 from server_app.settings import compose_settings
+from tests.deployment.fleets import SMALL, processes_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.fleet]
 

@@ -5,16 +5,17 @@ not fail it.
 """
 
 import itertools
+from functools import partial
 from pathlib import Path
 from statistics import mean, median
 
 import pytest
-from fleets import SMALL, rounds, rows, wait
-from links import NamespaceLink, ProxyLink
-from processors import processor_group
 
 from deploy.local_fleet import LocalFleet
 from engines.superlink import free_ports
+from tests.deployment.fleets import SMALL, rounds, rows, wait
+from tests.deployment.links import NamespaceLink, ProxyLink
+from tests.deployment.processors import processor_group
 
 pytestmark = [pytest.mark.slow, pytest.mark.fleet]
 
@@ -22,6 +23,10 @@ THRESHOLD = 1.0  # s; a dense upload takes 0.16 s at the full rate and 1.6 s at 
 FULL_RATE = 4e6
 PROBE_BYTES = 65536
 SLOW = 0.4  # s of computing that do not fit beside a dense upload of 0.63 s
+
+
+def _at_least(out, number) -> bool:
+    return rounds(out) >= number
 
 
 def _column(out: Path, table: str, name: str, device: int) -> list[float]:
@@ -119,7 +124,7 @@ def test_a_processor_at_a_fraction_raises_the_ratio_of_its_node_and_given_back_l
             for _ in range(6):  # on a busy machine a limit only tells below the share that it leaves
                 group.limit(share)
                 tried = rounds(out)
-                wait(lambda t=tried: rounds(out) >= t + 2, "two rounds with a limit", out)
+                wait(partial(_at_least, out, tried + 2), "two rounds with a limit", out)
                 if slow():
                     break
                 share = max(0.06, share / 2)

@@ -12,15 +12,16 @@ import re
 import signal
 import subprocess
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
-from faulty_way import FaultyWay
-from fleets import SMALL, rounds, rows, wait
 
 from deploy.local_fleet import LocalFleet
 from engines.process_table import descendants
 from server_app.recorder import read_table
+from tests.deployment.faulty_way import FaultyWay
+from tests.deployment.fleets import SMALL, rounds, rows, wait
 
 pytestmark = [pytest.mark.slow, pytest.mark.fleet]
 
@@ -137,7 +138,7 @@ def story(tmp_path_factory, disk):
         wait(lambda: ok(STILL, continued), "the node that stood still is back", out)
         up = rounds(out)
         for index, since in ((BAD_WAY, down + 1), (LATE, joined), (FULL_DISK, twice_until)):
-            wait(lambda i=index, s=since: ok(i, s), f"node {index} is back", out)
+            wait(partial(ok, index, since), f"node {index} is back", out)
         wait(lambda: rounds(out) % 3 == 1, "a round after a checkpoint", out)
 
         before_restart = rounds(out)

@@ -12,9 +12,8 @@ from pathlib import Path
 
 import httpx
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key
-from doors import DOORS, opened
-from fleets import SMALL, rounds, wait
 from flwr.proto.fleet_pb2 import RegisterNodeFleetRequest
 from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
 from flwr.proto.node_pb2 import Node
@@ -25,6 +24,8 @@ from deploy import exposure, gate
 from deploy.credentials import make_node_key
 from deploy.local_fleet import LocalFleet
 from engines.superlink import Flwr, commands, environment, follow
+from tests.deployment.doors import DOORS, opened
+from tests.deployment.fleets import SMALL, rounds, wait
 
 pytestmark = [pytest.mark.slow, pytest.mark.fleet]
 
@@ -56,6 +57,7 @@ def _evil_app(folder: Path, proof: Path) -> Path:
 def _signed(key: Path) -> dict[str, str]:
     """Return the headers with which a SuperNode proves that it has its key."""
     private = load_ssh_private_key(key.read_bytes(), None)
+    assert isinstance(private, EllipticCurvePrivateKey)
     now = datetime.datetime.now(datetime.UTC).isoformat()
     return {
         "flwr-public-key": b64encode(public_key_to_bytes(private.public_key())).decode(),
@@ -102,7 +104,7 @@ def test_a_stranger_and_a_node_of_the_fleet_have_no_control(tmp_path, door, caps
                 answer = stranger._json(*attempt)
                 assert answer.get("success") is False, (attempt, answer)
 
-            proofs = {"nothing": {}, "its own key": _signed(tmp_path / "stranger"),
+            proofs: dict[str, dict[str, str]] = {"nothing": {}, "its own key": _signed(tmp_path / "stranger"),
                       "a key of the fleet": _signed(keys.node_key(0))}  # fmt: skip
             for who, headers in proofs.items():
                 for _, path in PROTOBUF_REQUEST_TYPES:
@@ -115,15 +117,15 @@ def test_a_stranger_and_a_node_of_the_fleet_have_no_control(tmp_path, door, caps
 
             # The calls that do pass ask for the key: without one, or for another node, they give nothing.
             # node-000 has one of the two ids, and its key is good for one of them only.
-            answers = {}
+            answers: dict[str, list[int]] = {}
             for node in registered:
                 beat = SendNodeHeartbeatRequest(node=Node(node_id=node), heartbeat_interval=30)
                 for who, headers in proofs.items():
-                    answer = _call(
+                    response = _call(
                         port, keys.ca_certificate, "/v1/fleet/send-node-heartbeat",
                         beat.SerializeToString(), headers,
                     )  # fmt: skip
-                    answers.setdefault(who, []).append(answer.status_code)
+                    answers.setdefault(who, []).append(response.status_code)
             assert answers["nothing"] == answers["its own key"] == [401, 401]
             assert sorted(answers["a key of the fleet"]) == [200, 401]
             own = RegisterNodeFleetRequest(public_key=b"x").SerializeToString()

@@ -5,6 +5,7 @@ The variable holds pairs ``device:fault`` separated by commas; faults happen in 
 
 import os
 import time
+from typing import Any
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, Context, Message
@@ -34,7 +35,8 @@ def train(message: Message, context: Context) -> Message:
     reply = real.train(message, context)
     if not fault or "upload" not in reply.content:  # a device that prunes everything has nothing to spoil
         return reply
-    upload = reply.content["upload"]["payload"].numpy()
+    sent: Any = reply.content["upload"]["payload"]
+    upload = sent.numpy()
     num_weights = read_weights(TrainOrder.from_records(message.content).weights).size
     if fault == "truncate":
         upload = upload[: upload.size // 2]
@@ -44,7 +46,8 @@ def train(message: Message, context: Context) -> Message:
         values[honest.index[0]] = np.nan
         upload = np.frombuffer(payload.encode(values, honest.mask, check_finite=False), np.uint8)
     elif fault == "short":
-        reply.content["metrics"]["num-examples"] = 0
+        metrics: Any = reply.content["metrics"]
+        metrics["num-examples"] = 0
     elif fault == "no-upload":
         del reply.content["upload"]
         return reply

@@ -6,6 +6,7 @@ writes over its reports.
 
 import json
 import os
+from typing import Any
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, Context, Message
@@ -30,7 +31,8 @@ def train(message: Message, context: Context) -> Message:
     if "norm" in attack:
         order = TrainOrder.from_records(message.content)
         weights, spec = read_weights(order.weights), spec_from_json(order.spec)
-        honest = payload.decode(reply.content["upload"]["payload"].numpy().data, num_weights=weights.size)
+        sent: Any = reply.content["upload"]["payload"]
+        honest = payload.decode(sent.numpy().data, num_weights=weights.size)
         analog = spec.uplink == "analog"
         update = honest.dense() if analog else np.where(honest.mask, honest.dense() - weights, np.float32(0))
         update *= np.float32(-attack["norm"] / np.linalg.norm(update))

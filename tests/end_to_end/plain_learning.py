@@ -7,6 +7,7 @@ implementation cannot guess: the keyed random streams, the images, and who holds
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -73,17 +74,17 @@ class Learning:
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
         data = load_dataset("digits")
-        options = dict(setting.partition)
+        options: dict[str, Any] = dict(setting.partition)
         labels = data.train_labels.numpy(), data.test_labels.numpy()
         stream = generator(setting.seed, "partition")
         self.parts = partition(str(options.pop("name")), *labels, setting.devices, stream, **options)
         self.train = [_double(data.train(part.train)) for part in self.parts]
         self.test = [_double(data.test(part.test)) for part in self.parts]
-        stream = torch.Generator().manual_seed(torch_seed(setting.seed, "init"))
+        weights = torch.Generator().manual_seed(torch_seed(setting.seed, "init"))
         start = {}
         for name, shape in SHAPES.items():  # uniform in +-1 / sqrt(fan-in)
             bound = 1 / np.sqrt(784 if name.startswith("fc1") else 25)
-            drawn = torch.empty(shape, dtype=torch.float32).uniform_(-bound, bound, generator=stream)
+            drawn = torch.empty(shape, dtype=torch.float32).uniform_(-bound, bound, generator=weights)
             start[name] = drawn.double()
         self.names = [name for name in SHAPES if not name.startswith(setting.personal)]
         self.u = torch.cat([start[name].ravel() for name in self.names])
@@ -96,7 +97,7 @@ class Learning:
         everyone = np.arange(self.setting.devices)
         return sorted(everyone if few is None else stream.choice(everyone.size, few, replace=False))
 
-    def gradient(self, u: torch.Tensor, v: dict[str, torch.Tensor], device: int, batch: object) -> tuple:
+    def gradient(self, u: torch.Tensor, v: dict[str, torch.Tensor], device: int, batch: Any) -> tuple:
         """Loss of a mini-batch and its gradients in u (flat) and v."""
         u = u.clone().requires_grad_()
         v = {name: value.clone().requires_grad_() for name, value in v.items()}

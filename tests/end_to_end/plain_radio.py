@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 import numpy as np
 from scipy.optimize import brentq, minimize
@@ -74,10 +75,12 @@ def _share(cell: Cell, senders: list[int]) -> tuple[float, Array, float] | None:
     share = caps
     if caps.sum() > 1:
         start = caps / caps.sum()
-        found = minimize(
+        whole_band: Any = {"type": "ineq", "fun": lambda b: 1 - b.sum(), "jac": lambda b: -np.ones(b.size)}
+        search: Any = minimize
+        found = search(
             lambda b: -kept(b).sum(), start, jac=lambda b: -slope(b), method="SLSQP",
             bounds=[(1e-9, cap) for cap in caps],
-            constraints={"type": "ineq", "fun": lambda b: 1 - b.sum(), "jac": lambda b: -np.ones(b.size)},
+            constraints=whole_band,
             options={"ftol": 1e-15, "maxiter": 500},
         )  # fmt: skip
         share = np.where(found.x > 1e-6, found.x, 0.0)

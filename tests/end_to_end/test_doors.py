@@ -7,11 +7,11 @@ import time
 from pathlib import Path
 
 import pytest
-from jobs import SMALL, records, run_small
 
 from engines.flower import run_flower
 from server_app.run import RunFailedError
 from server_app.settings import compose_settings
+from tests.end_to_end.jobs import SMALL, records, run_small
 
 
 def _airflower(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import Context, RecordDict
-from jobs import SMALL, final_weights, run_small
 
 from client_app import device
 from protocol.messages import TrainOrder, weights_record
@@ -14,6 +13,7 @@ from server_app.recorder import read_table
 from server_app.run import RunFailedError
 from server_app.settings import compose_settings
 from strategies.averaging import MaskedAverage
+from tests.end_to_end.jobs import SMALL, final_weights, run_small
 
 FAULTS = {
     "die": "exit code 9",
@@ -39,7 +39,7 @@ def _average_of_survivors(rows, failed):
         order = TrainOrder(1, num_pruned, job.spec.to_json(), weights)
         context = Context(1, index, {"partition-id": index, "num-partitions": 10}, RecordDict(), {})
         report = device.train(order, context)
-        upload = payload.decode(report.payload, num_weights=job.initial_weights.size)
+        upload = payload.decode(report.payload.data, num_weights=job.initial_weights.size)
         average.add(upload.values, upload.mask)
     return average.result(job.initial_weights).weights
 

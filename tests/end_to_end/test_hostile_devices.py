@@ -3,9 +3,9 @@
 import json
 
 import pytest
-from jobs import run_job, run_small
 
 from server_app.recorder import read_table
+from tests.end_to_end.jobs import run_job, run_small
 
 HOSTILE = "9"
 

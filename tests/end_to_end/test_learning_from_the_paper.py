@@ -5,10 +5,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from jobs import final_weights, run_job
-from plain_learning import Learning, Setting, quantised
 
 from server_app.recorder import read_table
+from tests.end_to_end.jobs import final_weights, run_job
+from tests.end_to_end.plain_learning import Learning, Setting, quantised
 
 # Few weights, slow processors and one antenna: each round has devices that prune nothing, some, and all.
 RADIO = ("channel=rayleigh_single", "radio.cycles_per_weight=200")

@@ -1,9 +1,9 @@
 """The real MNIST files, both papers' networks, a few rounds."""
 
 import pytest
-from jobs import run_job
 
 from server_app.recorder import read_table
+from tests.end_to_end.jobs import run_job
 
 
 @pytest.mark.slow

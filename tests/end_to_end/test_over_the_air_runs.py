@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from jobs import final_weights, records, run_small
 
 from keys import ConfigError
 from server_app.job import build_strategy, prepare
@@ -10,6 +9,7 @@ from server_app.recorder import read_table
 from server_app.run import RunFailedError
 from server_app.settings import compose_settings
 from strategies.base import DivergedError
+from tests.end_to_end.jobs import final_weights, records, run_small
 
 AIR = ("air.num_selected=4", "air.snr_db=20")
 

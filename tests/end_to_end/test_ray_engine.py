@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from jobs import SMALL, final_weights, records, run_small
 
 from engines.ray import run_ray
 from server_app.run import RunFailedError
 from server_app.settings import compose_settings
+from tests.end_to_end.jobs import SMALL, final_weights, records, run_small
 
 
 @pytest.mark.slow

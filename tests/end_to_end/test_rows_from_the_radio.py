@@ -2,13 +2,14 @@
 
 import math
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pytest
-from jobs import run_job
-from plain_radio import Cell, equal, optimum, printed, wire_bytes
 
 from server_app.recorder import read_table
+from tests.end_to_end.jobs import run_job
+from tests.end_to_end.plain_radio import Cell, equal, optimum, printed, wire_bytes
 
 SMALL = (
     "model=mlp", "fleet.num_devices=4", "rounds=2", "partition.samples_per_device=10",
@@ -17,12 +18,12 @@ SMALL = (
 PERSONAL, GLOBAL, CPU = 260, 19625, 3e9
 
 # What the default radio is, and how the settings below differ from it.
-DEFAULT = {
+DEFAULT: dict[str, Any] = {
     "bandwidth_hz": 200e6, "transmit_power_dbm": 28.0, "noise_power_dbm": -110.0,
     "latency_threshold_ms": 25.0, "noise_model": "fixed", "bits_per_weight": 32, "cycles_per_weight": 20.0,
     "cycles_per_weight_personal": 20.0, "include_importance_cost": False, "charge_mask_bits": True,
 }  # fmt: skip
-RADIOS = {
+RADIOS: dict[str, dict[str, Any]] = {
     "wide": {"bandwidth_hz": 1.2e7, "latency_threshold_ms": 10.0},
     "narrow": {
         "bandwidth_hz": 3e6, "latency_threshold_ms": 20.0, "charge_mask_bits": False,

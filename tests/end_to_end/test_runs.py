@@ -4,10 +4,10 @@ import json
 
 import numpy as np
 import pytest
-from jobs import final_weights, records, run_small
 
 from keys import ConfigError
 from server_app.recorder import read_table
+from tests.end_to_end.jobs import final_weights, records, run_small
 
 
 def test_the_same_seed_gives_identical_records_whatever_the_workers(tmp_path):

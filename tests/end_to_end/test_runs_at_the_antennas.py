@@ -5,15 +5,15 @@ import math
 import numpy as np
 import pytest
 import torch
-from jobs import final_weights, run_job
-from plain_air import Air, average, draw_channels, pruned_update
-from plain_learning import Learning, Setting
-from plain_radio import ring_gain
 
 from protocol.streams import generator
 from radio.air.sparse import choose_common_mask
 from radio.scheduling import schedule
 from server_app.recorder import read_table
+from tests.end_to_end.jobs import final_weights, run_job
+from tests.end_to_end.plain_air import Air, average, draw_channels, pruned_update
+from tests.end_to_end.plain_learning import Learning, Setting
+from tests.end_to_end.plain_radio import ring_gain
 
 DEVICES, ANTENNAS, CPU = 6, 3, 3e9
 PARTS = {"name": "dirichlet", "alpha": 1.0, "samples_per_device": 40, "test_samples_per_device": 10}

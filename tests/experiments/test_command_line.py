@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
-from small_sweeps import TINY, airflower
 
 from experiments.sweep import _job_folder, job_name, say_how_it_ended
 from server_app.settings import compose_settings
+from tests.experiments.small_sweeps import TINY, airflower
 
 QUICK = (*TINY[:-1], "rounds=1", "engine.workers=1")
 

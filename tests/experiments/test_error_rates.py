@@ -5,6 +5,7 @@ equal distributions. Seeded; every rate comes from several hundred made-up exper
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -68,7 +69,7 @@ def skewed(shape):
     return lambda rng, n: rng.gamma(shape, 1 / shape, n)
 
 
-SIDES = {"first": {"scheme.name": "ours"}, "second": {"scheme.name": "theirs"}}
+SIDES: dict[str, Any] = {"first": {"scheme.name": "ours"}, "second": {"scheme.name": "theirs"}}
 RISING = Claim(text="", check="monotone", y="y", over="fleet.num_devices")
 SPREAD = Claim(text="", check="monotone", y="y", over="fleet.num_devices", statistic="std")
 ABOVE = Claim(text="", check="compare", y="y", relation="above", **SIDES)

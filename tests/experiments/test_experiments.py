@@ -1,6 +1,7 @@
 """Every experiment composes in both sizes, and what its page mentions exists."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,7 +34,8 @@ def test_every_figure_and_table_has_its_experiment():
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_an_experiment_composes_and_its_claims_concern_its_own_jobs(experiment):
     """Composing every job would be slow: each value of each swept key is composed once."""
-    seen, runs = set(), []
+    seen: set[Any] = set()
+    runs: list[Any] = []
     for size in ("quick", "full"):
         jobs = jobs_of(experiment, size)
         assert len({tuple(job) for job in jobs}) == len(jobs)

@@ -7,7 +7,6 @@ import shutil
 
 import numpy as np
 import pytest
-from small_sweeps import run_tiny
 
 from experiments.report import page as page_module
 from experiments.report import tidy
@@ -16,6 +15,7 @@ from experiments.report.folders import ReportError, Run, find_runs
 from experiments.report.metrics import samples
 from experiments.report.spec import default_report, read_report
 from server_app.recorder import read_table
+from tests.experiments.small_sweeps import run_tiny
 
 
 @pytest.fixture(scope="module")

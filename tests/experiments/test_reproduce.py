@@ -1,17 +1,20 @@
 """One command for all experiments: it runs each as its own sweep, goes on after a failure, and draws them."""
 
 import sys
+from typing import Any
 
 import pytest
 
 from experiments import reproduce
+from experiments.sweep import sweep_name
 
 
 @pytest.fixture
 def sweeps(monkeypatch, tmp_path):
     """Record the commands instead of running them; p1_fig5 fails."""
     monkeypatch.chdir(tmp_path)
-    commands, reports = [], []
+    commands: list[list[str]] = []
+    reports: list[Any] = []
 
     class Sweep:
         """A process that has ended at once."""
@@ -20,7 +23,7 @@ def sweeps(monkeypatch, tmp_path):
             commands.append(command)
             self.returncode = 1 if "experiment=p1_fig5" in command else 0
             if self.returncode == 0:
-                folder = tmp_path / "multirun" / reproduce.sweep_name(command[5:])
+                folder = tmp_path / "multirun" / sweep_name(command[5:])
                 folder.mkdir(parents=True, exist_ok=True)
 
         def wait(self):
@@ -28,7 +31,7 @@ def sweeps(monkeypatch, tmp_path):
 
         poll = wait
 
-    monkeypatch.setattr(reproduce.subprocess, "Popen", Sweep)
+    monkeypatch.setattr("experiments.reproduce.subprocess.Popen", Sweep)
     monkeypatch.setattr("experiments.report.cli.main", reports.append)
     return commands, reports
 

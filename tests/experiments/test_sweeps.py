@@ -5,11 +5,11 @@ import shutil
 import time
 
 import pytest
-from small_sweeps import TINY, airflower, run_tiny, start
 
 from experiments.command_line import sweep_of
 from experiments.sweep import is_finished, sweep_name
 from server_app.settings import compose_settings
+from tests.experiments.small_sweeps import TINY, airflower, run_tiny, start
 
 SWEEP = ("--multirun", *TINY, "engine.workers=1", "radio.latency_threshold_ms=1,2,3")
 

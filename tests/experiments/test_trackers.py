@@ -4,15 +4,16 @@ import math
 import struct
 import sys
 from types import ModuleType
+from typing import Any
 
 import pytest
-from small_sweeps import run_tiny
 
 from experiments.studies import run_study
 from keys import ConfigError
 from server_app.recorder import read_table
 from server_app.settings import compose_settings
 from server_app.trackers import EventsFile, crc32c, numbers
+from tests.experiments.small_sweeps import run_tiny
 
 
 def varint(data, at):
@@ -89,7 +90,7 @@ def test_nothing_is_tracked_by_default(tmp_path):
 
 
 def test_mlflow_gets_parameters_and_metrics(tmp_path, monkeypatch):
-    calls = []
+    calls: list[tuple[Any, ...]] = []
 
     class Active:
         def __enter__(self):
@@ -98,7 +99,7 @@ def test_mlflow_gets_parameters_and_metrics(tmp_path, monkeypatch):
         def __exit__(self, *exc):
             calls.append(("end",))
 
-    module = ModuleType("mlflow")
+    module: Any = ModuleType("mlflow")
     module.set_tracking_uri = lambda uri: calls.append(("uri", uri))
     module.set_experiment = lambda name: calls.append(("experiment", name))
     module.start_run = lambda run_name: Active()
@@ -132,7 +133,7 @@ def test_a_tracker_that_fails_costs_its_own_entries(tmp_path, monkeypatch, caplo
             raise OSError("the server has gone")
         calls.append(step)
 
-    calls = []
+    calls: list[int] = []
     monkeypatch.setattr(EventsFile, "record", record)
     summary = run_tiny(tmp_path, "tracker=tensorboard", "rounds=4")
     assert (summary["rounds"], calls) == (4, [1])

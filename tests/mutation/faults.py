@@ -151,8 +151,8 @@ def _expression(node: ast.expr) -> Iterator[_Site]:
         case ast.BinOp(left, operator, right) if type(operator) in _ARITHMETIC and not _is_text(left):
             yield node, "arithmetic", ast.BinOp(left, _ARITHMETIC[type(operator)](), right)
         case ast.BoolOp(operator, values):
-            other = ast.Or() if isinstance(operator, ast.And) else ast.And()
-            yield node, "and/or", ast.BoolOp(other, values)
+            joined = ast.Or() if isinstance(operator, ast.And) else ast.And()
+            yield node, "and/or", ast.BoolOp(joined, values)
         case ast.UnaryOp(ast.Not(), operand):
             yield node, "negation", operand
         case ast.UnaryOp(ast.USub(), operand) if not isinstance(operand, ast.Constant):

@@ -29,6 +29,7 @@ import time
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from faults import Fault, faults
 
@@ -51,7 +52,8 @@ def main() -> int:
     tests: dict[str, list[str]] = targets["files"]
     chosen = [file for file in tests if not options.only or any(name in file for name in options.only)]
     drawn = _again(options.again, chosen) if options.again else _draw(chosen, options.seed, options.count)
-    equivalent, counted = [], []
+    equivalent: list[Any] = []
+    counted: list[Any] = []
     for fault in drawn:
         (equivalent if _reason(fault, targets.get("equivalent", [])) else counted).append(fault)
     if options.list:

@@ -1,6 +1,7 @@
 """A typed message says what the message of the same body says."""
 
 import pickle
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,12 +11,17 @@ from flwr.supercore.task_identity import TaskIdentity
 from protocol.messages import MessageError, TrainOrder, TrainReport, read_weights, weights_record
 from protocol.typed_messages import TypedMessage, array_records, read, reply
 
-ADDRESS = {"dst_node_id": 7, "message_type": "train", "group_id": "1/0"}
+ADDRESS: dict[str, Any] = {"dst_node_id": 7, "message_type": "train", "group_id": "1/0"}
 
 
 @pytest.fixture(autouse=True)
 def _sender():
     TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
+
+
+def _order_of(message) -> Any:
+    """The order in the content, in which a test may put anything."""
+    return message.content["order"]
 
 
 def _order() -> TrainOrder:
@@ -45,9 +51,9 @@ def test_its_records_are_those_of_the_message_and_its_body_comes_back():
 
 def test_a_changed_content_counts():
     typed = TypedMessage(_order(), **ADDRESS)
-    typed.content["order"]["round"] = 4
+    _order_of(typed)["round"] = 4
     assert read(typed, TrainOrder).round == 4
-    typed.content["order"]["round"] = "four"
+    _order_of(typed)["round"] = "four"
     with pytest.raises(MessageError, match="'round'"):
         read(typed, TrainOrder)
     with pytest.raises(MessageError, match="metrics"):

@@ -194,7 +194,7 @@ def test_pruned_errors_are_those_of_the_antennas(
         for _ in range(draws)
     ]
     # Without noise, bias and misalignment what is left is the rounding of float32 weights of size 1.
-    tolerance = {"rel": 0.02 if noise_power else 1e-3, "abs": 1e-15}
+    tolerance: dict[str, Any] = {"rel": 0.02 if noise_power else 1e-3, "abs": 1e-15}
     assert np.mean([one.realised_mse for one in found]) == pytest.approx(true, **tolerance)
     assert np.mean([one.predicted_mse for one in found]) == pytest.approx(true, **tolerance)
 

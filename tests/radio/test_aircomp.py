@@ -75,7 +75,7 @@ def test_error_variance(packing: Any, mode: Any, weights: Any) -> None:
     independent = textbook(g, h, link, noise_power, rng) - exact
     assert np.mean(independent**2) == pytest.approx(link.noise_variance, rel=tolerance)
     for simulation in ("fast", "antennas"):
-        result = average(g, link, rng, simulation=simulation)  # type: ignore[arg-type]
+        result = average(g, link, rng, simulation=simulation)
         assert result.realised_mse == pytest.approx(np.mean((result.estimate - exact) ** 2), rel=1e-9)
         assert result.realised_mse == pytest.approx(result.predicted_mse, rel=tolerance)
         assert result.misalignment_variance == 0.0
@@ -239,14 +239,15 @@ def test_bad_input() -> None:
     g, h = payload(10), channels()
     statistics, beam = measure(g, USERS), beamform(h).beam
     good: dict[str, Any] = {"power": 1.0, "noise_power": 0.1}
-    for change, message in [
+    changes: list[tuple[dict[str, Any], str]] = [
         ({"power": 0.0}, "power = 0.0"),
         ({"noise_power": -1.0}, "noise_power"),
         ({"mode": "none"}, "mode"),
         ({"packing": "qam"}, "packing"),
         ({"weights": np.ones(3)}, "weights"),
         ({"weights": np.zeros(USERS)}, "weights"),
-    ]:
+    ]
+    for change, message in changes:
         with pytest.raises(ValueError, match=message):
             design_link(h, beam, statistics, **(good | change))
     with pytest.raises(ValueError, match="beam has shape"):

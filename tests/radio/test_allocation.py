@@ -269,7 +269,7 @@ def test_limit_is_kept_relaxed_or_paid_by_dropping(case: Case, limit: float) -> 
                 *case.inputs,
                 max_pruning_ratio=limit,
                 overhead_bits=m,
-                when_infeasible=rule,  # type: ignore[arg-type]
+                when_infeasible=rule,
             )
             b, rho = found.bandwidth_fraction, found.pruning_ratio
             assert b.sum() <= 1 + 1e-12

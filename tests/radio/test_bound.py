@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,18 +27,18 @@ PLAIN = BoundConstants(
 
 
 @given(st.floats(0, 400), st.floats(0, 100), st.sampled_from(["paper", "corrected"]))
-def test_more_pruning_loosens_the_bound_linearly(total: float, more: float, form: str) -> None:
-    _, slope = coefficients(PLAIN, form)  # type: ignore[arg-type]
-    low, high = (bound(PLAIN, s, form=form) for s in (total, total + more))  # type: ignore[arg-type]
+def test_more_pruning_loosens_the_bound_linearly(total: float, more: float, form: Any) -> None:
+    _, slope = coefficients(PLAIN, form)
+    low, high = (bound(PLAIN, s, form=form) for s in (total, total + more))
     assert slope > 0
     assert high - low == pytest.approx(slope * more, abs=1e-12)
 
 
 def test_fewer_contributors_and_fewer_rounds_loosen_both_forms() -> None:
     for form in ("paper", "corrected"):
-        base = bound(PLAIN, 10, form=form)  # type: ignore[arg-type]
-        assert bound(replace(PLAIN, least_contributors=1), 10, form=form) > base  # type: ignore[arg-type]
-        assert bound(replace(PLAIN, num_rounds=10), 10, form=form) > base  # type: ignore[arg-type]
+        base = bound(PLAIN, 10, form=form)
+        assert bound(replace(PLAIN, least_contributors=1), 10, form=form) > base
+        assert bound(replace(PLAIN, num_rounds=10), 10, form=form) > base
 
 
 def test_paper_form_is_vacuous_at_the_size_of_the_network() -> None:

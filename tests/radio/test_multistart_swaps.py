@@ -13,7 +13,7 @@ from radio.beamforming import beamform
 from radio.scheduling import schedule
 
 # One poor start, which is not improved but by exchanges.
-POOR = {"random_starts": 0, "matched_starts": 1, "candidates": 1, "climb": 1, "settled": 1}
+POOR: dict[str, Any] = {"random_starts": 0, "matched_starts": 1, "candidates": 1, "climb": 1, "settled": 1}
 STUCK = (0, 5, 6, 7)  # draws on which that start ends below the optimum
 
 

@@ -158,7 +158,8 @@ def test_positions_take_the_smallest_coding(kept: int, coding: PositionCoding) -
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_sums_over_devices_are_the_masked_average(bits: int, dtype: type, seed: int, n: int) -> None:
     rng = np.random.default_rng(seed)
-    total, weight_sum = np.zeros(n, dtype=dtype), np.zeros(n, dtype=dtype)
+    total: Any = np.zeros(n, dtype=dtype)
+    weight_sum: Any = np.zeros(n, dtype=dtype)
     expected, expected_weight = np.zeros(n), np.zeros(n)
     for kept, weight in ((0.0, 1.0), (0.05, 2.0), (0.5, 1.0), (0.6, 3.0), (0.97, 1.0), (1.0, 0.5)):
         values, mask = draw(int(rng.integers(2**32)), n, kept)

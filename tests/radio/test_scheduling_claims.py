@@ -144,7 +144,7 @@ def test_score_never_falls_with_more_candidates() -> None:
 @pytest.mark.parametrize("rule", ["min", "sum", "product"])
 def test_growth_matches_the_naive_rule(rule: str) -> None:
     """Recompute every inner product with every member at every step."""
-    fold = {"min": np.min, "sum": np.sum, "product": np.prod}[rule]
+    fold: Any = {"min": np.min, "sum": np.sum, "product": np.prod}[rule]
     h = rayleigh(3, 30, 4)
     gram = np.abs(h.conj() @ h.T)
     sets = grow_sets(h, 8, np.array([4, 17]), rule)  # type: ignore[arg-type]

@@ -4,22 +4,19 @@ import json
 import logging
 import os
 import shutil
-import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from flwr.app import ConfigRecord, RecordDict
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "end_to_end"))
-
-from jobs import final_weights, records, run_small
-
 from client_app import state
 from keys import ConfigError
 from protocol.messages import SAVED
 from server_app import checkpoint
+from tests.end_to_end.jobs import final_weights, records, run_small
 
 FEW = ("fleet.num_devices=4", "fleet.devices_per_round=2", "rounds=6")
 
@@ -311,7 +308,7 @@ def test_a_wrong_configuration_leaves_the_records_of_the_run_that_it_would_conti
 
 def test_the_words_of_a_device_that_stored_nothing_of_use_are_safe_to_show(tmp_path):
     said = ConfigRecord({"round": "\x1b]0;=cmd\u202e\n" + 10_000 * "x", "sha256": "", "size": 0, "own": 0})
-    reply = SimpleNamespace(has_error=lambda: False, content=RecordDict({SAVED: said}))
+    reply: Any = SimpleNamespace(has_error=lambda: False, content=RecordDict({SAVED: said}))
     part = checkpoint._stored(3, reply, 5, tmp_path)
     assert not part.stored
     assert part.reason.isprintable()

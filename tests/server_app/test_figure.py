@@ -1,6 +1,7 @@
 """The figure of a run shows what the run recorded, and nothing that it did not."""
 
 import json
+from typing import Any
 
 import matplotlib
 
@@ -15,7 +16,7 @@ from server_app.figure import draw_run
 @pytest.fixture
 def drawn(tmp_path, monkeypatch):
     """Return a function that draws rows and gives the visible axes."""
-    kept = []
+    kept: list[Any] = []
     monkeypatch.setattr(plt, "close", kept.append)
 
     def draw(rows, **config):

@@ -1,6 +1,7 @@
 """What is written as an override is read as the same value, and paths are taken as people type them."""
 
 import math
+from typing import Any
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -27,7 +28,8 @@ def read(text):
     parsed = OverridesParser.create().parse_override(text)
     assert not parsed.is_sweep_override()
     config = OmegaConf.create({"x": parsed.value(), "a": "another value"})
-    return OmegaConf.to_container(config, resolve=True)["x"]
+    plain: Any = OmegaConf.to_container(config, resolve=True)
+    return plain["x"]
 
 
 def same(left, right):

@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
 from flwr.proto.node_pb2 import NodeInfo
+from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
 from protocol.messages import DEVICE, vector_record
@@ -19,7 +20,7 @@ from strategies.fleet import Fleet, FleetError
 from strategies.identity import fingerprint, read_roster
 
 
-class SlowGrid:
+class SlowGrid(Grid):
     """A grid whose nodes answer some pulls after they were asked.
 
     `delay[node]` is the number of pulls before the answer; None: never. `device[node]` is what the node
@@ -33,6 +34,19 @@ class SlowGrid:
 
     def get_node_ids(self):
         return list(self.device)
+
+    @property
+    def run(self):
+        raise NotImplementedError
+
+    def set_run(self, run):
+        raise NotImplementedError
+
+    def create_message(self, *args, **options):
+        raise NotImplementedError
+
+    def send_and_receive(self, messages, *, timeout=None):
+        raise NotImplementedError
 
     def push_messages(self, messages):
         identifiers = []
@@ -106,7 +120,7 @@ def test_an_upload_that_breaks_off_holds_up_neither_the_round_nor_the_others():
 
 def test_of_many_nodes_one_that_hangs_takes_few_along():
     nodes = {node: node for node in range(1, 101)}
-    replies = exchange(HangingGrid(nodes, {}, hang={5}), _messages(nodes), 1.0)
+    replies = list(exchange(HangingGrid(nodes, {}, hang={5}), _messages(nodes), 1.0))
     assert len(replies) > 90
 
 
@@ -134,7 +148,7 @@ def test_messages_that_were_not_taken_are_not_waited_for():
             identifiers = super().push_messages(messages)
             return [identifiers[0], None]
 
-    assert len(exchange(Refusing({1: 0, 2: 1}), _messages([1, 2]), 60.0)) == 1
+    assert len(list(exchange(Refusing({1: 0, 2: 1}), _messages([1, 2]), 60.0))) == 1
 
 
 def test_an_absent_device_is_named_at_the_start():

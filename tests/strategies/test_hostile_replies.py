@@ -2,6 +2,7 @@
 
 import zlib
 from contextlib import suppress
+from typing import Any
 from uuid import uuid4
 
 import numpy as np
@@ -89,7 +90,7 @@ def _odd_array(rng, data):
     return Array(np.zeros(0, np.uint8))
 
 
-_ODD_METRICS = (
+_ODD_METRICS: tuple[dict[str, Any], ...] = (
     {}, {"num-examples": 0}, {"num-examples": -3}, {"num-examples": 1.5}, {"num-examples": HUGE},
     {"num-examples": [1, 2]}, {"num-examples": 5, "personal-loss": float("nan")},
     {"num-examples": 5, "global-loss": float("inf")}, {"num-examples": 5, "no-such-column": 1.0},
@@ -122,7 +123,7 @@ def _content(rng, kept):
     return content
 
 
-_ODD_EVALUATIONS = (
+_ODD_EVALUATIONS: tuple[dict[str, Any], ...] = (
     {}, {"accuracy": 0.5}, {"accuracy": float("nan"), "loss": 1.0}, {"accuracy": 0.5, "loss": float("inf")},
     {"accuracy": [0.5], "loss": 1.0}, {"accuracy": HUGE, "loss": 1.0}, {"accuracy": -0.1, "loss": 1.0},
     {"accuracy": 0.5, "loss": [1.0, 2.0]}, {"accuracy": 1, "loss": 0}, {"accuracy": 0.25, "loss": 2.0},

@@ -11,6 +11,7 @@ from radio import payload
 from radio.channel import ChannelModel
 from strategies.fleet import Fleet
 from strategies.ofdma import OfdmaCell, OfdmaStrategy
+from strategies.plan import OfdmaPlan, RoundPlan
 
 PROMISING = ["joint", "joint_physical_noise", "equal_bandwidth", "printed_formula"]
 
@@ -26,6 +27,11 @@ def cell_of(devices: int, **changes: Any) -> OfdmaCell:
         "latency_threshold": 25e-3,
     }
     return OfdmaCell(**(values | changes))
+
+
+def _ofdma(plan: RoundPlan) -> OfdmaPlan:
+    assert isinstance(plan.detail, OfdmaPlan)
+    return plan.detail
 
 
 def strategy_of(cell: OfdmaCell, policy: str, num_weights: int, seed: int = 0) -> OfdmaStrategy:
@@ -68,7 +74,7 @@ def test_planned_bits_are_the_bytes_of_the_upload_and_no_round_exceeds_its_thres
         cell, data.draw(st.sampled_from(PROMISING)), size, seed=data.draw(st.integers(0, 99))
     )
     plan = strategy.plan(1, range(devices))
-    assert plan.detail.latency({}) <= cell.latency_threshold * (1 + 1e-9)
+    assert _ofdma(plan).latency({}) <= cell.latency_threshold * (1 + 1e-9)
     rng = np.random.default_rng(0)
     for assignment in plan.assignments:
         mask = np.zeros(size, dtype=bool)
@@ -79,7 +85,7 @@ def test_planned_bits_are_the_bytes_of_the_upload_and_no_round_exceeds_its_thres
             if kept
             else 0
         )
-        columns = plan.detail.account(assignment.device, kept)
+        columns = _ofdma(plan).account(assignment.device, kept)
         positions = 8 * payload._position_bytes(size, kept)[1] + payload.header_bits() if kept else 0
         assert columns["uplink_bits"] == (sent if charged else sent - positions)
 
@@ -109,23 +115,23 @@ def test_a_round_in_which_nobody_is_feasible_takes_the_time_of_the_personal_step
     strategy = strategy_of(cell, "joint", 1000)
     plan = strategy.plan(1, range(3))
     assert all(a.columns["allocation"] == "infeasible" for a in plan.assignments)
-    assert plan.detail.latency({}) == 30e-3
+    assert _ofdma(plan).latency({}) == 30e-3
     # With one that is, nobody waits for the others.
     mixed = strategy_of(cell_of(3, fixed_time=np.array([30e-3, 28e-3, 1e-3])), "joint", 1000)
-    assert mixed.plan(1, range(3)).detail.latency({}) < 25e-3
+    assert _ofdma(mixed.plan(1, range(3))).latency({}) < 25e-3
 
 
 def test_a_device_that_failed_holds_its_planned_slot_and_one_that_answered_its_own() -> None:
     strategy = strategy_of(cell_of(2), "equal_bandwidth", 1000)
     plan = strategy.plan(1, range(2))
     planned = [float(a.columns["planned_latency_s"] or 0) for a in plan.assignments]
-    assert plan.detail.latency({}) == max(planned)
-    assert plan.detail.latency({0: 1.0}) == 1.0
-    assert plan.detail.latency({0: 0.0, 1: 0.0}) == 0.0
+    assert _ofdma(plan).latency({}) == max(planned)
+    assert _ofdma(plan).latency({0: 1.0}) == 1.0
+    assert _ofdma(plan).latency({0: 0.0, 1: 0.0}) == 0.0
 
 
 def broken(problem: Any, *, pruning_ratio: Any = None) -> Any:
-    return {}["nothing"]
+    return dict[str, Any]()["nothing"]
 
 
 def too_short(problem: Any, *, pruning_ratio: Any = None) -> Any:

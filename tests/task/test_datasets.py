@@ -21,7 +21,7 @@ def test_digits_are_the_real_ones_at_28x28_with_every_label_in_both_parts():
 
 def test_digits_do_not_depend_on_where_scikit_learn_keeps_its_file(monkeypatch):
     direct = datasets._digits_table()
-    monkeypatch.setattr(datasets.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("task.datasets.importlib.util.find_spec", lambda name: None)
     np.testing.assert_array_equal(direct, datasets._digits_table())
 
 

@@ -1,5 +1,7 @@
 """A node's own images."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -7,7 +9,7 @@ from PIL import Image
 from task.datasets import DatasetUnavailableError
 from task.local_images import describe_images, load_images
 
-NORMAL = {"num_classes": 10, "mean": 0.5, "std": 0.25}
+NORMAL: dict[str, Any] = {"num_classes": 10, "mean": 0.5, "std": 0.25}
 
 
 def _folder(root, labels, per_label=10, size=(40, 30)):

@@ -4,6 +4,7 @@ import logging
 import re
 import struct
 import zlib
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from PIL import Image
 
 from task.local_images import load_images
 
-NORMAL = {"num_classes": 10, "mean": 0.5, "std": 0.25}
+NORMAL: dict[str, Any] = {"num_classes": 10, "mean": 0.5, "std": 0.25}
 RAMP = np.add.outer(np.arange(28) * 6, np.arange(28) * 3).astype(np.uint8)  # 0..243, no symmetry
 
 
