@@ -85,6 +85,11 @@ def compose(arguments: Sequence[str], run: Callable[[ComposedJob], None]) -> Non
 
     find_own_modules()
     flags = get_args_parser().parse_intermixed_args(list(arguments))
+    if flags.help:
+        from experiments.help import help_text
+
+        print(help_text(flags.overrides))
+        return
     _command.start(flags.overrides)
     others = [argument for argument in arguments if argument not in flags.overrides]
     # Hydra wants all overrides together; a flag such as --info would take the next one for its value.

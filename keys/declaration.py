@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -80,11 +81,18 @@ class Declaration:
 
     @property
     def choices(self) -> tuple[Any, ...]:
-        """The values that it may have, where they can be listed."""
-        found: list[Any] = []
-        for hint in _alternatives(self.hint):
-            found += typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else []
-        return tuple(found)
+        """The values that it may have, where all of them can be listed."""
+        hints = [hint for hint in _alternatives(self.hint) if hint is not type(None)]
+        if any(typing.get_origin(hint) is not typing.Literal for hint in hints):
+            return ()
+        return tuple(value for hint in hints for value in typing.get_args(hint))
+
+    @property
+    def meaning(self) -> str:
+        """What it means, with the values that it may have unless the text names them all."""
+        words = re.findall(r"\w+", self.help)
+        unnamed = any(str(value) not in words for value in self.choices)
+        return f"{self.help}: {' | '.join(map(str, self.choices))}" if unnamed else self.help
 
     @property
     def open(self) -> bool:

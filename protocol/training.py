@@ -32,12 +32,18 @@ class TrainingSpec:
     options: Mapping[str, Any] = key("parameters of the algorithm: mu of fedprox", default_factory=dict)
     personal_steps: int = key(
         "tau_v: mini-batch steps on the personal part per round",
-        minimum=0, used=PERSONAL_STEPS, default=2,
+        unit="steps", minimum=0, used=PERSONAL_STEPS, default=2,
     )  # fmt: skip
     global_steps: int = key(
-        "tau_u: mini-batch steps on the global part per round", minimum=1, used=GLOBAL_STEPS, default=2
+        "tau_u: mini-batch steps on the global part per round",
+        unit="steps",
+        minimum=1,
+        used=GLOBAL_STEPS,
+        default=2,
     )
-    importance_steps: int = key("trial steps that rank the weights", minimum=1, default=1)
+    importance_steps: int = key(
+        "tau_hat: trial steps that rank the weights", unit="steps", minimum=1, default=1
+    )
     personal_epochs: int | None = key(
         "passes over the device's training images, instead of personal_steps",
         minimum=1, used=PERSONAL_PHASE, default=None,

@@ -19,12 +19,11 @@ import numpy.typing as npt
 import torch
 
 from client_app.algorithms import steps_per_round
-from keys import ConfigError
+from keys import ConfigError, in_si
 from protocol.messages import DeviceSpec
 from protocol.streams import generator, torch_seed
 from radio.channel import ChannelModel
 from radio.latency import ComputeModel
-from radio.units import db_to_linear, dbm_to_watt
 from server_app.data_facts import DataFacts
 from server_app.settings import Settings
 from strategies.base import WirelessStrategy
@@ -221,14 +220,14 @@ def _norm_limit(settings: Settings) -> NormLimit:
 
 def measured_link(settings: Settings) -> MeasuredLink:
     """Return the budget of a round on real nodes, in SI units."""
-    measured, radio = settings.measured, settings.radio
+    measured, radio = settings.measured, in_si(settings.radio)
     return MeasuredLink(
-        threshold=radio.latency_threshold_ms * 1e-3,
-        bits_per_weight=radio.bits_per_weight,
+        threshold=radio["latency_threshold"],
+        bits_per_weight=radio["bits_per_weight"],
         window=measured.window,
         margin=measured.margin,
         initial_pruning_ratio=measured.initial_pruning_ratio,
-        max_pruning_ratio=radio.max_pruning_ratio,
+        max_pruning_ratio=radio["max_pruning_ratio"],
     )
 
 
@@ -257,12 +256,12 @@ def air_interface(job: Job) -> AirInterface:
     """Return the analog uplink in SI and linear units."""
     from strategies.over_the_air import AirInterface
 
-    air, scheduler, radio = job.settings.air, job.settings.scheduler, job.settings.radio
+    air, scheduler, radio = job.settings.air, job.settings.scheduler, in_si(job.settings.radio)
     fixed_time, compute_time = device_times(job)
     return AirInterface(
         channel=channel_model(job.settings, air.antennas),
         path_loss=air.path_loss,
-        snr=float(db_to_linear(air.snr_db)),
+        snr=in_si(air)["snr"],
         noise=air.noise,
         num_selected=air.num_selected,
         method=scheduler.method,
@@ -275,10 +274,10 @@ def air_interface(job: Job) -> AirInterface:
         recompute_beam=air.recompute_beam,
         certificate=air.certificate,
         server_learning_rate=air.server_learning_rate,
-        bandwidth=radio.bandwidth_hz,
+        bandwidth=radio["bandwidth"],
         fixed_time=fixed_time,
         compute_time=compute_time,
-        latency_threshold=radio.latency_threshold_ms * 1e-3,
+        latency_threshold=radio["latency_threshold"],
     )
 
 
@@ -300,21 +299,21 @@ def channel_model(settings: Settings, antennas: int) -> ChannelModel:
 
 def ofdma_cell(job: Job) -> OfdmaCell:
     """Return the emulated cell in SI units."""
-    radio = job.settings.radio
+    radio = in_si(job.settings.radio)
     fixed_time, compute_time = device_times(job)
     return OfdmaCell(
         channel=channel_model(job.settings, job.settings.channel.antennas),
         fixed_time=fixed_time,
         compute_time=compute_time,
-        bandwidth=radio.bandwidth_hz,
-        transmit_power=float(dbm_to_watt(radio.transmit_power_dbm)),
-        noise_power=float(dbm_to_watt(radio.noise_power_dbm)),
-        latency_threshold=radio.latency_threshold_ms * 1e-3,
-        bits_per_weight=radio.bits_per_weight,
-        noise_model=radio.noise_model,
-        charge_mask_bits=radio.charge_mask_bits,
-        max_pruning_ratio=radio.max_pruning_ratio,
-        when_infeasible=radio.when_infeasible,
+        bandwidth=radio["bandwidth"],
+        transmit_power=radio["transmit_power"],
+        noise_power=radio["noise_power"],
+        latency_threshold=radio["latency_threshold"],
+        bits_per_weight=radio["bits_per_weight"],
+        noise_model=radio["noise_model"],
+        charge_mask_bits=radio["charge_mask_bits"],
+        max_pruning_ratio=radio["max_pruning_ratio"],
+        when_infeasible=radio["when_infeasible"],
     )
 
 

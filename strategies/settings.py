@@ -37,7 +37,7 @@ class SchemeSettings:
 class FleetSettings:
     """The devices, and when a round closes."""
 
-    num_devices: int = key("K", minimum=1)
+    num_devices: int = key("K: devices of the fleet", minimum=1)
     devices_per_round: int | None = key("sampled uniformly each round; null: all", minimum=1, used=TRAINING)
     start_timeout_s: float = key(
         "wait this long for all devices before the first round",

@@ -14,7 +14,10 @@ from registry import suggest
 from server_app.settings.checks import check_together
 from server_app.settings.effects import check_uses, given_keys
 from server_app.settings.overrides import as_meant, remedy
-from server_app.settings.tree import Settings
+from server_app.settings.tree import Settings, names_that_decide_nothing
+
+# conf/config.yaml keeps such keys out of the names of jobs.
+OmegaConf.register_new_resolver("decides_nothing", names_that_decide_nothing, replace=True)
 
 # `budget` (conf/size) only holds values that an experiment refers to.
 _NOT_SETTINGS = ("hydra", "budget")

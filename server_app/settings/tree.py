@@ -18,6 +18,7 @@ from radio.settings import AirSettings, ChannelSettings, RadioSettings, Schedule
 from strategies.settings import FleetSettings, MeasuredSettings, SchemeSettings
 from task.settings import DatasetSettings, ModelSettings, PartitionSettings
 
+_STAND_FOR_OTHERS = ("experiment", "size")  # conf/experiment and conf/size: choices of values, no keys
 _MIB = Unit("MiB", "B", lambda value: value * 2**20)
 
 
@@ -26,7 +27,7 @@ class EngineSettings:
     """What runs the devices."""
 
     name: Literal["inprocess", "flower", "ray"] = key(
-        "worker processes of this command, Flower's simulation, or Ray called from this command",
+        "inprocess: worker processes of this command; flower: its simulation; ray: called from this command",
         decides=False,
     )
     workers: int | None = key(
@@ -114,6 +115,12 @@ class Settings:
 def decides_nothing(name: str) -> bool:
     """Return whether a key, or all keys of a group, can change where or how a run is done, but no record."""
     return keys.decides_nothing(Settings, name)
+
+
+def names_that_decide_nothing() -> list[str]:
+    """Return all keys and groups of that kind, and the groups that only stand for values of others."""
+    names = {*keys.declarations(Settings), *(field.name for field in dataclasses.fields(Settings))}
+    return [*_STAND_FOR_OTHERS, *sorted(name for name in names if decides_nothing(name))]
 
 
 def flatten(tree: Mapping[str, Any], path: str = "") -> dict[str, Any]:

@@ -100,3 +100,15 @@ def test_every_key_is_declared_once_and_with_what_a_list_of_keys_asks():
 )  # fmt: skip
 def test_what_decides_nothing_is_known_by_key_and_by_group(name, nothing):
     assert decides_nothing(name) is nothing
+
+
+def test_the_names_of_jobs_leave_out_what_decides_nothing():
+    """Hydra's list of them is the declarations'."""
+    from hydra import compose, initialize_config_module
+
+    with initialize_config_module(version_base="1.3", config_module="conf"):
+        config = compose("config", overrides=["engine.workers=3", "seed=2"], return_hydra_config=True)
+    excluded = set(config.hydra.job.config.override_dirname.exclude_keys)
+    assert {name for name in declarations(Settings) if decides_nothing(name)} < excluded
+    assert not {name for name in declarations(Settings) if not decides_nothing(name)} & excluded
+    assert config.hydra.job.override_dirname == "seed=2"
