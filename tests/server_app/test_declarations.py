@@ -32,7 +32,11 @@ def _package(path: Path) -> str:
 def _leaves(tree: Any, path: str = "") -> set[str]:
     if not isinstance(tree, DictConfig) or path.rstrip(".") in DECLARED:
         return {path.rstrip(".")}
-    return set().union(*(_leaves(tree._get_node(name), f"{path}{name}.") for name in tree)) if tree else set()
+    return (
+        set().union(*(_leaves(tree._get_node(name), f"{path}{name}.") for name in map(str, tree)))
+        if tree
+        else set()
+    )
 
 
 def test_every_key_has_a_value_in_the_files_and_every_value_a_key():
