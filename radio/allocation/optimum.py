@@ -48,6 +48,8 @@ class AllocationStatus(IntEnum):
     STARVED = 2  # bandwidth 0, pruning ratio 1: it costs more than it brings; it uploads nothing
     INFEASIBLE = 3  # left out of the global part: no slack (D <= 0), or dropped for rho_max
     FLOOR = 4  # held at max_pruning_ratio by that limit
+    TIME_BOUND = 5  # under time and energy: the threshold holds it, energy is left over
+    ENERGY_BOUND = 6  # under time and energy: it spends its budget
 
 
 class InfeasibleAllocationError(ValueError):
@@ -68,6 +70,8 @@ class Allocation:
         max_pruning_ratio: (...) the limit in force; above the one asked for after `relax`.
         gap: (...) no allocation has an objective below `objective - gap`: 0 where the optimum was found,
             NaN where none was sought.
+        frequency: (..., K) CPU frequency of each device, Hz; None: its own.
+        power: (..., K) transmit power of each device, W, 0 where it sends nothing; None: its own.
     """
 
     bandwidth_fraction: FloatArray
@@ -77,6 +81,8 @@ class Allocation:
     objective: FloatArray
     max_pruning_ratio: FloatArray
     gap: FloatArray
+    frequency: FloatArray | None = None
+    power: FloatArray | None = None
 
     @staticmethod
     def of_shares(
