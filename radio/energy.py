@@ -18,8 +18,9 @@ e is jointly concave in (t, y), so R is concave and falling, and the least share
 b(y) = (y Q + m) / (B R(y)), is convex: the share of the weights that a share of the band buys is concave.
 
 *Least energy.* For given bits per hertz, kappa W max(f_min, W / (T - t))^2 + t (2^(n / t) - 1) / g is convex
-in t. Both are one scalar problem per device, whose stationary point has 2 kappa f^3 = ((1 + u) ln(1 + u) - u) / g
-with u = g p: a joule buys as much time by computing faster as by sending harder.
+in t. Both are one scalar problem per device, whose stationary point has
+2 kappa f^3 = ((1 + u) ln(1 + u) - u) / g with u = g p: a joule buys as much time by computing faster as by
+sending harder.
 """
 
 from __future__ import annotations
@@ -37,12 +38,12 @@ _LN2 = float(np.log(2.0))
 CAPACITANCE = 1e-28  # J s^2 per cycle: the usual effective switched capacitance
 
 
-def compute_energy(cycles: ArrayLike, frequency: ArrayLike, capacitance: ArrayLike = CAPACITANCE) -> FloatArray:
+def compute_energy(
+    cycles: ArrayLike, frequency: ArrayLike, capacitance: ArrayLike = CAPACITANCE
+) -> FloatArray:
     """Return kappa W f^2, in J, of W cycles at f Hz; any shapes that broadcast."""
     work = non_negative("cycles", cycles)
-    return np.asarray(
-        non_negative("capacitance", capacitance) * work * positive("frequency", frequency) ** 2
-    )
+    return np.asarray(non_negative("capacitance", capacitance) * work * positive("frequency", frequency) ** 2)
 
 
 def transmit_energy(power: ArrayLike, airtime: ArrayLike) -> FloatArray:
@@ -138,12 +139,14 @@ class EnergyTerms:
         if arrays[0].ndim > 1:
             raise ValueError(f"the terms have shape {arrays[0].shape}; one number per device is needed")
         flat = [np.atleast_1d(np.array(array, dtype=np.float64)) for array in arrays]
-        return EnergyTerms(*flat, bandwidth=float(positive("bandwidth", bandwidth)))
+        names = [field.name for field in fields(EnergyTerms) if field.name != "bandwidth"]
+        every = dict(zip(names, flat, strict=True))
+        return EnergyTerms(bandwidth=float(positive("bandwidth", bandwidth)), **every)
 
     def rows(self, index: NDArray[np.intp] | BoolArray) -> EnergyTerms:
         """Return the terms of some devices, in that order."""
         names = [field.name for field in fields(self) if field.name != "bandwidth"]
-        return EnergyTerms(*(getattr(self, name)[index] for name in names), bandwidth=self.bandwidth)
+        return EnergyTerms(bandwidth=self.bandwidth, **{name: getattr(self, name)[index] for name in names})
 
     def cycles(self, kept: ArrayLike) -> FloatArray:
         """Return W(y) = c0 + y c1."""
@@ -152,7 +155,9 @@ class EnergyTerms:
     @property
     def standby_energy(self) -> FloatArray:
         """Return the least energy of c0 alone within the threshold, J; infinite where it does not fit."""
-        slowest = np.where(self.threshold > 0, self.fixed_cycles / np.where(self.threshold > 0, self.threshold, 1), np.inf)
+        slowest = np.where(
+            self.threshold > 0, self.fixed_cycles / np.where(self.threshold > 0, self.threshold, 1), np.inf
+        )
         fits = (self.threshold > 0) & (slowest <= self.max_frequency)
         f = np.maximum(np.where(fits, slowest, 0.0), self.min_frequency)
         return np.where(fits, self.capacitance * self.fixed_cycles * f**2, np.inf)
@@ -248,7 +253,7 @@ def _spend(
         at_power[loud] = True
         left = np.minimum(left, right)
 
-    def balance(t: FloatArray, rows: NDArray[np.intp] | slice) -> tuple[FloatArray, FloatArray]:
+    def balance(t: FloatArray, rows: NDArray[np.intp]) -> tuple[FloatArray, FloatArray]:
         """ln of the worth of a second of airtime over that of computing time; falling."""
         tc = span[rows] - t
         w, g, k = work[rows], terms.gain_over_noise[rows], kappa[rows]
@@ -256,7 +261,7 @@ def _spend(
             f = w / tc
             e = terms.budget[rows] - k * w * f * f
             u = g * e / t
-            worth = _worth(u)
+            worth = worth_of_power(u)
             # 1e-300: where computing costs nothing, airtime is always worth more
             value = np.log(worth) - np.log(np.maximum(2 * k * g * f**3, 1e-300))
             slope = np.log1p(u) / worth * (-2 * k * f**3 * g * t - g * e) / (t * t) - 3 / tc
@@ -272,8 +277,13 @@ def _spend(
     inner = np.flatnonzero(~stay & ~go)
     if inner.size:
         scale = span[inner]
+
+        def scaled(x: FloatArray, rows: NDArray[np.intp]) -> tuple[FloatArray, FloatArray]:
+            value, slope = balance(x * scale[rows], inner[rows])
+            return value, slope * scale[rows]
+
         x = decreasing_root_in_rows(
-            lambda x, rows: _scaled(balance, x, scale[rows], inner[rows]),
+            scaled,
             left[inner] / scale,
             right[inner] / scale,
             0.5 * (left[inner] + right[inner]) / scale,
@@ -286,12 +296,9 @@ def _spend(
     return airtime, limit
 
 
-def _scaled(function, x, scale, rows):  # type: ignore[no-untyped-def]
-    value, slope = function(x * scale, rows)
-    return value, slope * scale
-
-
-def _full_power_airtime(terms: EnergyTerms, work: FloatArray, low: FloatArray, high: FloatArray) -> FloatArray:
+def _full_power_airtime(
+    terms: EnergyTerms, work: FloatArray, low: FloatArray, high: FloatArray
+) -> FloatArray:
     """Return the longest airtime at p_max that the budget allows: e(t) = p_max t."""
     span, kappa = terms.threshold, terms.capacitance
 
@@ -307,10 +314,14 @@ def _full_power_airtime(terms: EnergyTerms, work: FloatArray, low: FloatArray, h
     return np.clip(x * span, low, high)
 
 
-def _worth(u: FloatArray) -> FloatArray:
-    """Return (1 + u) ln(1 + u) - u, by its series where the difference would cancel."""
+def worth_of_power(u: FloatArray) -> FloatArray:
+    """Return (1 + u) ln(1 + u) - u, by its series where the difference would cancel; any shape."""
     small = np.minimum(u, 1e-2)
-    series = small * small * (1 / 2 - small * (1 / 6 - small * (1 / 12 - small * (1 / 20 - small * (1 / 30 - small / 42)))))
+    series = (
+        small
+        * small
+        * (1 / 2 - small * (1 / 6 - small * (1 / 12 - small * (1 / 20 - small * (1 / 30 - small / 42)))))
+    )
     return np.where(u < 1e-2, series, (1 + u) * np.log1p(u) - u)
 
 
@@ -375,7 +386,9 @@ def largest_kept(terms: EnergyTerms, bandwidth_fraction: ArrayLike) -> FloatArra
         some = terms.rows(rows)
         found = capacity(some, y)
         scale = some.payload_bits + some.overhead_bits
-        value = (share[rows] * some.bandwidth * found.bits - y * some.payload_bits - some.overhead_bits) / scale
+        value = (
+            share[rows] * some.bandwidth * found.bits - y * some.payload_bits - some.overhead_bits
+        ) / scale
         return value, (share[rows] * some.bandwidth * found.slope - some.payload_bits) / scale
 
     everyone = np.arange(share.size)
@@ -401,10 +414,14 @@ def most_cycles(terms: EnergyTerms) -> FloatArray:
         by_time = np.where(span > 0, span * terms.max_frequency, -np.inf)
         slow = terms.budget / (kappa * terms.min_frequency**2)
         fast = np.cbrt(terms.budget * np.maximum(span, 0.0) ** 2 / kappa)
-        by_energy = np.where(slow <= terms.min_frequency * span, slow, np.maximum(fast, terms.min_frequency * span))
+        by_energy = np.where(
+            slow <= terms.min_frequency * span, slow, np.maximum(fast, terms.min_frequency * span)
+        )
         by_energy = np.where(np.isnan(by_energy), np.inf, by_energy)
         room = np.minimum(by_time, by_energy) - terms.fixed_cycles
-        return np.where(terms.global_cycles > 0, room / terms.global_cycles, np.where(room >= 0, np.inf, -np.inf))
+        return np.where(
+            terms.global_cycles > 0, room / terms.global_cycles, np.where(room >= 0, np.inf, -np.inf)
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -460,7 +477,7 @@ def least_energy(terms: EnergyTerms, kept: ArrayLike, bandwidth_fraction: ArrayL
         tc = span[rows] - t
         s = bits[rows] * _LN2 / t
         u = np.expm1(s)
-        worth = _worth(u)
+        worth = worth_of_power(u)
         f = work[rows] / tc
         value = np.log(worth) - np.log(np.maximum(2 * k[rows] * g[rows] * f**3, 1e-300))
         slope = -(s * (1 + u) * s / t) / worth - 3 / tc
@@ -477,13 +494,15 @@ def least_energy(terms: EnergyTerms, kept: ArrayLike, bandwidth_fraction: ArrayL
     airtime[free] = span[free]
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         f = np.where(sends, work / (span - airtime), work / span)
-        f = np.clip(np.where(np.isfinite(f), f, terms.min_frequency), terms.min_frequency, terms.max_frequency)
+        f = np.clip(
+            np.where(np.isfinite(f), f, terms.min_frequency), terms.min_frequency, terms.max_frequency
+        )
         u = np.expm1(np.where(airtime > 0, bits * _LN2 / airtime, 0.0))
         power = np.where(sends & fits, np.minimum(u / g, terms.max_power), 0.0)
         # d(p t)/dn at fixed t is (1 + u) ln 2 / g, and n falls as 1 / b. At p_max the time is what gives way.
         price = (1 + u) * _LN2 / g
         held = (airtime <= first) & (power >= terms.max_power * (1 - 1e-12))
-        extra = np.maximum((2 * k * f**3 - _worth(u) / g), 0.0) / loudest  # J per bit/Hz at p_max
+        extra = np.maximum((2 * k * f**3 - worth_of_power(u) / g), 0.0) / loudest  # J per bit/Hz at p_max
         slope = np.where(sends & fits, -(price + np.where(held, extra, 0.0)) * bits / b, 0.0)
     none = np.where(fits, 0.0, np.inf)
     compute = k * work * f**2

@@ -66,6 +66,7 @@ def decreasing_root_in_rows(
         low, high = np.where(value >= 0, x, low), np.where(value <= 0, x, high)
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             proposal = x - value / slope
+            proposal = np.where(np.isfinite(proposal), proposal, np.nan)
         inside = (proposal > low) & (proposal < high)
         if step % 4 == 3:  # a step that leaves most of the bracket may be one of many
             inside &= np.abs(proposal - x) < 0.5 * (high - low)

@@ -2,9 +2,9 @@
 
     max over b, f, p of  sum_k w_k U_alpha(y_k)    s.t.  T_k <= T, E_k <= E_k^max, sum_k b_k <= 1, y_k <= 1
 
-The inner problem of each device is its capacity (`radio.energy.capacity`), which makes its need b_k(y) convex;
-the outer one is the price of the band (`radio.allocation.pricing`). Without energy limits this is the optimum of
-`radio.allocation.optimum`.
+The inner problem of each device is its capacity (`radio.energy.capacity`), which makes its need b_k(y)
+convex; the outer one is the price of the band (`radio.allocation.pricing`). Without energy limits this is the
+optimum of `radio.allocation.optimum`.
 
 Where all devices keep everything and band is left over, and under `objective="least_energy"`, the ratios are
 settled and the band is shared so that the sum of the energies is least:
@@ -12,39 +12,51 @@ settled and the band is shared so that the sum of the energies is least:
     min over b, f, p of  sum_k E_k   s.t.  y_k = 1 - rho_max, T_k <= T, E_k <= E_k^max, sum_k b_k = 1.
 
 At a price lambda of the band the optimal power and frequency lie on one path: with u = g p, first
-2 kappa f^3 = ((1 + u) ln(1 + u) - u) / g up to p_max, from there on f alone up to f_max, and the joules saved per share
-of the band rise along it.
+2 kappa f^3 = ((1 + u) ln(1 + u) - u) / g up to p_max, from there on f alone up to f_max. The joules saved per
+share of the band rise along it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from radio.allocation.optimum import (
     Allocation,
     AllocationStatus,
-    InfeasibleAllocationError,
     WhenInfeasible,
     allocate,
 )
-from radio.allocation.pricing import Buyers, Certificate, Chosen, Rows, Sharing, certify, share_out_charged
+from radio.allocation.pricing import (
+    Buyers,
+    Certificate,
+    Chosen,
+    Rows,
+    Sharing,
+    certify,
+    settle_limit,
+    share_out_charged,
+)
 from radio.arrays import BoolArray, FloatArray, choice, in_unit_interval, non_negative
+from radio.channel.rates import FixedNoise
 from radio.energy import (
     EnergyTerms,
     Limit,
-    _worth,
     band_needed,
     capacity,
     largest_kept,
     least_energy,
+    worth_of_power,
 )
 from radio.roots import decreasing_root_in_rows
 
-Objective = Literal["retained", "least_energy"]
+if TYPE_CHECKING:
+    from radio.allocation.policies import OfdmaProblem
+
+Objective: TypeAlias = Literal["retained", "least_energy"]
 _LN2 = float(np.log(2.0))
 _NOTHING = 1e-12  # a share of the weights below this is none
 
@@ -117,22 +129,25 @@ def allocate_energy(
 
     Returns:
         The allocation with `frequency` and `power`. `status` is STARVED, TIME_BOUND (energy is left over),
-        ENERGY_BOUND (the budget is spent), SATURATED, FLOOR or INFEASIBLE: not even c0 fits the time or budget.
+        ENERGY_BOUND (the budget is spent), SATURATED, FLOOR, or INFEASIBLE (not even c0 fits).
 
     Raises:
         InfeasibleAllocationError: (a ValueError) under `raise`, if `max_pruning_ratio` does not fit.
         ValueError: if an argument is outside its range.
     """
-    choice("when_infeasible", when_infeasible, WhenInfeasible)
     choice("objective", objective, Objective)
     k = terms.budget.size
     w = np.broadcast_to(non_negative("weights", 1.0 if weights is None else weights), (k,)).astype(np.float64)
     fairness = float(non_negative("alpha", alpha))
     limit = float(in_unit_interval("max_pruning_ratio", max_pruning_ratio))
     if objective == "least_energy" and limit == 1:
-        raise ValueError("objective = 'least_energy' needs max_pruning_ratio below 1: the energy of nothing is 0")
+        raise ValueError(
+            "objective = 'least_energy' needs max_pruning_ratio below 1: the energy of nothing is 0"
+        )
     out = ~(terms.standby_energy <= terms.budget)
-    limit, out = _settle_limit(terms, limit, out, when_infeasible)
+    limit, out = settle_limit(
+        lambda at: band_needed(terms, np.full(k, 1.0 - at)), limit, out, when_infeasible
+    )
     high = np.where(out, np.nan, largest_kept(terms, 1.0))
     usable = (high > 0) & ((w > 0) | (limit < 1))
     rows = np.flatnonzero(usable)
@@ -183,37 +198,6 @@ def _by_time_alone(terms: EnergyTerms, weight: FloatArray) -> Chosen | None:
     return Chosen(kept, best.bandwidth_fraction, price, float(best.gap))
 
 
-def _settle_limit(
-    terms: EnergyTerms, limit: float, out: BoolArray, when_infeasible: WhenInfeasible
-) -> tuple[float, BoolArray]:
-    """Make `max_pruning_ratio` feasible; return the limit and who is left out."""
-    if limit >= 1:
-        return limit, out
-
-    def floors(at: float) -> FloatArray:
-        needed = band_needed(terms, np.full(out.shape, 1.0 - at))
-        return np.where(out, 0.0, needed)
-
-    low = floors(limit)
-    if low.sum() <= 1:
-        return limit, out
-    if when_infeasible == "raise":
-        raise InfeasibleAllocationError(
-            f"max_pruning_ratio = {limit} cannot be met: the devices need {low.sum():.4g} of the band within "
-            "their time and energy, the limit is 1. Raise max_pruning_ratio, the latency threshold or the "
-            "energy budget, or set when_infeasible to 'relax' or 'drop'"
-        )
-    if when_infeasible == "drop":
-        order = np.argsort(low, kind="stable")
-        kept = np.zeros(low.shape, dtype=np.bool_)
-        kept[order] = np.cumsum(low[order]) <= 1
-        return limit, out | ~kept
-    least, most = limit, 1.0
-    while least < (middle := 0.5 * (least + most)) < most:
-        least, most = (least, middle) if floors(middle).sum() <= 1 else (middle, most)
-    return most, out
-
-
 def share_for_least_energy(terms: EnergyTerms, kept: FloatArray) -> tuple[FloatArray, float]:
     """Return the shares of the band, (K,), at which keeping exactly y costs the fewest joules, and the price.
 
@@ -231,7 +215,8 @@ def share_for_least_energy(terms: EnergyTerms, kept: FloatArray) -> tuple[FloatA
         value = np.log(asked.sum() + floor.sum() - floor[sending].sum())
         return np.array([value]), np.array([-0.5])  # b falls about as lambda^(-1/2)
 
-    low = high = float(np.median(path.corner))
+    corners = path.corner[np.isfinite(path.corner)]
+    low = high = float(np.median(corners)) if corners.size else 0.0
     for _ in range(200):
         if surplus(np.array([low]), sending)[0][0] >= 0:
             break
@@ -259,15 +244,16 @@ class _Path:
         self._loud = terms.gain_over_noise * terms.max_power
         everyone = np.arange(kept.size)
         t = self._at_power(self._loud, everyone)
-        self._corner_time = t
-        self._last = np.maximum(terms.threshold - self._work / terms.max_frequency, t)
+        # Where even p_max leaves no time beside computing at the f worth as much, f alone gives way.
+        self._corner_time = np.maximum(t, 1e-12 * terms.threshold)
+        self._last = np.maximum(terms.threshold - self._work / terms.max_frequency, self._corner_time)
         self.corner = self._log_price(self._loud, t, everyone)
 
     def _at_power(self, u: FloatArray, rows: Rows) -> FloatArray:
-        """Return the airtime that goes with u: computing takes what is left at the frequency worth as much."""
+        """Return the airtime that goes with u: computing takes the rest, at the f that is worth as much."""
         some = self._terms.rows(rows)
         with np.errstate(divide="ignore", invalid="ignore"):
-            f = np.cbrt(_worth(u) / (2 * some.capacitance * some.gain_over_noise))
+            f = np.cbrt(worth_of_power(u) / (2 * some.capacitance * some.gain_over_noise))
             f = np.clip(np.nan_to_num(f, posinf=np.inf), some.min_frequency, some.max_frequency)
         return np.asarray(some.threshold - self._work[rows] / f)
 
@@ -290,7 +276,9 @@ class _Path:
             def dear(x: FloatArray, some: Rows) -> tuple[FloatArray, FloatArray]:
                 there = rows[some]
                 at = np.exp(x)
-                return log_price - self._log_price(at, self._at_power(at, there), there), np.full(x.size, -2.0)
+                return log_price - self._log_price(at, self._at_power(at, there), there), np.full(
+                    x.size, -2.0
+                )
 
             top = np.log(self._loud[rows])
             u[rows] = np.exp(decreasing_root_in_rows(dear, top - 80.0, top, top))
@@ -329,7 +317,7 @@ def _result(
     sending = kept > 0
     spent = least_energy(terms, kept, share)
     held = capacity(terms, kept)
-    # At the least band that does, the capacity itself says how; rounding must not send a device over its time.
+    # At the least band that does, the capacity itself says how: rounding sends no device over its time.
     with np.errstate(divide="ignore", invalid="ignore"):
         tight = sending & (share <= band_needed(terms, kept, held) * (1 + 1e-9))
     frequency = np.where(tight, held.frequency, spent.frequency)
@@ -359,7 +347,7 @@ def verify_energy(
 ) -> Certificate:
     """Judge an allocation of `allocate_energy` (most retained weights) by its inputs and its price.
 
-    The certificate's primal residual covers the band, each device's time, its budget and the limits of f and p.
+    The primal residual covers the band, each device's time and budget, and the limits of f and p.
     """
     k = terms.budget.size
     w = np.broadcast_to(non_negative("weights", 1.0 if weights is None else weights), (k,)).astype(np.float64)
@@ -398,11 +386,38 @@ def round_costs(terms: EnergyTerms, allocation: Allocation) -> tuple[FloatArray,
     kept = 1.0 - allocation.pruning_ratio
     sends = (kept > 0) & (allocation.bandwidth_fraction > 0)
     work, f = terms.cycles(kept), allocation.frequency
-    rate = allocation.bandwidth_fraction * terms.bandwidth * np.log1p(terms.gain_over_noise * allocation.power) / _LN2
+    rate = (
+        allocation.bandwidth_fraction
+        * terms.bandwidth
+        * np.log1p(terms.gain_over_noise * allocation.power)
+        / _LN2
+    )
     bits = kept * terms.payload_bits + terms.overhead_bits
     airtime = np.zeros(kept.shape)
     np.divide(bits, rate, out=airtime, where=sends & (rate > 0))
     return work / f + airtime, terms.capacitance * work * f**2 + allocation.power * airtime
 
 
-Index = NDArray[np.intp]
+def energy_aware(problem: OfdmaProblem, *, pruning_ratio: float | None = None) -> Allocation:
+    """Joint optimum over band, pruning ratio, CPU frequency and power (the policy `energy_aware`).
+
+    Raises:
+        ValueError: without the energy terms of the round, or for rates whose noise grows with the share.
+    """
+    if pruning_ratio is not None:
+        raise ValueError(
+            f"pruning_ratio = {pruning_ratio}: policy energy_aware chooses it; only fixed_ratio takes one"
+        )
+    if problem.energy is None or not isinstance(problem.rates, FixedNoise):
+        raise ValueError(
+            "policy energy_aware needs the energy terms of the round, and noise that is the same for every "
+            "share (radio.noise_model=fixed)"
+        )
+    return allocate_energy(
+        problem.energy,
+        weights=problem.weights,
+        alpha=problem.fairness,
+        max_pruning_ratio=problem.max_pruning_ratio,
+        when_infeasible=problem.when_infeasible,
+        objective=problem.objective,
+    )

@@ -12,11 +12,13 @@ policy that meets the latency threshold at `problem.rates` meets it in the recor
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from radio.allocation.energy_aware import Objective
+from radio.allocation.fair import allocate_fair, quicken
 from radio.allocation.optimum import (
     Allocation,
     AllocationStatus,
@@ -28,7 +30,10 @@ from radio.allocation.optimum import (
 from radio.allocation.proportional_noise import allocate_at
 from radio.arrays import BoolArray, FloatArray, in_unit_interval, non_negative
 from radio.channel.rates import FixedNoise, ProportionalNoise, RateModel
+from radio.energy import EnergyTerms
 from registry import Registry
+
+TieBreak = Literal["none", "least_latency"]
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,10 @@ class OfdmaProblem:
         weights: (K,) w of the objective; None is 1.
         max_pruning_ratio: rho_max.
         when_infeasible: what to do where rho_max does not fit (`radio.allocation.allocate`).
+        fairness: alpha of the utility (`radio.allocation.pricing`); 0: the weighted sum.
+        tie_break: which of several optima: `none`, the one that takes the least band, or `least_latency`.
+        energy: what decides each device's time and energy; None: not known.
+        objective: most retained weights, or least energy at exactly rho_max.
     """
 
     rates: RateModel | Any
@@ -55,6 +64,10 @@ class OfdmaProblem:
     weights: ArrayLike | None = None
     max_pruning_ratio: float = 1.0
     when_infeasible: WhenInfeasible = "raise"
+    fairness: float = 0.0
+    tie_break: TieBreak = "none"
+    energy: EnergyTerms | None = None
+    objective: Objective = "retained"
 
     def __post_init__(self) -> None:
         if not hasattr(self.rates, "full_band"):
@@ -82,7 +95,7 @@ get_policy = POLICIES.find
 
 @policy("joint")
 def joint(problem: OfdmaProblem, *, pruning_ratio: float | None = None) -> Allocation:
-    """Exact joint optimum at the rates of the round (`optimum`, `proportional_noise`).
+    """Exact joint optimum at the rates of the round (`optimum`, `proportional_noise`, `fair`).
 
     Raises:
         ValueError: for a rate model of one's own, which has no solver here.
@@ -95,15 +108,22 @@ def joint(problem: OfdmaProblem, *, pruning_ratio: float | None = None) -> Alloc
         "overhead_bits": problem.overhead_bits,
         "when_infeasible": problem.when_infeasible,
     }
-    if isinstance(problem.rates, FixedNoise):
-        return allocate(problem.rates.full_band, *inputs, **options)
-    if isinstance(problem.rates, ProportionalNoise):
-        return allocate_at(problem.rates, *inputs, **options)
-    raise ValueError(f"policy joint has no optimum for rates of {type(problem.rates).__name__}")
+    if not isinstance(problem.rates, FixedNoise | ProportionalNoise):
+        raise ValueError(f"policy joint has no optimum for rates of {type(problem.rates).__name__}")
+    if problem.fairness > 0:
+        found = allocate_fair(problem.rates, *inputs, alpha=problem.fairness, **options)
+    elif isinstance(problem.rates, FixedNoise):
+        found = allocate(problem.rates.full_band, *inputs, **options)
+    else:
+        found = allocate_at(problem.rates, *inputs, **options)
+    if problem.tie_break == "none":
+        return found
+    return quicken(found, problem.rates, *inputs, overhead_bits=problem.overhead_bits)
 
 
 # The noise model belongs to the cell (radio.noise_model); the name is kept for older configurations.
 POLICIES.register("joint_physical_noise")(joint)
+POLICIES.register_at(energy_aware="radio.allocation.energy_aware:energy_aware")
 
 
 @policy("equal_bandwidth")

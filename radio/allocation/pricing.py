@@ -7,14 +7,15 @@ rising; U_alpha is the alpha-fair utility (Mo and Walrand 2000)
 
     U_alpha(y) = y^(1 - alpha) / (1 - alpha),   U_1 = ln y,
 
-so that alpha = 0 is the sum, 1 proportional fairness, and alpha -> infinity tends to max-min. At a price lambda of
-the band each device keeps the y at which w U'(y) = lambda b'(y) (or an end, or a kink of b), which falls with
-the price; the price at which the shares sum to one gives the optimum. All is done in logarithms: prices
-span hundreds of decades where alpha is large.
+so that alpha = 0 is the sum, 1 proportional fairness, and alpha -> infinity tends to max-min. At a price
+lambda of the band each device keeps the y at which w U'(y) = lambda b'(y) (or an end, or a kink of b), which
+falls with the price; the price at which the shares sum to one gives the optimum. All is done in logarithms:
+prices span hundreds of decades where alpha is large.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -22,13 +23,15 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import brentq
 
+from radio.allocation.optimum import InfeasibleAllocationError, WhenInfeasible
 from radio.allocation.uploaders import choose_uploaders
-from radio.arrays import BoolArray, FloatArray
+from radio.arrays import BoolArray, FloatArray, choice
 from radio.roots import decreasing_root_in_rows
 
 Rows = NDArray[np.intp]
 _PRICE_DOUBLINGS = 60
 _ROUNDING = 1e-12
+_BESIDE = 1e-10  # how far from a point its sides are looked at, relative
 _LOG_LARGEST = 700.0  # of a price that is still a number
 
 
@@ -109,12 +112,12 @@ class Buyers:
         self._rows = np.arange(weight.size)
         self.low, self.high = curve.low, np.where(weight > 0, curve.high, curve.low)
         # What a device would pay at the ends; in between it is to be searched for.
-        self._at_low = self._worth(self.low) - curve.log_slope(self.low, self._rows)[0]
-        self._at_high = self._worth(self.high) - curve.log_slope(self.high, self._rows)[0]
+        self._at_low = self.worth(self.low) - curve.log_slope(self.low, self._rows)[0]
+        self._at_high = self.worth(self.high) - curve.log_slope(self.high, self._rows)[0]
         inside = (curve.kink > self.low) & (curve.kink < self.high)
         self._kink = np.where(inside, curve.kink, self.high)
         left, right = curve.kink_slopes()
-        worth = self._worth(np.where(inside, curve.kink, 1.0))
+        worth = self.worth(np.where(inside, curve.kink, 1.0))
         self._kink_left = np.where(inside, worth - left, self._at_high)
         self._kink_right = np.where(inside, worth - right, self._at_high)
 
@@ -124,7 +127,8 @@ class Buyers:
         paying = self._at_high[(self.weight > 0) & (self.high > self.low)]
         return float(paying.min()) if paying.size else -np.inf
 
-    def _worth(self, kept: FloatArray) -> FloatArray:
+    def worth(self, kept: FloatArray) -> FloatArray:
+        """Return ln w U'(y)."""
         if self.alpha == 0:
             return self._log_weight.copy()
         with np.errstate(divide="ignore"):
@@ -151,7 +155,11 @@ class Buyers:
                 return worth - slope - log_price, -bend
 
             middle = 0.5 * (low + high)
-            first = middle if start is None else np.where((start[rows] > low) & (start[rows] < high), start[rows], middle)
+            first = (
+                middle
+                if start is None
+                else np.where((start[rows] > low) & (start[rows] < high), start[rows], middle)
+            )
             low, high = np.maximum(low, 1e-300), np.maximum(high, 1e-300)
             kept[rows] = np.clip(decreasing_root_in_rows(excess, low, high, first), low, high)
         return kept, free
@@ -268,12 +276,13 @@ def certify(buyers: Buyers, found: Sharing, *, optional: BoolArray | None = None
 
 
 def _sides(buyers: Buyers, y: FloatArray, rows: Rows) -> tuple[FloatArray, FloatArray]:
-    """Return ln w U'(y) / b'(y) on the left and on the right of y."""
-    plain = buyers._worth(y) - buyers.curve.log_slope(y, rows)[0]
-    at_kink = np.abs(y - buyers.curve.kink) <= _ROUNDING
-    left, right = buyers.curve.kink_slopes()
-    worth = buyers._worth(np.where(at_kink, y, 1.0))
-    return np.where(at_kink, worth - left, plain), np.where(at_kink, worth - right, plain)
+    """Return ln w U'(y) / b'(y) just left and just right of y: between them lies any kink that y is at."""
+    step = _BESIDE * np.maximum(y, 1e-6)
+    below, above = np.maximum(y - step, buyers.low), np.minimum(y + step, buyers.high)
+    return (
+        buyers.worth(below) - buyers.curve.log_slope(below, rows)[0],
+        buyers.worth(above) - buyers.curve.log_slope(above, rows)[0],
+    )
 
 
 def _dual_bound(buyers: Buyers, found: Sharing, optional: BoolArray | None) -> float:
@@ -289,13 +298,56 @@ def _dual_bound(buyers: Buyers, found: Sharing, optional: BoolArray | None) -> f
         value = np.where(paid, w * utility(y, buyers.alpha), 0.0) - price * need
         left, right = _sides(buyers, y, rows)
         marginal = w * y**-buyers.alpha
-        rise = np.where(y < buyers.high, marginal * -np.expm1(found.log_price - right) * (buyers.high - y), 0.0)
+        rise = np.where(
+            y < buyers.high, marginal * -np.expm1(found.log_price - right) * (buyers.high - y), 0.0
+        )
         fall = np.where(y > buyers.low, marginal * np.expm1(found.log_price - left) * (y - buyers.low), 0.0)
         rise, fall = np.where(paid, rise, 0.0), np.where(paid, fall, 0.0)
     value = value + np.maximum(0.0, np.maximum(rise, fall))
     if optional is not None:
         value = np.where(optional, np.maximum(value, 0.0), value)
     return float(price + value.sum())
+
+
+def settle_limit(
+    needs: Callable[[float], FloatArray], limit: float, left_out: BoolArray, when_infeasible: WhenInfeasible
+) -> tuple[float, BoolArray]:
+    """Make a largest pruning ratio feasible; return the one in force and who is left out.
+
+    Args:
+        needs: from a pruning ratio to the share of the band that each device needs for it, (K,).
+        limit: the ratio that is asked for; 1: no limit.
+        left_out: (K,) who takes no part anyway.
+        when_infeasible: as of `radio.allocation.allocate`.
+
+    Raises:
+        InfeasibleAllocationError: (a ValueError) under `raise`, if the limit does not fit.
+    """
+    choice("when_infeasible", when_infeasible, WhenInfeasible)
+    if limit >= 1:
+        return limit, left_out
+
+    def floors(at: float) -> FloatArray:
+        return np.where(left_out, 0.0, needs(at))
+
+    low = floors(limit)
+    if low.sum() <= 1:
+        return limit, left_out
+    if when_infeasible == "raise":
+        raise InfeasibleAllocationError(
+            f"max_pruning_ratio = {limit} cannot be met: the devices that can take part need {low.sum():.4g} "
+            "of the band, the limit is 1. Raise max_pruning_ratio, the latency threshold or the energy "
+            "budget, or set when_infeasible to 'relax' or 'drop'"
+        )
+    if when_infeasible == "drop":
+        order = np.argsort(low, kind="stable")
+        kept = np.zeros(low.shape, dtype=np.bool_)
+        kept[order] = np.cumsum(low[order]) <= 1
+        return limit, left_out | ~kept
+    least, most = limit, 1.0
+    while least < (middle := 0.5 * (least + most)) < most:
+        least, most = (least, middle) if floors(middle).sum() <= 1 else (middle, most)
+    return most, left_out
 
 
 class Divisible(Curve, Protocol):
@@ -320,11 +372,11 @@ class Chosen(Sharing):
 def share_out_charged(curve: Divisible, weight: FloatArray, alpha: float, charged: BoolArray) -> Chosen:
     """Share the band where some uploads have a fixed price: who is `charged` may stay silent at no cost.
 
-    A silent device keeps nothing, with utility 0. For alpha >= 1 that is infinitely bad, so that all upload; if
-    their least needs fill the band, those with the largest are silent. Otherwise the price is sought at which
-    the answers, silence among them, fill the band; where a device breaks even there and only a part of it would
-    fit, who uploads is settled by a short branch and bound (`radio.allocation.uploaders`), and `gap` says how far
-    the optimum can be.
+    A silent device keeps nothing, with utility 0. For alpha >= 1 that is infinitely bad, so that all upload;
+    if their least needs fill the band, those with the largest are silent. Otherwise the price is sought at
+    which the answers, silence among them, fill the band; where a device breaks even there and only a part of
+    it would fit, who uploads is settled by a short branch and bound (`radio.allocation.uploaders`), and `gap`
+    says how far the optimum can be.
     """
     n = weight.size
     everyone = np.arange(n)
@@ -352,9 +404,11 @@ def share_out_charged(curve: Divisible, weight: FloatArray, alpha: float, charge
         return best
     if n > _MOST_SEARCHED:
         return Chosen(best.kept, best.share, best.log_price, gap)
-    # An answer to a price is a search of its own here, so that few sets can be tried; the gap says what is left.
+    # An answer to a price is a search of its own here: few sets can be tried, and the gap says what is left.
     kinds = np.unique(curve_key(curve, weight), axis=0, return_inverse=True)[1].reshape(-1)
-    choice = choose_uploaders(gains, able, kinds, scale=scale, price=price, known=[best.share > 0], trials=_TRIALS)
+    choice = choose_uploaders(
+        gains, able, kinds, scale=scale, price=price, known=[best.share > 0], trials=_TRIALS
+    )
     chosen = _scattered(curve, weight, alpha, np.flatnonzero(choice.share > 0), 0.0)
     return Chosen(chosen.kept, chosen.share, chosen.log_price, choice.gap)
 

@@ -60,6 +60,11 @@ class FixedNoise:
         wanted, full = np.broadcast_arrays(wanted, self.full_band)
         return np.asarray(np.divide(wanted, full, out=np.full(full.shape, np.inf), where=full > 0))
 
+    def slopes(self, bandwidth_fraction: ArrayLike) -> tuple[FloatArray, FloatArray]:
+        """Return the first and second derivative of the rate in the share: r and 0."""
+        shape = np.broadcast(np.asarray(bandwidth_fraction), self.full_band).shape
+        return np.broadcast_to(self.full_band, shape), np.zeros(shape)
+
     def of(self, devices: NDArray[np.intp]) -> FixedNoise:
         """Return the rates of some devices, along the last axis."""
         return FixedNoise(self.full_band[..., devices])
@@ -104,6 +109,18 @@ class ProportionalNoise:
 
         root = decreasing_root(shortfall, np.full(ratio.shape, LOG_TINY), np.zeros(ratio.shape))
         return np.where(reached, np.exp(root), np.where(wanted <= 0, 0.0, np.inf))
+
+    def slopes(self, bandwidth_fraction: ArrayLike) -> tuple[FloatArray, FloatArray]:
+        """Return the first and second derivative of the rate in the share; infinite at 0."""
+        b = np.asarray(bandwidth_fraction, dtype=np.float64)
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            x = self.snr / b
+            part = x / (1 + x)
+            small = np.minimum(x, 1e-4)  # where the difference would cancel, its series
+            fall = np.where(x > 1e-4, np.log1p(x) - part, small * small * (0.5 - 2 * small / 3))
+            slope = np.where(b > 0, fall, np.inf) * self.bandwidth / _LN2
+            bend = np.where(b > 0, -(part**2) / b, -np.inf) * self.bandwidth / _LN2
+        return slope, bend
 
     def of(self, devices: NDArray[np.intp]) -> ProportionalNoise:
         """Return the rates of some devices, along the last axis."""

@@ -28,7 +28,7 @@ from radio.channel.rates import fixed_noise, full_band_rate, proportional_noise,
 from radio.latency import slack
 from radio.profiles import get_profile
 
-INTERIOR, SATURATED, STARVED, INFEASIBLE, FLOOR = AllocationStatus
+INTERIOR, SATURATED, STARVED, INFEASIBLE, FLOOR, *_ = AllocationStatus
 
 
 @dataclass(frozen=True)

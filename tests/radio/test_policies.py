@@ -13,7 +13,7 @@ from radio.allocation.policies import POLICIES, OfdmaProblem, get_policy, policy
 from radio.channel.rates import fixed_noise, proportional_noise
 from radio.profiles import get_profile
 
-INTERIOR, SATURATED, STARVED, INFEASIBLE, FLOOR = AllocationStatus
+INTERIOR, SATURATED, STARVED, INFEASIBLE, FLOOR, *_ = AllocationStatus
 
 
 def draw_problem(seed: int) -> OfdmaProblem:
