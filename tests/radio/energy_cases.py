@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from scipy.optimize import minimize
 
@@ -105,7 +107,8 @@ def joint_scipy(terms: EnergyTerms, weights: FloatArray, starts: int = 3) -> flo
         used = terms.capacitance * terms.cycles(y) * (v * terms.max_frequency) ** 2
         return np.asarray(1 - (used + power(z) * x * terms.threshold) / budget)
 
-    limits = [
+    solve: Any = minimize  # its stubs know no list of bounds
+    limits: list[dict[str, Any]] = [
         {"type": "ineq", "fun": time_left},
         {"type": "ineq", "fun": energy_left},
         {"type": "ineq", "fun": lambda z: 1 - power(z) / terms.max_power},
@@ -118,11 +121,11 @@ def joint_scipy(terms: EnergyTerms, weights: FloatArray, starts: int = 3) -> flo
         start = np.concatenate(
             [np.full(k, 0.01), np.full(k, 0.9 / k), np.full(k, rng.uniform(0.2, 0.6)), np.full(k, 0.9)]
         )
-        found = minimize(
+        found = solve(
             lambda z: -float(weights @ z[:k]), start, method="SLSQP", bounds=bounds, constraints=limits,
             options={"maxiter": 400, "ftol": 1e-13},
         )  # fmt: skip
-        feasible = min(float(np.min(limit["fun"](found.x))) for limit in limits) > -1e-9  # type: ignore[operator]
+        feasible = min(float(np.min(limit["fun"](found.x))) for limit in limits) > -1e-9
         if feasible:
             best = max(best, -float(found.fun))
     return best

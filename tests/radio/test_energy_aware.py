@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from radio.allocation import AllocationStatus, InfeasibleAllocationError, allocate
+from radio.allocation import Allocation, AllocationStatus, InfeasibleAllocationError, allocate
 from radio.allocation.energy_aware import (
     allocate_energy,
     round_costs,
@@ -22,12 +22,12 @@ from tests.radio.energy_cases import LN2, draw_terms, joint_scipy
 seeds = st.integers(0, 2**32 - 1)
 
 
-def check_feasible(terms: EnergyTerms, found: object) -> None:
-    seconds, joules = round_costs(terms, found)  # type: ignore[arg-type]
-    here = found.status != AllocationStatus.INFEASIBLE  # type: ignore[attr-defined]
+def check_feasible(terms: EnergyTerms, found: Allocation) -> None:
+    seconds, joules = round_costs(terms, found)
+    here = found.status != AllocationStatus.INFEASIBLE
     assert (seconds[here] <= terms.threshold[here] * (1 + 1e-9)).all()
     assert (joules[here] <= terms.budget[here] * (1 + 1e-9)).all()
-    assert found.bandwidth_fraction.sum() <= 1 + 1e-12  # type: ignore[attr-defined]
+    assert found.bandwidth_fraction.sum() <= 1 + 1e-12
 
 
 @settings(deadline=None, max_examples=12)
@@ -69,8 +69,8 @@ def test_never_below_a_reference_by_scipy_on_a_thousand_instances() -> None:
 @settings(deadline=None, max_examples=15)
 @given(seeds, st.booleans())
 def test_without_budgets_it_is_the_optimum_under_time(seed: int, charge: bool) -> None:
-    terms = replace(draw_terms(seed, load=2.0, charge=charge), budget=np.inf)
-    terms = replace(terms, budget=np.full(terms.max_power.shape, np.inf))
+    drawn = draw_terms(seed, load=2.0, charge=charge)
+    terms = replace(drawn, budget=np.full(drawn.max_power.shape, np.inf))
     f = terms.max_frequency
     best = allocate(
         terms.bandwidth * np.log1p(terms.gain_over_noise * terms.max_power) / LN2,
