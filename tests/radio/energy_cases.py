@@ -114,7 +114,7 @@ def joint_scipy(terms: EnergyTerms, weights: FloatArray, starts: int = 3) -> flo
         {"type": "ineq", "fun": lambda z: 1 - power(z) / terms.max_power},
         {"type": "ineq", "fun": lambda z: 1 - z[k : 2 * k].sum()},
     ]
-    bounds = [(0, 1)] * k + [(1e-9, 1)] * k + [(1e-6, 1)] * k
+    bounds: list[Any] = [(0, 1)] * k + [(1e-9, 1)] * k + [(1e-6, 1)] * k
     bounds += [(a, 1.0) for a in terms.min_frequency / terms.max_frequency]
     best = 0.0
     for _ in range(starts):
