@@ -19,7 +19,7 @@ from pathlib import Path
 
 from benchmarks.jobs import run_job
 from engines.processors import usable_processors
-from server_app.recorder import read_table
+from records.recorder import read_table
 from server_app.run import RunFailedError
 from strategies.base import DivergedError
 

@@ -2,7 +2,7 @@
 
 Flower's own exchange polls every few seconds, so that a stopwatch around it measures the polling. The
 server therefore names an address that takes meaningless bytes; it times their arrival there (see
-`server_app.probe_sink`), which no buffer on this side can flatter.
+`strategies.probe_sink`), which no buffer on this side can flatter.
 """
 
 from __future__ import annotations

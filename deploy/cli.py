@@ -86,10 +86,10 @@ def _run(options: argparse.Namespace, folder: Path) -> None:
     from deploy.resources import Usage
     from engines.superlink import absolute
     from engines.temporary import SOCKET, short_folder
-    from server_app.ownership import SUMMARY
+    from records.ownership import SUMMARY
+    from records.watch import close_summary
     from server_app.settings import compose_settings
     from server_app.settings.overrides import override
-    from server_app.watch import close_summary
 
     if options.nodes < 1:
         raise ConfigError(f"--nodes {options.nodes}; a fleet has at least 1 node")

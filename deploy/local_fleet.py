@@ -31,7 +31,7 @@ from engines.superlink import (
     kill_all,
     wait_for,
 )
-from server_app.ownership import SUMMARY
+from records.ownership import SUMMARY
 
 NodeConfig = Mapping[str, str | int | float | bool]
 

@@ -32,7 +32,7 @@ from engines.superlink import (
 )
 from engines.temporary import RAY, short_folder
 from protocol.interrupts import held
-from server_app.ownership import SUMMARY, lock_variables, owned, refuse_used
+from records.ownership import SUMMARY, lock_variables, owned, refuse_used
 from server_app.run import continues
 from server_app.settings import Settings
 

@@ -26,8 +26,8 @@ from engines.process_table import descendants
 from keys import ConfigError, build, path_keys
 from protocol.interrupts import request
 from protocol.own_files import for_other_processes
-from server_app.ownership import SUMMARY, read_summary
-from server_app.recorder import write_json
+from records.ownership import SUMMARY, read_summary
+from records.recorder import write_json
 from server_app.run import LOG_FILE, STOP_FILE, RunFailedError
 from server_app.settings import Settings, flatten
 from server_app.settings.overrides import joined, override

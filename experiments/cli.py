@@ -54,7 +54,7 @@ def execute(job: ComposedJob) -> None:
         _attempt(job)
         return
     from experiments.sweep import is_finished, refresh, start_afresh
-    from server_app.ownership import owned
+    from records.ownership import owned
 
     with owned(job.folder, wait=True):  # the same sweep may be going on elsewhere
         if is_finished(job.folder, job.settings):

@@ -22,8 +22,8 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from protocol.archives import digest_of
-from server_app.ownership import LOCK_FILE
-from server_app.recorder import write_json
+from records.ownership import LOCK_FILE
+from records.recorder import write_json
 from server_app.settings import Settings, decides_nothing
 
 log = logging.getLogger(__name__)

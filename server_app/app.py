@@ -11,11 +11,11 @@ from flwr.serverapp import Grid, ServerApp
 from keys import build
 from protocol.interrupts import Interrupted, interruptible
 from protocol.own_files import find_own_modules
-from server_app.ownership import SUMMARY, new_folder
+from records.ownership import SUMMARY, new_folder
+from records.watch import watched
 from server_app.run import run
 from server_app.settings import Settings, compose_settings
 from server_app.settings.overrides import split
-from server_app.watch import watched
 
 app = ServerApp()
 

@@ -41,8 +41,8 @@ from protocol.archives import (
 from protocol.interrupts import held
 from protocol.messages import SAVE, UNKNOWN_ROUND, MessageError, SaveOrder, SaveReport
 from protocol.untrusted import last_line, safe_text
-from server_app.ownership import status_of
-from server_app.recorder import HistoryError, Mark, Marks, Recorder, read_until
+from records.ownership import status_of
+from records.recorder import HistoryError, Mark, Marks, Recorder, read_until
 from server_app.settings import Settings, decides_nothing
 from strategies.base import NOT_CONNECTED, WirelessStrategy
 from strategies.exchange import exchange

@@ -26,19 +26,19 @@ from protocol import interrupts
 from protocol.archives import write_file
 from protocol.interrupts import held
 from protocol.messages import read_weights, weights_record
+from records.figure import draw_run
+from records.ownership import SUMMARY, owned, refuse_used, settle
+from records.recorder import DEVICES, ROUNDS, HistoryError, Recorder, read_table, write_json
+from records.summary import run_facts, starved_rounds, summarise
 from server_app import checkpoint
 from server_app.checkpoint import FinishedRound, Writer
-from server_app.figure import draw_run
 from server_app.job import Job, build_strategy, prepare
-from server_app.ownership import SUMMARY, owned, refuse_used, settle
-from server_app.probe_sink import ProbeSink
 from server_app.progress import round_line, starved_line
-from server_app.recorder import DEVICES, ROUNDS, HistoryError, Recorder, read_table, write_json
 from server_app.settings import Settings
-from server_app.summary import run_facts, starved_rounds, summarise
 from server_app.trackers import Tracker, open_tracker
 from strategies.base import DivergedError, WirelessStrategy
 from strategies.exchange import exchange
+from strategies.probe_sink import ProbeSink
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ def record_run(settings: Settings, folder: Path, work: Callable[[], Mapping[str,
         else:
             refuse_used(folder)
         write_file(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(settings.to_dict())).encode())
-        facts = run_facts(settings)
+        facts = run_facts(seed=settings.seed, scheme=settings.scheme.name, dataset=settings.dataset.name)
         write_json(folder / SUMMARY, {"status": "running", **facts})
         with _log_file(folder / LOG_FILE, append=in_place), interrupts.stop_file(folder / STOP_FILE):
             try:
@@ -115,7 +115,7 @@ def _log_file(path: Path, *, append: bool) -> Iterator[None]:
         path, mode="a" if append else "w", encoding="utf-8", errors="backslashreplace"
     )
     handler.setFormatter(logging.Formatter("%(message)s"))
-    loggers = [logging.getLogger(name) for name in ("server_app", "strategies")]
+    loggers = [logging.getLogger(name) for name in ("server_app", "records", "strategies")]
     for logger in loggers:
         logger.setLevel(logging.INFO)
         logger.addHandler(handler)

@@ -1,7 +1,7 @@
 """Pruning ratios from what the devices really take: no emulated channel, no control of the bandwidth.
 
 A device times its own training with a monotonic clock. Its uplink rate is either the figure that its
-operator states, or that of a timed transfer (`server_app.probe_sink`). Both estimates are the median of
+operator states, or that of a timed transfer (`strategies.probe_sink`). Both estimates are the median of
 the last few rounds, so that one odd round changes nothing and a lasting change shows within half the
 window. The ratio of the next round is the smallest with
 

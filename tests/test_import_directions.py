@@ -18,6 +18,7 @@ ALLOWED = {
     "protocol": {"numpy", "flwr"},
     "client_app": {"flwr", "torch", "numpy", "task", "protocol", "radio.payload"},
     # torch: the learned scheduler; cryptography, which Flower brings: the keys of nodes
+    "records": {"matplotlib", "omegaconf", "protocol", "strategies.records"},
     "strategies": {"flwr", "numpy", "scipy", "torch", "cryptography", "radio", "protocol"},
 }
 
@@ -31,11 +32,12 @@ RANK = {
     "protocol": 0,
     "client_app": 1,
     "strategies": 1,
-    "server_app": 2,
-    "engines": 3,
-    "experiments": 4,
-    "deploy": 5,
-    "benchmarks": 5,
+    "records": 2,
+    "server_app": 3,
+    "engines": 4,
+    "experiments": 5,
+    "deploy": 6,
+    "benchmarks": 6,
 }
 _DOTTED = re.compile(rf"({'|'.join(RANK)})(\.\w+)+(:\w+)?")
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from server_app.ownership import status_of
+from records.ownership import status_of
 from server_app.settings import decides_nothing, flatten
 
 Row = dict[str, str]

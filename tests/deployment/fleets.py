@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from engines.superlink import finished
-from server_app.recorder import read_table
+from records.recorder import read_table
 
 SMALL = ("model=mlp", "partition.samples_per_device=40", "partition.test_samples_per_device=20")
 

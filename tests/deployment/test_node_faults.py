@@ -19,7 +19,7 @@ import pytest
 
 from deploy.local_fleet import LocalFleet
 from engines.process_table import descendants
-from server_app.recorder import read_table
+from records.recorder import read_table
 from tests.deployment.faulty_way import FaultyWay
 from tests.deployment.fleets import SMALL, rounds, rows, wait
 

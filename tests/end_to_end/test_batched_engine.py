@@ -5,7 +5,7 @@ import pytest
 
 from engines.inprocess import InProcessGrid
 from keys import ConfigError
-from server_app.recorder import read_table
+from records.recorder import read_table
 from server_app.settings import compose_settings
 from tests.end_to_end.jobs import SMALL, final_weights, run_job, run_small
 

@@ -8,8 +8,8 @@ from flwr.app import Context, RecordDict
 from client_app import device
 from protocol.messages import TrainOrder, weights_record
 from radio import payload
+from records.recorder import read_table
 from server_app.job import prepare
-from server_app.recorder import read_table
 from server_app.run import RunFailedError
 from server_app.settings import compose_settings
 from strategies.averaging import MaskedAverage

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from server_app.recorder import read_table
+from records.recorder import read_table
 from tests.end_to_end.jobs import run_job, run_small
 
 HOSTILE = "9"

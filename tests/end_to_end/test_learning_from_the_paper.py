@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from server_app.recorder import read_table
+from records.recorder import read_table
 from tests.end_to_end.jobs import final_weights, run_job
 from tests.end_to_end.plain_learning import Learning, Setting, quantised
 

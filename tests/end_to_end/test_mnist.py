@@ -2,7 +2,7 @@
 
 import pytest
 
-from server_app.recorder import read_table
+from records.recorder import read_table
 from tests.end_to_end.jobs import run_job
 
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from keys import ConfigError
+from records.recorder import read_table
 from server_app.job import build_strategy, prepare
-from server_app.recorder import read_table
 from server_app.run import RunFailedError
 from server_app.settings import compose_settings
 from strategies.base import DivergedError

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from server_app.recorder import read_table
+from records.recorder import read_table
 from tests.end_to_end.jobs import run_job
 from tests.end_to_end.plain_radio import Cell, equal, optimum, printed, wire_bytes
 

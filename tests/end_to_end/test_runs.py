@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from keys import ConfigError
-from server_app.recorder import read_table
+from records.recorder import read_table
 from tests.end_to_end.jobs import final_weights, records, run_small
 
 

@@ -9,7 +9,7 @@ import torch
 from protocol.streams import generator
 from radio.air.sparse import choose_common_mask
 from radio.scheduling import schedule
-from server_app.recorder import read_table
+from records.recorder import read_table
 from tests.end_to_end.jobs import final_weights, run_job
 from tests.end_to_end.plain_air import Air, average, draw_channels, pruned_update
 from tests.end_to_end.plain_learning import Learning, Setting

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from records.recorder import Recorder, read_table
+from records.summary import git_commit
 from server_app import run as runs
-from server_app.recorder import Recorder, read_table
-from server_app.summary import git_commit
 from strategies.records import RoundLog
 
 QUICK = (
@@ -69,7 +69,7 @@ def test_a_git_that_hangs_or_is_broken_costs_no_run(monkeypatch):
         def fails(*args, error=error, **options):
             raise error
 
-        monkeypatch.setattr("server_app.summary.subprocess.run", fails)
+        monkeypatch.setattr("records.summary.subprocess.run", fails)
         assert git_commit() is None
 
 

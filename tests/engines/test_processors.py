@@ -73,6 +73,15 @@ def test_other_systems_have_neither_affinity_nor_control_groups(monkeypatch, tmp
 
 def test_nobody_counts_the_processors_of_the_machine():
     own = Path(engines.processors.__file__)
-    for package in ("engines", "experiments", "server_app", "client_app", "deploy", "benchmarks", "task"):
+    for package in (
+        "engines",
+        "experiments",
+        "server_app",
+        "records",
+        "client_app",
+        "deploy",
+        "benchmarks",
+        "task",
+    ):
         for path in (ROOT / package).rglob("*.py"):
             assert path == own or "cpu_count" not in path.read_text(encoding="utf-8"), path

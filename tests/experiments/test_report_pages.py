@@ -14,7 +14,7 @@ from experiments.report.cli import build_report, main
 from experiments.report.folders import ReportError, Run, find_runs
 from experiments.report.metrics import samples
 from experiments.report.spec import default_report, read_report
-from server_app.recorder import read_table
+from records.recorder import read_table
 from tests.experiments.small_sweeps import run_tiny
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from experiments.studies import run_study
 from keys import ConfigError
-from server_app.recorder import read_table
+from records.recorder import read_table
 from server_app.settings import compose_settings
 from server_app.trackers import EventsFile, crc32c, numbers
 from tests.experiments.small_sweeps import run_tiny

@@ -1,7 +1,7 @@
 """What a user is told of devices that lose their part."""
 
+from records.summary import starved_rounds, summarise
 from server_app.progress import round_line, starved_line
-from server_app.summary import starved_rounds, summarise
 from strategies.records import RoundLog
 
 

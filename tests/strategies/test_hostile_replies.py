@@ -12,7 +12,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from engines.inprocess import InProcessGrid
 from protocol.messages import METRICS, UPLOAD, weights_record
 from radio import payload
-from server_app.recorder import Recorder
+from records.recorder import Recorder
 from strategies.base import DivergedError
 from strategies.fleet import Fleet
 from strategies.limits import NormLimit

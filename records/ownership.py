@@ -26,7 +26,7 @@ except ImportError:  # not a POSIX system: the process number alone says whether
     fcntl = None  # type: ignore[assignment]
 
 from keys import ConfigError
-from server_app.recorder import write_json
+from records.recorder import write_json
 
 LOCK_FILE = "run.lock"
 SUMMARY = "summary.json"

@@ -8,7 +8,7 @@ import pytest
 
 from client_app.probe import send_probe
 from protocol.messages import ProbeOrder
-from server_app.probe_sink import ProbeSink
+from strategies.probe_sink import ProbeSink
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from server_app.recorder import ROUNDS, read_table
+from records.recorder import ROUNDS, read_table
 
 FIGURE = "figure.png"
 _DEVICES = "devices"

@@ -11,17 +11,15 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from server_app.settings import Settings
-
 _PACKAGES = ("airflower", "flwr", "torch", "torchvision", "numpy", "scipy", "cvxpy", "hydra-core", "ray")
 
 
-def run_facts(settings: Settings) -> dict[str, Any]:
-    """Return seed, scheme, versions, platform and git commit."""
+def run_facts(*, seed: int, scheme: str, dataset: str) -> dict[str, Any]:
+    """Return these, versions, platform and git commit."""
     return {
-        "seed": settings.seed,
-        "scheme": settings.scheme.name,
-        "dataset": settings.dataset.name,
+        "seed": seed,
+        "scheme": scheme,
+        "dataset": dataset,
         "versions": {name: _version(name) for name in _PACKAGES},
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}",

@@ -10,7 +10,7 @@ matplotlib.use("Agg")
 import pytest
 from matplotlib import pyplot as plt
 
-from server_app.figure import draw_run
+from records.figure import draw_run
 
 
 @pytest.fixture

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from server_app.watch import REASON, close_summary, watched
+from records.watch import REASON, close_summary, watched
 
 ROOT = Path(__file__).parents[2]
 SERVER = """
 import os, sys, time
 from pathlib import Path
-from server_app.watch import watched
+from records.watch import watched
 with watched(Path(sys.argv[1])):
     Path(sys.argv[1]).write_text('{"status": "running", "seed": 3}')
     print("ready", flush=True)

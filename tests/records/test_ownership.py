@@ -11,13 +11,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from server_app import ownership
-from server_app.ownership import FolderInUseError, holder_of, new_folder, owned, status_of
+from records import ownership
+from records.ownership import FolderInUseError, holder_of, new_folder, owned, status_of
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from server_app.ownership import owned
+from records.ownership import owned
 with owned(Path(sys.argv[1])):
     print("mine", flush=True)
     time.sleep(600)
