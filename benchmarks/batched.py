@@ -19,7 +19,7 @@ from client_app.device import RunContext, run_context, train
 from client_app.fast.stacked import StackedNetwork
 from client_app.local_round import DeviceRound, LocalTraining
 from client_app.many import train_many
-from client_app.samples import ImagePool
+from client_app.samples import StoredPool
 from engines.allocator import keep_freed_memory
 from protocol.messages import TrainOrder, weights_record
 from protocol.streams import torch_seed
@@ -89,7 +89,7 @@ def gpu_figure(num_devices: int, *, quick: bool) -> Figure:
     sides = {
         name: LocalTraining(
             StackedNetwork(run.network.module, run.network.split, device="cuda"),
-            ImagePool(run.data, torch.device("cuda")),
+            StoredPool(*run.task.data.train, run.task.transform, None, torch.device("cuda")),
             run.algorithm,
             run.training,
             devices_at_once=chunk,

@@ -32,6 +32,7 @@ from task.datasets import load_dataset
 from task.models import build_model
 from task.partition import partition
 from task.split import split_parameters
+from task.transforms import ready
 
 CALIBRATED_RATIOS = (
     0,
@@ -94,15 +95,15 @@ def train(case: Case, rounds: int, seed: int, evaluate_every: int) -> Curve:
     num_devices = len(case.ratios)
     parts = partition(
         "labels",
-        data.train_labels,
-        data.test_labels,
+        data.train[1],
+        data.test[1],
         num_devices,
         generator(seed, "partition"),
         samples_per_device=case.samples,
         test_samples_per_device=case.test_samples,
     )
-    train_sets = [data.train(part.train) for part in parts]
-    test_sets = [data.test(part.test) for part in parts]
+    train_sets = [ready(data, data.train, part.train) for part in parts]
+    test_sets = [ready(data, data.test, part.test) for part in parts]
     module = build_model(case.model, generator=torch.Generator().manual_seed(torch_seed(seed, "init")))
     split = split_parameters(module, case.personal)
     model = ModuleNetwork(module, split)

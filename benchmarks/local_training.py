@@ -6,7 +6,6 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -24,7 +23,8 @@ from protocol.messages import read_weights, weights_record
 from protocol.streams import torch_seed
 from server_app.job import Job, build_strategy, prepare
 from server_app.settings import compose_settings
-from task import datasets
+from task import Dataset
+from task.datasets import DATASETS
 
 DEVICES, IMAGES, BATCH, RATIO, RATE = 10, 600, 128, 0.475, 0.01
 RANDOM = "random_images"
@@ -33,22 +33,21 @@ RANDOM = "random_images"
 def register_random_images() -> None:
     """Make a data set of random images known to this process and to the workers that it forks."""
 
-    def load(root: Path, download: bool) -> datasets.ImageData:
+    def load() -> Dataset:
         rng = np.random.default_rng(0)
         total = DEVICES * IMAGES
         labels = rng.integers(0, 10, total)
         images = rng.integers(0, 256, (total, 1, 28, 28), dtype=np.uint8)
-        return datasets.ImageData(
-            train_images=torch.from_numpy(images),
-            train_labels=torch.from_numpy(labels),
-            test_images=torch.from_numpy(images[:1000]),
-            test_labels=torch.from_numpy(labels[:1000]),
+        return Dataset(
+            train=(images, labels),
+            test=(images[:1000], labels[:1000]),
             num_classes=10,
-            mean=0.5,
-            std=0.29,
+            mean=(0.5,),
+            std=(0.29,),
         )
 
-    datasets._LOADERS.setdefault(RANDOM, load)
+    if RANDOM not in DATASETS:
+        DATASETS.register(RANDOM)(load)
 
 
 def paper_job(*overrides: str) -> Job:
@@ -114,7 +113,7 @@ def baseline_side(job: Job, *, freeze: bool = False) -> PlainFederation:
         own = torch.from_numpy(run.initial_personal)
         global_part = torch.from_numpy(job.initial_weights)
         torch.nn.utils.vector_to_parameters(torch.cat([own, global_part]), model.parameters())
-    data = [run.data.train(part.train) for part in run.parts]
+    data = [run.task.train(part.train) for part in run.parts]
 
     def batches(number: int, device: int) -> list[Iterable[torch.Tensor | slice]]:
         seed = torch_seed(run.spec.seed, "batches", number, device)

@@ -16,7 +16,8 @@ from engines.inprocess import InProcessGrid
 from protocol.messages import weights_record
 from server_app.job import build_strategy, prepare
 from server_app.settings import compose_settings
-from task import datasets
+from task import Dataset
+from task.datasets import DATASETS
 
 
 def _both(numbers: tuple[int, ...], rounds: int) -> tuple[list[list[float]], list[float], float]:
@@ -39,13 +40,20 @@ def _fleet(devices: int) -> Generator[float, None, None]:
 
     import torch
 
-    def load(root: object, download: bool) -> datasets.ImageData:
+    def load() -> Dataset:
         rng = np.random.default_rng(0)
         images = torch.from_numpy(rng.integers(0, 256, (60_000, 1, 28, 28), dtype=np.uint8))
         labels = torch.from_numpy(rng.integers(0, 10, 60_000))
-        return datasets.ImageData(images, labels, images[:10_000], labels[:10_000], 10, 0.5, 0.29)
+        return Dataset(
+            train=(images, labels),
+            test=(images[:10_000], labels[:10_000]),
+            num_classes=10,
+            mean=(0.5,),
+            std=(0.29,),
+        )
 
-    datasets._LOADERS.setdefault("random_60k", load)
+    if "random_60k" not in DATASETS:
+        DATASETS.register("random_60k")(load)
     job = prepare(
         compose_settings(
             [

@@ -59,9 +59,8 @@ def train_many(
 def evaluate(message: Message, context: Context) -> Message:
     """Test the global part with the device's own personal part."""
     result = device.test(read(message, EvaluateOrder), context)
-    metrics = MetricRecord(
-        {"accuracy": result.accuracy, "loss": result.loss, "num-examples": result.num_samples}
-    )
+    values: dict[str, float] = dict(result.values)
+    metrics = MetricRecord({**values, "loss": result.loss, "num-examples": result.num_samples})
     return Message(RecordDict({METRICS: metrics}), reply_to=message)
 
 

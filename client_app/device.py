@@ -7,7 +7,8 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +20,7 @@ from client_app.algorithms import make_algorithm, steps_per_round
 from client_app.evaluation import Evaluation, evaluate
 from client_app.local_round import Algorithm, LocalResult, local_round
 from client_app.masks import Mask
-from client_app.network import ModuleNetwork
+from client_app.network import Arrays, ModuleNetwork
 from client_app.probe import send_probe
 from protocol.messages import (
     DeviceSpec,
@@ -32,21 +33,23 @@ from protocol.messages import (
     TrainOrder,
     TrainReport,
     read_mask,
+    read_vectors,
     read_weights,
     spec_from_json,
 )
 from protocol.streams import generator, torch_seed
 from protocol.training import TrainingSpec
 from radio import payload
-from task.build import TaskError, build_task
-from task.datasets import DATA_ROOT_VARIABLE, DatasetUnavailableError, ImageData, load_dataset, node_root
-from task.local_images import load_images
+from task.build import Learning, Task, TaskError, build_task
+from task.dataset import Dataset
+from task.datasets import DATA_ROOT_VARIABLE, DatasetUnavailableError, load_dataset, node_root
+from task.datasets.image_folder import load_images
 from task.partition import DevicePart
 
 
 @dataclass(frozen=True)
 class RunContext:
-    """What all devices of a run have in common inside one process; the weights are overwritten at each use.
+    """What every device of a run shares inside one process; the weights are overwritten at each use.
 
     Attributes:
         spec: the run's device specification.
@@ -54,8 +57,7 @@ class RunContext:
         algorithm: what a round consists of.
         network: the network of one device.
         initial_personal: personal part of a device that has none yet, float32, shape (N_v,).
-        data: the data set.
-        parts: each device's samples.
+        task: what is learned, and from what.
     """
 
     spec: DeviceSpec
@@ -63,8 +65,12 @@ class RunContext:
     algorithm: Algorithm
     network: ModuleNetwork
     initial_personal: npt.NDArray[np.float32]
-    data: ImageData
-    parts: list[DevicePart]
+    task: Task
+
+    @property
+    def parts(self) -> list[DevicePart]:
+        """Each device's samples."""
+        return self.task.parts
 
 
 @lru_cache(maxsize=1)
@@ -85,36 +91,52 @@ def run_context(spec_json: str, data_dir: str = "") -> RunContext:
         personal=spec.personal,
         deal=generator(spec.seed, "partition"),
         init=torch.Generator().manual_seed(torch_seed(spec.seed, "init")),
+        learning=Learning(**spec.learning),
     )
     training = TrainingSpec(**spec.training)
-    network = ModuleNetwork(task.model, task.split, precision=training.precision, kernels=training.kernels)
+    network = ModuleNetwork(
+        task.model,
+        task.split,
+        loss=task.loss,
+        precision=training.precision,
+        kernels=training.kernels,
+    )
     return RunContext(
         spec=spec,
         training=training,
         algorithm=make_algorithm(training.algorithm, training.options),
         network=network,
         initial_personal=network.personal[0].numpy().copy(),
-        data=task.data,
-        parts=task.parts,
+        task=task,
     )
 
 
-def _own_images(spec: DeviceSpec, data_dir: str) -> ImageData:
-    return load_images(data_dir, num_classes=spec.num_classes, mean=spec.mean, std=spec.std)
+def _own_images(spec: DeviceSpec, data_dir: str) -> Dataset:
+    return load_images(
+        data_dir,
+        num_classes=spec.num_classes,
+        mean=spec.mean,
+        std=spec.std,
+        shape=spec.sample_shape,
+        label_names=spec.label_names,
+    )
 
 
-def _configured_images(spec: DeviceSpec) -> ImageData:
+def _configured_images(spec: DeviceSpec) -> Dataset:
     """Return the run's data set as this device has it.
 
     Raises:
         DatasetUnavailableError: if it is not there, or is another one: its parts would overlap the others'.
     """
     root = node_root(spec.dataset["name"], spec.data_root) if spec.own_data_root else spec.data_root
-    data = load_dataset(**spec.dataset, root=root)
+    try:
+        data = load_dataset(**spec.dataset, root=root)
+    except ValueError as error:
+        raise DatasetUnavailableError(f"dataset.name = {spec.dataset['name']}: {error}") from error
     if spec.data_digest and data.digest() != spec.data_digest:
         raise DatasetUnavailableError(
             f"{spec.dataset['name']}: the files here (dataset.root = {root}, {DATA_ROOT_VARIABLE} = "
-            f"{os.environ.get(DATA_ROOT_VARIABLE)}) are not the server's: their labels differ "
+            f"{os.environ.get(DATA_ROOT_VARIABLE)}) are not the server's: their labels (or groups) differ "
             f"({data.digest()}, there {spec.data_digest}); use the same files"
         )
     return data
@@ -143,7 +165,7 @@ class Assignment:
     """A train order with all that the device needs to carry it out.
 
     Attributes:
-        run: what all devices of the run have in common.
+        run: what all devices share.
         index: the device.
         order: what it was told.
         context: its Context.
@@ -167,6 +189,11 @@ class Assignment:
         """The personal part to start from, float32 (N_v,)."""
         found = self.recovered.part
         return self.run.initial_personal if found is None else found.weights
+
+    @cached_property
+    def buffers(self) -> Arrays:
+        """The running statistics to start from: its own, and those that the server sent."""
+        return _buffers(self.run, self.recovered, self.order)
 
     def batch_generator(self) -> torch.Generator:
         """Return the generator of the round's mini-batches, freshly seeded."""
@@ -217,6 +244,7 @@ def report(work: Assignment, result: LocalResult, seconds: float) -> TrainReport
     made = TrainReport(
         payload=upload,
         num_examples=num_examples,
+        buffers=_named(result.buffers, run.network.split.shared_buffers) if upload is not None else {},
         metrics={
             name: value
             for name, value in (
@@ -235,10 +263,32 @@ def report(work: Assignment, result: LocalResult, seconds: float) -> TrainReport
     probe = work.order.probe
     if probe is not None and not math.isfinite(_stated_rate(context)):
         send_probe(probe, str(context.node_config.get("probe-address", "")) or probe.address)
-    work.store.keep(
-        result.personal, work.order.round
-    )  # last: a device that fails keeps its old personal part
+    own = _named(result.buffers, run.network.split.personal_buffers)
+    work.store.keep(result.personal, work.order.round, own)  # last: a device that fails keeps its old part
     return made
+
+
+def _named(buffers: Arrays, names: tuple[str, ...]) -> dict[str, npt.NDArray[Any]]:
+    return {name: buffers[name] for name in names}
+
+
+def _buffers(run: RunContext, recovered: state.Recovered, order: TrainOrder | EvaluateOrder) -> Arrays:
+    """Return running statistics by name; one that nobody has yet is not among them.
+
+    Raises:
+        MessageError: if what the server sent does not fit the model.
+    """
+    split = run.network.split
+    own = recovered.part.arrays if recovered.part is not None else {}
+    found = {name: own[name] for name in split.personal_buffers if name in own}
+    if order.buffers is not None:
+        sent = read_vectors(order.buffers)
+        if sorted(sent) != sorted(split.shared_buffers):
+            raise MessageError(
+                f"the order has the buffers {sorted(sent)}; the model has {split.shared_buffers}"
+            )
+        found |= sent
+    return found
 
 
 def train(order: TrainOrder, context: Context) -> TrainReport:
@@ -250,7 +300,7 @@ def train(order: TrainOrder, context: Context) -> TrainReport:
     """
     work = accept(order, context)
     run = work.run
-    images, labels = run.data.train(run.parts[work.index].train)
+    images, labels = run.task.train(run.parts[work.index].train)
     started = time.perf_counter()
     result = local_round(
         run.network,
@@ -263,6 +313,8 @@ def train(order: TrainOrder, context: Context) -> TrainReport:
         training=run.training,
         generator=work.batch_generator(),
         mask=work.mask,
+        buffers=work.buffers,
+        augment=run.task.augment,
     )
     return report(work, result, time.perf_counter() - started)
 
@@ -270,14 +322,17 @@ def train(order: TrainOrder, context: Context) -> TrainReport:
 def test(order: EvaluateOrder, context: Context) -> Evaluation:
     """Test the global part with this device's personal part on its own test samples."""
     run, index = _run_of(order.spec, context)
-    images, labels = run.data.test(run.parts[index].test)
-    own = _store(run.spec, order, index, context).recover(run.initial_personal.size).part
+    images, labels = run.task.test(run.parts[index].test)
+    recovered = _store(run.spec, order, index, context).recover(run.initial_personal.size)
+    own = recovered.part
     return evaluate(
         run.network,
         global_part=read_weights(order.weights),
         personal=run.initial_personal if own is None else own.weights,
         images=images,
         labels=labels,
+        buffers=_buffers(run, recovered, order),
+        metrics=run.task.metrics,
     )
 
 
@@ -305,7 +360,7 @@ def introduce(order: HelloOrder, context: Context) -> Introduction:
         train_samples=part.train.size,
         test_samples=part.test.size,
         labels=part.labels,
-        notes=run.data.notes,
+        notes=run.task.data.notes,
     )
 
 

@@ -56,16 +56,15 @@ def exact_importance(
 
     Args:
         model: holds the weights; unchanged afterwards.
-        images: float32 (n, 1, 28, 28).
-        labels: int64 (n,).
+        images: (n, ...), samples as the network takes them.
+        labels: targets (n, ...).
 
     Returns:
         float64 (N_u,).
     """
 
     def loss() -> float:
-        logits = model.module(images).to(torch.float64)
-        return float(torch.nn.functional.cross_entropy(logits, labels))
+        return float(model.loss.mean(model.module(images).to(torch.float64), labels))
 
     whole = loss()
     changes = np.empty(model.global_part.numel())

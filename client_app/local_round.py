@@ -21,7 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol, get_args
 
 import numpy as np
@@ -30,9 +30,9 @@ import torch
 
 from client_app.importance import NEEDS_GRADIENT, RANKINGS
 from client_app.masks import Mask, select_mask, select_masks
-from client_app.network import Network, Vector, as_vector
+from client_app.network import Arrays, Network, Vector, as_vector
 from client_app.optimizers import optimizer
-from client_app.samples import SamplePool, Samples, TensorPool, filled, spawn
+from client_app.samples import Augment, SamplePool, Samples, TensorPool, filled, noise_seeds, spawn
 from protocol.training import TrainingSpec
 from task.split import Layout
 
@@ -59,6 +59,7 @@ class DeviceRound:
             something is drawn (a device with at most `batch_size` samples has nothing to shuffle).
         mask: bool (N_u,), a mask given from outside (all devices prune alike); it must prune exactly
             `num_pruned` weights, and no importance step is taken. None: the device makes its own.
+        buffers: running statistics to start from, by name; one that is not there has its first value.
     """
 
     samples: npt.NDArray[np.int64]
@@ -66,6 +67,7 @@ class DeviceRound:
     num_pruned: int
     generator: Callable[[], torch.Generator]
     mask: Mask | None = None
+    buffers: Arrays = field(default_factory=dict)
 
     def kind(self, num_weights: int) -> _Kind:
         """Return what kind of round this is when `num_weights` are global."""
@@ -87,6 +89,7 @@ class LocalResult:
         personal_loss, global_loss: mean mini-batch loss of the steps on each part; NaN where no step was
             taken. Where both parts train in one step, there is one loss for both.
         personal_steps, importance_steps, global_steps: steps taken.
+        buffers: its running statistics by name.
     """
 
     personal: npt.NDArray[np.float32]
@@ -97,6 +100,7 @@ class LocalResult:
     personal_steps: int
     importance_steps: int
     global_steps: int
+    buffers: Arrays = field(default_factory=dict)
 
 
 class Algorithm(Protocol):
@@ -252,7 +256,12 @@ class LocalWork:
         self.trains_global = False
         self._samples = Samples(network, training, pool, [one.samples for one in devices])
         # Generators are made only where something is drawn: it costs a tenth of a small device's round.
-        draws = not self._samples.whole or training.importance == "random"
+        draws = (
+            not self._samples.whole
+            or training.importance == "random"
+            or pool.augment is not None
+            or network.draws
+        )
         streams = [spawn(one.generator(), 3) for one in devices] if draws else [[]] * len(devices)
         self._streams = list(zip(*streams, strict=True)) if draws else [(), (), ()]
         self._importance: torch.Tensor | None = None
@@ -263,6 +272,8 @@ class LocalWork:
         network.use(len(devices))
         network.read_global_from(start)
         network.personal.copy_(_stack([one.personal for one in devices]))
+        if network.buffer_names:
+            network.load_buffers([one.buffers for one in devices])
 
     def train_personal(self, *, steps: int, epochs: int | None) -> None:
         """Take steps on v, u dense and frozen, eq. (6); none where there is no personal part."""
@@ -305,15 +316,16 @@ class LocalWork:
     ) -> list[torch.Tensor]:
         kept = self._kept
         losses = []
-        for batch in self._samples.batches(streams, steps, epochs):
-            losses.append(self.network.backward(*batch, skip=self._samples.skip))
-            self._algorithm.correct(self)
-            for one in optimizers:
-                one.step()
-            if kept is not None:
-                # Optimisers work entry by entry, so zeroing after the step equals masking the gradient, and
-                # holds whatever the optimiser adds to it.
-                self.network.global_part[: len(kept)].mul_(kept)
+        with self.network.drawing_from(noise_seeds(streams, "network")):
+            for batch in self._samples.batches(streams, steps, epochs):
+                losses.append(self.network.backward(*batch, skip=self._samples.skip))
+                self._algorithm.correct(self)
+                for one in optimizers:
+                    one.step()
+                if kept is not None:
+                    # Optimisers work entry by entry, so zeroing after the step equals masking the gradient,
+                    # and holds whatever the optimiser adds to it.
+                    self.network.global_part[: len(kept)].mul_(kept)
         return losses
 
     def _prune(self, trials: int) -> None:
@@ -341,16 +353,21 @@ class LocalWork:
             return torch.stack(draws).to(start.device), []
         displacement: torch.Tensor | None = None
         losses = []
-        for batch in self._samples.batches(self._streams[1], steps, None):
-            if displacement is not None:
-                torch.add(start, displacement, out=network.global_part)
-                network.read_global_from(None)
-            losses.append(network.backward(*batch, skip=self._samples.skip))
-            assert network.global_part.grad is not None
-            if displacement is None:
-                displacement = network.global_part.grad.mul(-training.global_learning_rate)
-            else:
-                displacement.sub_(network.global_part.grad, alpha=training.global_learning_rate)
+        # The steps are on a scratch copy: what they see moves no running statistics.
+        buffers = network.copy_buffers() if network.buffer_names else []
+        with network.drawing_from(noise_seeds(self._streams[1], "network")):
+            for batch in self._samples.batches(self._streams[1], steps, None):
+                if displacement is not None:
+                    torch.add(start, displacement, out=network.global_part)
+                    network.read_global_from(None)
+                losses.append(network.backward(*batch, skip=self._samples.skip))
+                assert network.global_part.grad is not None
+                if displacement is None:
+                    displacement = network.global_part.grad.mul(-training.global_learning_rate)
+                else:
+                    displacement.sub_(network.global_part.grad, alpha=training.global_learning_rate)
+        if buffers:
+            network.load_buffers(buffers)
         if displacement is None:  # the magnitude is not a matter of gradients
             displacement = torch.zeros_like(start)
         return RANKINGS[training.importance](displacement, start).expand_as(network.global_part), losses
@@ -406,7 +423,13 @@ class LocalWork:
             phases.append((global_part[:uploading], self._global_losses))
         if self._importance is not None:
             phases.insert(0, (self._importance, self._trial_losses))
+        buffers: Sequence[Arrays] = [{}] * len(self._devices)
+        if self.network.buffer_names:
+            buffers = self.network.copy_buffers()
         errors = self._errors(phases)
+        for device, state in enumerate(buffers):
+            if errors[device] is None and not all(np.isfinite(values).all() for values in state.values()):
+                errors[device] = DivergedError("training diverged: running statistics are not finite")
         count, size = len(self._devices), self.network.split.global_part.size
         of_device, weights = personal.cpu().numpy(), global_part[:uploading].cpu().numpy()
         masks: list[Mask] = [] if self._kept is None else [*self._kept.cpu().numpy().astype(np.bool_)]
@@ -428,6 +451,7 @@ class LocalWork:
                     personal_steps=len(self._personal_losses),
                     importance_steps=len(self._trial_losses) if device < self._ranked else 0,
                     global_steps=len(self._global_losses) if uploads else 0,
+                    buffers=buffers[device],
                 )
             )
         return results
@@ -462,28 +486,32 @@ def local_round(
     training: TrainingSpec,
     generator: torch.Generator,
     mask: Mask | None = None,
+    buffers: Arrays | None = None,
+    augment: Augment | None = None,
 ) -> LocalResult:
     """Train one device for one round.
 
     Args:
         network: its weights are overwritten.
         images: (n, ...), the device's training samples as the network takes them, n >= 1.
-        labels: int64 (n,).
+        labels: targets (n, ...).
         broadcast: float32 (N_u,), the server's dense global part; not changed.
         personal, num_pruned, mask: as in `DeviceRound`.
         algorithm, training: as in `LocalTraining`.
-        generator: CPU generator of the mini-batches (and of random masks).
+        generator: CPU generator of the mini-batches (and of random masks, dropout and augmentation).
+        buffers: as in `DeviceRound`.
+        augment: of its batches.
 
     Raises:
         ValueError: if shapes or numbers do not fit.
         DivergedError: if a loss or weight is not finite.
     """
-    if labels.ndim != 1 or labels.numel() == 0 or images.shape[:1] != labels.shape:
+    if labels.ndim == 0 or labels.numel() == 0 or images.shape[:1] != labels.shape[:1]:
         raise ValueError(
             f"images {tuple(images.shape)} and labels {tuple(labels.shape)} must have one positive length"
         )
-    one = DeviceRound(np.arange(len(labels)), personal, num_pruned, lambda: generator, mask)
-    local = LocalTraining(network, TensorPool(images, labels), algorithm, training)
+    one = DeviceRound(np.arange(len(labels)), personal, num_pruned, lambda: generator, mask, buffers or {})
+    local = LocalTraining(network, TensorPool(images, labels, augment), algorithm, training)
     for chunk in local.rounds(broadcast, [one]):
         result = chunk[0]
         if isinstance(result, Exception):

@@ -9,6 +9,7 @@ from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from flwr.app import ArrayRecord, Context
 
 from client_app import device as devices
@@ -16,9 +17,9 @@ from client_app.fast.layers import UnknownLayerError
 from client_app.fast.stacked import StackedNetwork
 from client_app.fast.vmapped import VmappedNetwork
 from client_app.local_round import DeviceRound, LocalTraining
-from client_app.network import Network
+from client_app.network import ModuleNetwork, Network
 from client_app.precision import product_type
-from client_app.samples import ImagePool
+from client_app.samples import StoredPool
 from protocol.messages import TrainOrder, TrainReport, read_weights
 
 log = logging.getLogger(__name__)
@@ -87,6 +88,7 @@ def _train_group(
             num_pruned=work.order.num_pruned,
             generator=work.batch_generator,
             mask=work.mask,
+            buffers=work.buffers,
         )
         for work in works
     ]
@@ -110,10 +112,10 @@ def _train_group(
 @lru_cache(maxsize=1)
 def _training(spec: str, data_dir: str, batch_devices: int, device: str) -> LocalTraining:
     run = devices.run_context(spec, data_dir)
-    network = _network(run, device)
+    network, task = _network(run, device), run.task
     return LocalTraining(
         network,
-        ImagePool(run.data, network.device),
+        StoredPool(*task.data.train, task.transform, task.augment, network.device),
         run.algorithm,
         run.training,
         devices_at_once=batch_devices,
@@ -121,14 +123,54 @@ def _training(spec: str, data_dir: str, batch_devices: int, device: str) -> Loca
 
 
 def _network(run: devices.RunContext, device: str) -> Network:
-    """Return the devices' copies as one set of tensors, with written-out layers where all are known."""
-    module, split = run.network.module, run.network.split
+    """Return the devices' copies as one set of tensors, with written-out layers where all are known.
+
+    A network that cannot be computed so (it draws random numbers, or asks for the values of tensors) is that
+    of one device after the other, in plain torch.
+    """
+    module, split, loss = run.network.module, run.network.split, run.task.loss
     dtype = product_type(run.training.precision, device)
     try:
+        if not loss.plain_cross_entropy:
+            raise UnknownLayerError(f"task.loss = {loss.name} has no gradient written out")
         return StackedNetwork(module, split, device=device, dtype=dtype)
     except UnknownLayerError as error:
         log.info("engine.batch_devices: by torch.func.vmap, since %s", error)
-        return VmappedNetwork(module, split, device=device)
+    try:
+        if run.network.draws:
+            raise RuntimeError("it may draw random numbers, each device's from a stream of its own")
+        return _vmapped(run, device)
+    except Exception as error:  # code of a user's own fails in every way
+        if device != "cpu":
+            raise
+        log.info("engine.batch_devices: one after the other, since the network cannot be mapped: %s", error)
+        return run.network
+
+
+def _vmapped(run: devices.RunContext, device: str) -> VmappedNetwork:
+    """Return the network mapped over devices, after a trial."""
+    task, network = run.task, run.network
+    inputs, targets = task.train(run.parts[0].train[:3])
+    apart = len(inputs) == 3 and _samples_apart(network, inputs)
+    mapped = VmappedNetwork(
+        network.module, network.split, loss=task.loss, fill_to=8 if apart else 1, device=device
+    )
+    mapped.use(2)
+    for rows, own in ((mapped.personal, network.personal), (mapped.global_part, network.global_part)):
+        rows.copy_(own.expand(2, -1))
+    mapped.train_only(personal=True, global_part=True)
+    mapped.backward(torch.stack([inputs, inputs]).to(device), torch.stack([targets, targets]).to(device))
+    return mapped
+
+
+@torch.no_grad()
+def _samples_apart(network: ModuleNetwork, inputs: torch.Tensor) -> bool:
+    """Return whether what becomes of a sample does not depend on the others of its batch."""
+    network.use(1)
+    before = network.copy_buffers()
+    first, second = network.module(inputs[[0, 1]])[0], network.module(inputs[[0, 2]])[0]
+    network.load_buffers(before)
+    return not network.buffer_names and torch.allclose(first, second, rtol=1e-5, atol=1e-6)
 
 
 class _Reader:

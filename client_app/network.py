@@ -7,7 +7,9 @@ the rows of two matrices: one device is a stack of one. `ModuleNetwork` is any `
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -16,10 +18,24 @@ from torch import nn
 
 from client_app.fast.convolutions import accelerate
 from client_app.precision import product_type
-from task.split import Layout, Split
+from task.losses import CROSS_ENTROPY, Loss
+from task.randomness import seeded
+from task.split import Layout, Split, persistent_buffers
 
 Vector = npt.NDArray[np.float32] | torch.Tensor
 Kernels = Literal["fast", "plain"]
+Arrays = Mapping[str, npt.NDArray[Any]]
+"""Buffers by name, each as one vector."""
+
+# Layers that make the same of a sample whatever else is in its batch, in training and in tests, and draw
+# nothing.
+_PURE = (
+    nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding, nn.Flatten, nn.Identity, nn.ReLU, nn.ReLU6,
+    nn.LeakyReLU, nn.GELU, nn.SiLU, nn.Sigmoid, nn.Tanh, nn.ELU, nn.Softplus, nn.MaxPool1d, nn.MaxPool2d,
+    nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.GroupNorm, nn.LayerNorm,
+)  # fmt: skip
+_NORMS = nn.modules.batchnorm._BatchNorm
+_HOLDERS = (nn.Sequential, nn.ModuleList)
 
 
 class Network(Protocol):
@@ -31,6 +47,8 @@ class Network(Protocol):
             changed in place, rebound by `use` and `hand_over` only.
         most_devices: how many devices it can hold at once; None: any number.
         fill_to: batches of unequal sizes are filled up to a multiple of this many samples.
+        buffer_names: buffers of each copy that are state (running statistics); () if it has none.
+        draws: whether a step may draw random numbers (dropout).
     """
 
     split: Split
@@ -38,6 +56,8 @@ class Network(Protocol):
     global_part: torch.Tensor
     most_devices: int | None
     fill_to: int
+    buffer_names: tuple[str, ...]
+    draws: bool
 
     @property
     def device(self) -> torch.device:
@@ -88,6 +108,18 @@ class Network(Protocol):
         """Return the personal and global weights for good: nothing that comes later changes them."""
         ...
 
+    def load_buffers(self, states: Sequence[Arrays]) -> None:
+        """Set the buffers of each copy; one that is not named has its first value."""
+        ...
+
+    def copy_buffers(self) -> list[dict[str, npt.NDArray[Any]]]:
+        """Return the buffers of each copy."""
+        ...
+
+    def drawing_from(self, seeds: Sequence[int]) -> AbstractContextManager[None]:
+        """Return a context in which each copy draws from a stream of its own."""
+        ...
+
 
 class ModuleNetwork:
     """Any `nn.Module` as the network of one device, its weights in two flat float32 vectors.
@@ -98,6 +130,7 @@ class ModuleNetwork:
     Args:
         module: the network; batch first.
         split: names and places of its parameters.
+        loss: what `backward` differentiates.
         precision: "bfloat16" for products of that type inside the layers, where that is faster.
         kernels: "fast" computes layers that `client_app.fast` knows with it; "plain" never does.
 
@@ -111,28 +144,39 @@ class ModuleNetwork:
     fill_to = 1
 
     def __init__(
-        self, module: nn.Module, split: Split, *, precision: str = "float32", kernels: Kernels = "fast"
+        self,
+        module: nn.Module,
+        split: Split,
+        *,
+        loss: Loss = CROSS_ENTROPY,
+        precision: str = "float32",
+        kernels: Kernels = "fast",
     ) -> None:
         parameters = dict(module.named_parameters())
         if sorted(parameters) != sorted((*split.personal.names, *split.global_part.names)):
             raise ValueError("split does not hold exactly the parameters of the module")
-        if any(True for _ in module.buffers()):
-            raise ValueError(
-                "the module has buffers (batch normalisation?), which belong to neither the personal nor the "
-                "global part; use layers without running statistics, such as GroupNorm"
-            )
         self.module = module
         self.split = split
+        self.loss = loss
+        self._buffers = persistent_buffers(module)
+        self.buffer_names = tuple(self._buffers)
+        self._first_buffers = {name: buffer.detach().clone() for name, buffer in self._buffers.items()}
+        self.draws = not all(
+            isinstance(one, (*_HOLDERS, _NORMS)) or _is_pure(one) for one in module.modules()
+        )
+        self._norms = [one for one in module.modules() if isinstance(one, _NORMS) and one.track_running_stats]
+        self._frozen = {name for name, parameter in parameters.items() if not parameter.requires_grad}
         self.personal = _flatten(parameters, split.personal)
         self.global_part = _flatten(parameters, split.global_part)
+        # What the network's author froze stays frozen: it gets no gradient.
         self._parameters = {
-            "personal": [parameters[name] for name in split.personal.names],
-            "global_part": [parameters[name] for name in split.global_part.names],
+            part: [parameters[name] for name in layout.names if name not in self._frozen]
+            for part, layout in (("personal", split.personal), ("global_part", split.global_part))
         }
         self._trained = True, True
         self._dtype = product_type(precision)
         self._layers: list[nn.Module] = [module]
-        if isinstance(module, nn.Sequential):
+        if type(module) is nn.Sequential:  # what derives from it may do more than call its layers
             self._layers = list(module.children())
             if kernels == "fast":
                 self._layers = accelerate(self._layers, self._dtype)
@@ -180,7 +224,7 @@ class ModuleNetwork:
     def frozen_layers(self) -> int:
         """Return how many first layers are constant while the chosen parts train; see `Network`."""
         for position, layer in enumerate(self._layers):
-            if any(parameter.requires_grad for parameter in layer.parameters()):
+            if any(parameter.requires_grad for parameter in layer.parameters()) or not _is_pure(layer):
                 weighty = any(True for layer in self._layers[:position] for _ in layer.parameters())
                 return position if weighty else 0
         return 0
@@ -194,25 +238,71 @@ class ModuleNetwork:
     def backward(
         self, inputs: torch.Tensor, labels: torch.Tensor, shares: torch.Tensor | None = None, *, skip: int = 0
     ) -> torch.Tensor:
-        """Write the gradient of the mean cross-entropy into `.grad` of the trained vectors; see `Network`."""
+        """Write the gradient of the mean loss into `.grad` of the trained vectors; see `Network`."""
         for vector, trained in ((self.personal, self._trained[0]), (self.global_part, self._trained[1])):
             if trained:
                 assert vector.grad is not None
                 vector.grad.zero_()
         forward = nn.Sequential(*self._layers[skip:]) if skip else self.forward
+        if self._norms and inputs.shape[1] == 1:
+            return self._backward_of_one(inputs, labels, shares)
+        return self._backward(forward, inputs, labels, shares)
+
+    def _backward_of_one(
+        self, inputs: torch.Tensor, labels: torch.Tensor, shares: torch.Tensor | None
+    ) -> torch.Tensor:
+        """A batch of one has no variance: it is normalised by the running statistics, which then stay."""
+        for norm in self._norms:
+            norm.eval()
+        try:
+            return self._backward(self.forward, inputs, labels, shares)
+        finally:
+            for norm in self._norms:
+                norm.train()
+
+    def _backward(
+        self, forward: nn.Module, inputs: torch.Tensor, labels: torch.Tensor, shares: torch.Tensor | None
+    ) -> torch.Tensor:
         with torch.autocast("cpu", torch.bfloat16, enabled=self._dtype != torch.float32, cache_enabled=False):
             logits = forward(inputs[0])
         logits = logits.to(torch.float32)
-        if shares is None:
-            loss = nn.functional.cross_entropy(logits, labels[0])
-        else:
-            loss = nn.functional.cross_entropy(logits, labels[0], reduction="none") @ shares[0]
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss = (
+            self.loss.mean(logits, labels[0])
+            if shares is None
+            else self.loss.each(logits, labels[0]) @ shares[0]
+        )
+        if loss.requires_grad:  # a part may be out of reach of the loss
+            loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach().unsqueeze(0)
 
     def hand_over(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return copies of the personal and global weights, (1, N_v) and (1, N_u)."""
         return self.personal.clone(), self.global_part.clone()
+
+    @torch.no_grad()
+    def load_buffers(self, states: Sequence[Arrays]) -> None:
+        """Set the buffers; one that is not named has its first value.
+
+        Raises:
+            ValueError: if one has another number of entries.
+        """
+        (state,) = states
+        for name, buffer in self._buffers.items():
+            if name not in state:
+                buffer.copy_(self._first_buffers[name])
+                continue
+            values = np.asarray(state[name])
+            if values.size != buffer.numel():
+                raise ValueError(f"buffer {name} has {values.size} entries; the model needs {buffer.numel()}")
+            buffer.copy_(torch.from_numpy(values.copy()).view(buffer.shape))
+
+    def copy_buffers(self) -> list[dict[str, npt.NDArray[Any]]]:
+        """Return the buffers, each as one vector."""
+        return [{name: buffer.detach().flatten().numpy().copy() for name, buffer in self._buffers.items()}]
+
+    def drawing_from(self, seeds: Sequence[int]) -> AbstractContextManager[None]:
+        """Return a context in which the network draws from a stream of its own, and no other stream moves."""
+        return seeded(seeds[0]) if self.draws and seeds else nullcontext()
 
 
 def as_vector(name: str, values: Vector, size: int) -> torch.Tensor:
@@ -228,6 +318,15 @@ def as_vector(name: str, values: Vector, size: int) -> torch.Tensor:
     if values.shape != (size,):
         raise ValueError(f"{name} has shape {tuple(values.shape)}; the model needs ({size},)")
     return values.to(torch.float32)
+
+
+def _is_pure(layer: nn.Module) -> bool:
+    """Return whether a layer is known to make the same of a sample at any time, in any company."""
+    if getattr(layer, "only_layout", False) or type(layer).__module__.startswith("client_app.fast."):
+        return True
+    if type(layer) in _HOLDERS:
+        return all(map(_is_pure, layer.children()))
+    return type(layer) in _PURE
 
 
 @torch.no_grad()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,17 +12,23 @@ import torch
 
 from client_app.network import Network
 from protocol.training import TrainingSpec
-from task.datasets import ImageData
+
+Augment = Callable[[torch.Tensor, torch.Generator], torch.Tensor]
 
 FEATURE_CACHE_BYTES = 1 << 28
 
 
 class SamplePool(Protocol):
-    """A labelled training set."""
+    """A training set."""
 
     @property
     def labels(self) -> torch.Tensor:
-        """The label of each sample, int64 (n,)."""
+        """The target of each sample, (n, ...)."""
+        ...
+
+    @property
+    def augment(self) -> Augment | None:
+        """What is done to the batches (B, ...) of a device with its own generator; None: nothing."""
         ...
 
     def inputs(self, indices: torch.Tensor) -> torch.Tensor:
@@ -36,34 +42,45 @@ class TensorPool:
 
     Attributes:
         samples: (n, ...), as the network takes them.
-        labels: int64 (n,).
+        labels: targets (n, ...).
+        augment: of its batches.
     """
 
     samples: torch.Tensor
     labels: torch.Tensor
+    augment: Augment | None = None
 
     def inputs(self, indices: torch.Tensor) -> torch.Tensor:
         """Return samples `indices` (D, B)."""
         return self.samples[indices]
 
 
-class ImagePool:
-    """Images as bytes, normalised when they are asked for.
+class StoredPool:
+    """Samples as they are stored (pictures as bytes), made ready when they are asked for.
 
     Args:
-        data: the data set; its training images are copied to `device` (as bytes).
+        samples: (n, ...), copied to `device` as they are.
+        labels: targets (n, ...).
+        transform: from stored samples to what the network takes.
+        augment: of a device's batches.
         device: where the tensors are.
     """
 
-    def __init__(self, data: ImageData, device: torch.device) -> None:
-        self.labels = data.train_labels.to(device)
-        self._images, self._mean, self._std = data.train_images.to(device), data.mean, data.std
+    def __init__(
+        self,
+        samples: torch.Tensor,
+        labels: torch.Tensor,
+        transform: Callable[[torch.Tensor], torch.Tensor],
+        augment: Augment | None,
+        device: torch.device,
+    ) -> None:
+        self.labels, self.augment = labels.to(device), augment
+        self._samples, self._transform = samples.to(device), transform
 
     def inputs(self, indices: torch.Tensor) -> torch.Tensor:
-        """Return normalised images with the operations of `ImageData.train`, hence the same numbers."""
-        images = self._images.index_select(0, indices.flatten())  # three times as fast as indexing
-        pixels = images.view(*indices.shape, *images.shape[1:]).to(torch.float32)
-        return pixels.mul_(1.0 / (255.0 * self._std)).sub_(self._mean / self._std)
+        """Return samples `indices` (D, B) as one device alone would have them."""
+        found = self._transform(self._samples.index_select(0, indices.flatten()))  # 3 x as fast as indexing
+        return found.view(*indices.shape, *found.shape[1:])
 
 
 class Samples:
@@ -124,7 +141,7 @@ class Samples:
         width = self._table.shape[1]
         batch = width if self.whole else self._batch_size
         visits = trial_steps * batch + (epochs * width if epochs else steps * batch)
-        frozen = self._network.frozen_layers()
+        frozen = 0 if self._pool.augment is not None else self._network.frozen_layers()
         if not frozen or visits <= width:
             return
         features = []
@@ -145,11 +162,12 @@ class Samples:
         """Yield the mini-batches of a phase: inputs (D, B, ...), labels and shares in the loss (D, B)."""
         devices = slice(self._devices)
         ready = self._features if self.skip else self._all
+        augment = self._augmentation(streams[devices])
         if self.whole:
             assert ready is not None
             shares = None if self._shares is None else self._shares[devices]
             for _ in range(epochs or steps):
-                yield ready[devices], self._labels[devices], shares
+                yield augment(ready[devices]), self._labels[devices], shares
             return
         one_by_one = [
             mini_batches(size, self._batch_size, stream, steps=steps, epochs=epochs)
@@ -159,7 +177,17 @@ class Samples:
             picked = torch.stack([batch for batch in batches if isinstance(batch, torch.Tensor)])
             places = self._rows[devices], picked.to(self._rows.device)
             inputs = self._pool.inputs(self._table[places]) if ready is None else ready[places]
-            yield inputs, self._labels[places], None
+            yield augment(inputs), self._labels[places], None
+
+    def _augmentation(self, streams: Sequence[torch.Generator]) -> Callable[[torch.Tensor], torch.Tensor]:
+        """Return what is done to the inputs (D, B, ...) of a phase, each device's by a stream of its own."""
+        change = self._pool.augment
+        if change is None:
+            return lambda inputs: inputs
+        own = [torch.Generator().manual_seed(seed) for seed in noise_seeds(streams, "augment")]
+        return lambda inputs: torch.stack(
+            [change(mine, stream) for mine, stream in zip(inputs, own, strict=True)]
+        )
 
     def _inputs(self, columns: slice) -> torch.Tensor:
         devices = slice(self._devices)
@@ -211,3 +239,12 @@ def spawn(generator: torch.Generator, number: int) -> list[torch.Generator]:
     """Return independent generators, one for each phase of a round."""
     seeds = torch.randint(0, 2**63 - 1, (number,), generator=generator)
     return [torch.Generator().manual_seed(seed) for seed in seeds.tolist()]
+
+
+# A phase's batches, augmentation and dropout are drawn from three streams: one would make them alike.
+_STREAMS = {"augment": 0x1F83D9ABFB41BD6B, "network": 0x5BE0CD19137E2179}
+
+
+def noise_seeds(streams: Sequence[torch.Generator], purpose: str) -> list[int]:
+    """Return a seed for each device of a phase, for what is drawn beside its batches."""
+    return [stream.initial_seed() ^ _STREAMS[purpose] for stream in streams]

@@ -19,8 +19,8 @@ import itertools
 import logging
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +29,22 @@ import numpy.typing as npt
 from flwr.app import ArrayRecord, Context
 
 from protocol.archives import ArchiveError, Written, read_archive, write_archive
-from protocol.messages import UNKNOWN_ROUND, read_array, replace_vector, vector_record
+from protocol.messages import (
+    UNKNOWN_ROUND,
+    read_array,
+    read_vectors,
+    replace_vector,
+    vector_record,
+    vectors_record,
+)
 
 log = logging.getLogger(__name__)
 
 Personal = npt.NDArray[np.float32]
 
 _RECORD = "personal"
+_ARRAYS = "personal-arrays"
+_PREFIX = "array."  # of the names of further arrays in a file
 _VERSIONS = 2
 _RUN_NAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z-]{0,99}")
 _FILE_NAME = re.compile(r"device-(\d{6,})-round-(\d{6,})\.npz")
@@ -52,10 +61,12 @@ class Part:
     Attributes:
         weights: float32, shape (N_v,).
         round: after which it stands.
+        arrays: what else belongs to it by name, vectors of any type: running statistics.
     """
 
     weights: Personal
     round: int
+    arrays: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
 
 
 def remember(context: Context, part: Part) -> None:
@@ -70,6 +81,33 @@ def remember(context: Context, part: Part) -> None:
     if array is None or not replace_vector(array, part.weights):
         array = vector_record("weights", part.weights)["weights"]
     record[str(part.round)] = array
+    _remember_arrays(context, part, set(record))
+
+
+def _remember_arrays(context: Context, part: Part, rounds: set[str]) -> None:
+    """Keep the arrays of a part beside those of the other rounds that are kept."""
+    if not part.arrays and _ARRAYS not in context.state:
+        return
+    before = context.state.get(_ARRAYS)
+    now = vectors_record({f"{part.round}/{name}": array for name, array in part.arrays.items()})
+    if isinstance(before, ArrayRecord):
+        for name in before:
+            number = name.partition("/")[0]
+            if number in rounds and number != str(part.round):
+                now[name] = before[name]
+    context.state[_ARRAYS] = now
+
+
+def _recalled_arrays(context: Context, server_round: int) -> dict[str, npt.NDArray[Any]]:
+    record = context.state.get(_ARRAYS)
+    if not isinstance(record, ArrayRecord):
+        return {}
+    mine = ArrayRecord()
+    for name in record:
+        number, _, rest = name.partition("/")
+        if number == str(server_round):
+            mine[rest] = record[name]
+    return read_vectors(mine)
 
 
 def recall(context: Context, until: int | None = None) -> Part | None:
@@ -78,7 +116,9 @@ def recall(context: Context, until: int | None = None) -> Part | None:
     record = context.state.get(_RECORD)
     if not rounds or not isinstance(record, ArrayRecord):
         return None
-    return Part(read_array(record, str(max(rounds)), np.float32), max(rounds))
+    newest = max(rounds)
+    weights = read_array(record, str(newest), np.float32)
+    return Part(weights, newest, _recalled_arrays(context, newest))
 
 
 def _remembered(context: Context) -> set[int]:
@@ -164,13 +204,15 @@ class StateStore:
         expected = self.resume.part if self.resume.part > 0 else None
         return Recovered(found, set_aside, expected if found is None else None)
 
-    def keep(self, personal: Personal, server_round: int) -> None:
-        """Store the personal part after a round: on disk first, then in memory.
+    def keep(
+        self, personal: Personal, server_round: int, arrays: Mapping[str, npt.NDArray[Any]] | None = None
+    ) -> None:
+        """Store the personal part after a round, and what belongs to it: on disk first, then in memory.
 
         Raises:
             StateError: if the disk does not take it; the old part then stands, on disk and in memory.
         """
-        part = Part(personal, server_round)
+        part = Part(personal, server_round, arrays or {})
         if self.own is not None:
             save_file(state_file(self.own, self.device, server_round), self.device, part)
             for path in sorted(self._files(self.own, None), reverse=True)[_VERSIONS:]:
@@ -308,6 +350,7 @@ def save_file(path: Path, device: int, part: Part) -> Written:
             "device": np.array(device),
             "round": np.array(part.round),
             "sha256": digest,
+            **{f"{_PREFIX}{name}": array for name, array in part.arrays.items()},
         }
         return write_archive(path, arrays, mode=0o600)
     except OSError as error:
@@ -323,7 +366,10 @@ def load_file(path: Path, device: int) -> Part:
     try:
         arrays = read_archive(path)
         personal, owner = arrays["personal"], int(arrays["device"])
-        part = Part(personal, int(arrays["round"]))
+        further = {
+            name.removeprefix(_PREFIX): array for name, array in arrays.items() if name.startswith(_PREFIX)
+        }
+        part = Part(personal, int(arrays["round"]), further)
         digest = arrays["sha256"].tobytes()
     except (ArchiveError, KeyError, ValueError, TypeError) as error:
         raise StateError(f"{path} is damaged: {error}") from error
@@ -333,7 +379,7 @@ def load_file(path: Path, device: int) -> Part:
         raise StateError(f"{path} is damaged: its checksum does not match")
     if part.round != _round_of(path):
         raise StateError(f"{path} holds the personal part of round {part.round}")
-    if not np.isfinite(personal).all():
+    if not all(np.isfinite(values).all() for values in (personal, *part.arrays.values())):
         raise StateError(f"{path} holds values that are not finite")
     return part
 
@@ -342,6 +388,9 @@ def _digest(device: int, part: Part) -> bytes:
     key = f"device {device}, round {part.round}, {part.weights.size} weights\n"
     digest = hashlib.sha256(key.encode())
     digest.update(np.ascontiguousarray(part.weights, dtype="<f4").tobytes())
+    for name, array in sorted(part.arrays.items()):
+        digest.update(f"{name} {array.dtype.str} {array.size}\n".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
     return digest.digest()
 
 

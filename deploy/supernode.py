@@ -41,7 +41,7 @@ from engines.temporary import SOCKET, short_folder
 from keys import ConfigError
 from protocol.messages import MessageError
 from task.datasets import DatasetUnavailableError
-from task.local_images import describe_images
+from task.datasets.image_folder import describe_images
 
 _FIRST_WAIT, _LONGEST_WAIT = 1.0, 15.0
 _SETTLED_SECONDS = 60.0

@@ -9,10 +9,11 @@ direction  message                    records
 to device  train (`TrainOrder`)       ``global`` (ArrayRecord ``weights``), ``order`` (ConfigRecord),
                                       ``run`` (ConfigRecord, the same in all messages of a run),
                                       ``mask`` (ArrayRecord ``bitmap``; only with a common mask),
-                                      ``probe`` (ConfigRecord; only where the uplink is measured)
+                                      ``probe`` (ConfigRecord; only where the uplink is measured),
+                                      ``buffers`` (ArrayRecord; only where running statistics are shared)
 to server  train (`TrainReport`)      ``upload`` (ArrayRecord ``payload``; absent when nothing was kept),
-                                      ``metrics`` (MetricRecord)
-to device  evaluate (`EvaluateOrder`) ``global``, ``order``, ``run``
+                                      ``metrics`` (MetricRecord), ``buffers`` (with ``upload``)
+to device  evaluate (`EvaluateOrder`) ``global``, ``order``, ``run``, ``buffers``
 to server  evaluate                   ``metrics``
 to device  query.hello (`HelloOrder`) ``run`` (ConfigRecord ``spec``; or none)
 to server  query.hello                ``device`` (ConfigRecord, see `Introduction`)
@@ -46,6 +47,7 @@ METRICS = "metrics"
 DEVICE = "device"
 PROBE = "probe"
 SAVED = "saved"
+BUFFERS = "buffers"
 
 # Of a personal part: the server does not know after which round it stands.
 UNKNOWN_ROUND = -1
@@ -83,15 +85,18 @@ class DeviceSpec:
         run_key: digest of the configuration; a part of the key of what a device stores on disk.
         num_devices: number of devices that share the data set.
         model: keyword arguments of `task.models.build_model` (without the generator).
-        personal: glob patterns of the personal parameters' names.
+        personal: glob patterns of the names of personal parameters and buffers.
         dataset: keyword arguments of `task.datasets.load_dataset` (without the folder).
+        learning: fields of `task.build.Learning`.
         partition: keyword arguments of `task.partition.partition` (without labels and generator).
         training: fields of `protocol.training.TrainingSpec`.
         bits_per_weight: bits of each uploaded weight, 32, 16 or 8.
         uplink: ``digital`` (retained weights, at `bits_per_weight`) or ``analog`` (updates, which the
             emulated air superposes).
-        num_classes: labels are 0..num_classes-1, also of images that a node has of its own.
-        mean, std: of the grey levels scaled to 0..1, by which a node normalises images of its own.
+        num_classes: labels are 0..num_classes-1, also of images that a node has of its own; 0: no labels.
+        mean, std: of each channel, scaled to 0..1, by which a node normalises images of its own.
+        sample_shape: of the run's samples, to which a node brings images of its own.
+        label_names: by which a node may name its folders, or ().
         data_root: folder of the data sets on the server's machine, or "" for the default one.
         own_data_root: whether a device that knows a folder of its own uses that instead (a node of a fleet).
         data_digest: of the labels of the server's data set; "" if it does not matter.
@@ -108,8 +113,11 @@ class DeviceSpec:
     bits_per_weight: int = 32
     uplink: Uplink = "digital"
     num_classes: int = 10
-    mean: float = 0.0
-    std: float = 1.0
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+    sample_shape: tuple[int, ...] = (1, 28, 28)
+    label_names: tuple[str, ...] = ()
+    learning: Mapping[str, Any] = field(default_factory=dict)
     data_root: str = ""
     own_data_root: bool = False
     data_digest: str = ""
@@ -128,7 +136,8 @@ def spec_from_json(text: str) -> DeviceSpec:
     """
     try:
         values = json.loads(text)
-        return DeviceSpec(**{**values, "personal": tuple(values["personal"])})
+        lists = ("personal", "mean", "std", "sample_shape", "label_names")
+        return DeviceSpec(**{**values, **{name: tuple(values[name]) for name in lists}})
     except (ValueError, TypeError, KeyError) as error:
         raise MessageError(f"the device specification in the order is not readable: {error}") from error
 
@@ -179,6 +188,7 @@ class TrainOrder:
         resume_part: round of the device's personal part in that checkpoint; 0: it had none yet;
             `UNKNOWN_ROUND`: not known.
         probe: timed transfer to make after training, or None.
+        buffers: running statistics that are shared, by name, or None.
     """
 
     round: int
@@ -192,6 +202,7 @@ class TrainOrder:
     resume_round: int = 0
     resume_part: int = UNKNOWN_ROUND
     probe: ProbeOrder | None = None
+    buffers: ArrayRecord | None = None
 
     def to_records(self) -> RecordDict:
         """Return the content of the train message."""
@@ -208,6 +219,8 @@ class TrainOrder:
             records[MASK] = self.mask
         if self.probe is not None:
             records[PROBE] = ConfigRecord(dataclasses.asdict(self.probe))
+        if self.buffers is not None:
+            records[BUFFERS] = self.buffers
         return records
 
     @classmethod
@@ -225,6 +238,7 @@ class TrainOrder:
             weights=_record(records, GLOBAL, ArrayRecord),
             mask=_record(records, MASK, ArrayRecord) if MASK in records else None,
             probe=ProbeOrder.from_records(records),
+            buffers=_record(records, BUFFERS, ArrayRecord) if BUFFERS in records else None,
             **_read_run(records),
         )
 
@@ -241,16 +255,20 @@ class EvaluateOrder:
     resume_run: str = ""
     resume_round: int = 0
     resume_part: int = UNKNOWN_ROUND
+    buffers: ArrayRecord | None = None
 
     def to_records(self) -> RecordDict:
         """Return the content of the evaluate message."""
-        return RecordDict(
+        records = RecordDict(
             {
                 GLOBAL: self.weights,
                 ORDER: ConfigRecord({"round": self.round, "resume-part": self.resume_part}),
                 RUN: _run_record(self),
             }
         )
+        if self.buffers is not None:
+            records[BUFFERS] = self.buffers
+        return records
 
     @classmethod
     def from_records(cls, records: RecordDict) -> Self:
@@ -264,6 +282,7 @@ class EvaluateOrder:
             round=_value(order, "round", int),
             resume_part=_value(order, "resume-part", int),
             weights=_record(records, GLOBAL, ArrayRecord),
+            buffers=_record(records, BUFFERS, ArrayRecord) if BUFFERS in records else None,
             **_read_run(records),
         )
 
@@ -458,11 +477,13 @@ class TrainReport:
             report that was received, a read-only view of the received bytes.
         num_examples: size of the device's training set.
         metrics: losses and, measured, seconds of training.
+        buffers: running statistics that are shared, by name; none where nothing is uploaded.
     """
 
     payload: npt.NDArray[np.uint8] | None
     num_examples: int
     metrics: Mapping[str, float] = field(default_factory=dict)
+    buffers: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
 
     def to_records(self) -> RecordDict:
         """Return the content of the reply."""
@@ -470,6 +491,8 @@ class TrainReport:
         records = RecordDict({METRICS: MetricRecord(dict(metrics))})
         if self.payload is not None:
             records[UPLOAD] = vector_record("payload", self.payload)
+        if self.buffers:
+            records[BUFFERS] = vectors_record(self.buffers)
         return records
 
     @classmethod
@@ -488,7 +511,8 @@ class TrainReport:
         if UPLOAD in records:
             payload = read_array(_record(records, UPLOAD, ArrayRecord), "payload", np.uint8, copy=False)
         finite = {key: value for key, value in numbers.items() if math.isfinite(value)}
-        return cls(payload, num_examples, finite)
+        buffers = read_vectors(_record(records, BUFFERS, ArrayRecord)) if BUFFERS in records else {}
+        return cls(payload, num_examples, finite, buffers)
 
 
 def _run_record(order: TrainOrder | EvaluateOrder | SaveOrder) -> ConfigRecord:
@@ -556,6 +580,34 @@ def vector_record(key: str, vector: npt.NDArray[Any]) -> ArrayRecord:
     record = ArrayRecord()  # made from a dict it would copy the array
     record[key] = Array(name, vector.shape, "numpy.ndarray", prefix + vector.tobytes())
     return record
+
+
+def vectors_record(vectors: Mapping[str, npt.NDArray[Any]]) -> ArrayRecord:
+    """Return a record of several vectors by name."""
+    record = ArrayRecord()
+    for name, vector in vectors.items():
+        record[name] = vector_record(name, np.ascontiguousarray(vector).ravel())[name]
+    return record
+
+
+def read_vectors(record: ArrayRecord) -> dict[str, npt.NDArray[Any]]:
+    """Return the vectors of a record by name, as fresh copies.
+
+    Raises:
+        MessageError: if one is unreadable, or no vector of numbers.
+    """
+    found: dict[str, npt.NDArray[Any]] = {}
+    for name in record:
+        try:
+            array = _decode(record[name], copy=True)
+        except Exception as error:  # whatever a damaged array makes NumPy raise
+            raise MessageError(f"the array {name!r} is not readable: {error}") from error
+        if array.ndim != 1 or array.dtype.kind not in "biuf":
+            raise MessageError(
+                f"the array {name!r} is {array.dtype} {array.shape}; a vector of numbers is expected"
+            )
+        found[name] = array
+    return found
 
 
 def replace_vector(array: Array, vector: npt.NDArray[Any]) -> bool:

@@ -43,16 +43,17 @@ class DataFacts:
     @classmethod
     def of(cls, name: str, task: Task, *, capped: bool) -> DataFacts:
         """Count the samples of a task."""
-        labels = task.data.train_labels.numpy()
+        labels, _ = task.data.dealt_by
         dealt = np.zeros(labels.size, dtype=np.bool_)
         for part in task.parts:
             dealt[part.train] = True
-        classes = task.data.num_classes
+        labelled = task.data.classification
+        classes = (task.data.num_classes or 1) if labelled else 1
         return cls(
             name=name,
             train=tuple(part.train.size for part in task.parts),
             test=tuple(part.test.size for part in task.parts),
-            labels=tuple(part.labels for part in task.parts),
+            labels=tuple(part.labels if labelled else () for part in task.parts),
             available=tuple(np.bincount(labels, minlength=classes).tolist()),
             used=tuple(np.bincount(labels[dealt], minlength=classes).tolist()),
             capped=capped,

@@ -34,6 +34,8 @@ from strategies.measured import MeasuredLink, MeasuredStrategy, UplinkProbe
 from strategies.ofdma import OfdmaCell, OfdmaStrategy
 from strategies.sample_counts import SampleCounts
 from task.build import TaskError, build_task
+from task.check import check_task
+from task.dataset import Dataset
 from task.split import Split, flatten
 
 if TYPE_CHECKING:
@@ -86,6 +88,7 @@ def prepare(settings: Settings, *, on_nodes: bool = False) -> Job:
             deal=generator(settings.seed, "partition"),
             init=torch.Generator().manual_seed(torch_seed(settings.seed, "init")),
         )
+        check_task(task, batch_size=settings.training.batch_size, model_name=settings.model.name)
     except TaskError as error:
         raise ConfigError(str(error)) from error
     data, split = task.data, task.split
@@ -94,9 +97,10 @@ def prepare(settings: Settings, *, on_nodes: bool = False) -> Job:
         data_root=settings.dataset.root or "",
         own_data_root=on_nodes,
         data_digest=data.digest(),
-        num_classes=data.num_classes,
-        mean=data.mean,
-        std=data.std,
+        num_classes=data.num_classes or 0,
+        sample_shape=data.sample_shape,
+        label_names=data.label_names,
+        **_normalisation(data),
     )
     sizes = np.array([part.train.size for part in task.parts])
     try:
@@ -113,6 +117,14 @@ def prepare(settings: Settings, *, on_nodes: bool = False) -> Job:
             settings.dataset.name, task, capped=settings.partition.samples_per_device is not None
         ),
     )
+
+
+def _normalisation(data: Dataset) -> dict[str, Any]:
+    """Return what a node with pictures of its own normalises them by: agreed once per run."""
+    if not data.pictures:
+        return {}
+    mean, std = data.statistics
+    return {"mean": mean, "std": std}
 
 
 def device_spec(settings: Settings) -> DeviceSpec:

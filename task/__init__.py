@@ -1,1 +1,5 @@
-"""Learning tasks: models, the personal/global split, data sets, partitions. Knows no Flower and no radio."""
+"""What is learned: data, partition, network, loss and metrics; a user's own files need `Dataset` only."""
+
+from task.dataset import Dataset
+
+__all__ = ["Dataset"]

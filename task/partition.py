@@ -1,13 +1,18 @@
-"""Deal a data set to devices: label sets per device, Dirichlet label mixes, i.i.d., shards.
+"""Deal a data set to devices: label sets per device, Dirichlet label mixes, i.i.d., shards, sizes, owners.
 
-A partitioner only says *how many* training samples of each label a device gets, as a (device, label) table
-whose columns do not exceed what there is. Dealing the samples, capping them and finding a test part with the
-same label mix is common to all of them, and vectorised: 10 000 devices take milliseconds.
+A partitioner says *how many* training samples of each label a device gets, as a (device, label) table whose
+columns do not exceed what there is, or names each device's samples itself, as a list of K index arrays. It is
+given what its positional parameters name: `available` (samples of each label), `labels` and `groups` (of each
+sample), `num_devices`, `rng`; its keyword-only parameters are ``partition.options``. Dealing the samples,
+capping
+them and finding a test part with the same label mix is common to all of them, and vectorised: 10 000 devices
+take milliseconds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +22,8 @@ import numpy.typing as npt
 from registry import Registry
 
 Ints = npt.NDArray[np.int64]
-Partitioner = Callable[..., Ints]
+Groups = npt.NDArray[Any]
+Partitioner = Callable[..., Ints | Sequence[Ints]]
 PARTITIONERS: Registry[Partitioner] = Registry("partition", key="partition.name")
 
 
@@ -44,6 +50,8 @@ def partition(
     num_devices: int,
     rng: np.random.Generator,
     *,
+    groups: Groups | None = None,
+    test_groups: Groups | None = None,
     samples_per_device: int | None = None,
     test_samples_per_device: int | None = None,
     **options: Any,
@@ -51,11 +59,12 @@ def partition(
     """Deal the samples to `num_devices` devices.
 
     Args:
-        name: a key of `PARTITIONERS`.
+        name: a key of `PARTITIONERS`, or ``package.module:function``.
         train_labels: int (n,), labels 0, 1, ... of the training set.
         test_labels: int (m,), those of the test set.
         num_devices: number of devices K.
         rng: generator of the deal.
+        groups, test_groups: whose each training and test sample is, (n,) and (m,), where that is known.
         samples_per_device: at most this many training samples for each device, in its label proportions.
         test_samples_per_device: the same for test samples (each label of the device keeps at least one).
         **options: options of that partitioner, see the keyword arguments of its function.
@@ -73,7 +82,20 @@ def partition(
     available = np.bincount(train, minlength=num_classes)
     available_test = np.bincount(test, minlength=num_classes)
 
-    counts = builder(available, num_devices, rng, **options)
+    facts = {
+        "available": available,
+        "labels": train,
+        "groups": groups,
+        "num_devices": num_devices,
+        "rng": rng,
+    }
+    found = builder(*(facts[one] for one in _asked_for(name, builder, facts)), **options)
+    named: list[Ints] | None = None
+    if isinstance(found, np.ndarray):
+        counts = _checked_table(name, found, available, num_devices)
+    else:
+        named = _checked_lists(name, found, train.size, num_devices)
+        counts = np.stack([np.bincount(train[mine], minlength=num_classes) for mine in named])
     if not counts.any(axis=1).all():
         starved = int((~counts.any(axis=1)).sum())
         raise ValueError(
@@ -83,22 +105,115 @@ def partition(
     taken = (
         counts if samples_per_device is None else _cap(counts, samples_per_device, "samples_per_device", 0)
     )
-    held = taken > 0
+    if named is None:
+        train_parts = _deal(train, available, np.cumsum(counts, axis=0) - counts, taken, rng)
+    else:
+        train_parts = [_some(mine, train, row, rng) for mine, row in zip(named, taken, strict=True)]
+    if named is not None and groups is not None and test_groups is not None and name == "natural":
+        test_parts = _tests_of_owners(groups, test_groups, named, test_samples_per_device, rng)
+    else:
+        test_parts = _tests_by_label(
+            test, available, available_test, counts, taken > 0, test_samples_per_device, rng
+        )
+    return [
+        DevicePart(mine, theirs, tuple(np.unique(np.concatenate([train[mine], test[theirs]])).tolist()))
+        for mine, theirs in zip(train_parts, test_parts, strict=True)
+    ]
+
+
+def _asked_for(name: str, builder: Partitioner, facts: dict[str, Any]) -> list[str]:
+    """Return the names of what a partitioner is given.
+
+    Raises:
+        ValueError: if it asks for something that there is not.
+    """
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    asked = [one.name for one in inspect.signature(builder).parameters.values() if one.kind in kinds]
+    for one in asked:
+        if one not in facts:
+            raise ValueError(
+                f"partition {name!r} has a parameter {one!r}; valid: {', '.join(facts)}, and keyword-only "
+                "options"
+            )
+    if "groups" in asked and facts["groups"] is None:
+        raise ValueError(
+            f"partition {name!r} goes by whose each sample is, which the data set does not tell: give "
+            "Dataset(groups=...), or another partition"
+        )
+    return asked
+
+
+def _checked_table(name: str, table: npt.NDArray[Any], available: Ints, num_devices: int) -> Ints:
+    if table.shape != (num_devices, available.size) or table.dtype.kind not in "iu" or (table < 0).any():
+        raise ValueError(
+            f"partition {name!r} returned {table.dtype} {table.shape}; counts of shape "
+            f"{(num_devices, available.size)} (device, label) are expected"
+        )
+    if (table.sum(axis=0) > available).any():
+        label = int(np.argmax(table.sum(axis=0) - available))
+        raise ValueError(
+            f"partition {name!r} deals {int(table[:, label].sum())} samples of label {label}; there are "
+            f"{int(available[label])}"
+        )
+    return table.astype(np.int64)
+
+
+def _checked_lists(name: str, lists: Sequence[Any], number: int, num_devices: int) -> list[Ints]:
+    if len(lists) != num_devices:
+        raise ValueError(f"partition {name!r} returned {len(lists)} parts; num_devices = {num_devices}")
+    parts = [np.asarray(mine, dtype=np.int64).ravel() for mine in lists]
+    everyone = np.concatenate(parts)
+    if everyone.size and (everyone.min() < 0 or everyone.max() >= number):
+        raise ValueError(f"partition {name!r} names sample {int(everyone.max())}; there are {number}")
+    if np.unique(everyone).size != everyone.size:
+        raise ValueError(f"partition {name!r} gives a sample to more than one device")
+    return parts
+
+
+def _some(mine: Ints, labels: Ints, wanted: Ints, rng: np.random.Generator) -> Ints:
+    """Return so many of each label of one's own samples, in a shuffled order."""
+    order = rng.permutation(mine)
+    if order.size == int(wanted.sum()):
+        return order
+    piles = [order[labels[order] == label][: int(number)] for label, number in enumerate(wanted) if number]
+    return np.concatenate(piles)
+
+
+def _tests_by_label(
+    test: Ints,
+    available: Ints,
+    available_test: Ints,
+    counts: Ints,
+    held: npt.NDArray[np.bool_],
+    cap: int | None,
+    rng: np.random.Generator,
+) -> list[Ints]:
+    """Deal test samples: a device's share of a label is that of its training samples, at least one."""
     if (missing := np.flatnonzero(held.any(axis=0) & (available_test == 0))).size:
         raise ValueError(f"the test set has no sample of label {', '.join(map(str, missing))}")
-
-    # A device's share of the test samples of a label is its share of the training samples, at least one.
     ends = np.cumsum(counts, axis=0) * available_test // np.maximum(available, 1)
     test_counts = np.where(held, np.maximum(np.diff(ends, axis=0, prepend=0), 1), 0)
-    if test_samples_per_device is not None:
-        test_counts = _cap(test_counts, test_samples_per_device, "test_samples_per_device", 1)
+    if cap is not None:
+        test_counts = _cap(test_counts, cap, "test_samples_per_device", 1)
+    return _deal(test, available_test, np.cumsum(test_counts, axis=0) - test_counts, test_counts, rng)
 
-    train_parts = _deal(train, available, np.cumsum(counts, axis=0) - counts, taken, rng)
-    test_parts = _deal(test, available_test, np.cumsum(test_counts, axis=0) - test_counts, test_counts, rng)
-    return [
-        DevicePart(mine, mine_test, tuple(np.flatnonzero(row).tolist()))
-        for mine, mine_test, row in zip(train_parts, test_parts, held, strict=True)
-    ]
+
+def _tests_of_owners(
+    groups: Groups, test_groups: Groups, named: Sequence[Ints], cap: int | None, rng: np.random.Generator
+) -> list[Ints]:
+    """Return the test samples of each device's own group."""
+    parts = []
+    for mine in named:
+        owner = groups[mine[0]]
+        found = rng.permutation(np.flatnonzero(test_groups == owner))[:cap]
+        if not found.size:
+            raise ValueError(
+                f"group {owner} has training samples and no test samples; leave Dataset(test_groups=...) "
+                "out to "
+                "deal test samples by label"
+            )
+        parts.append(found)
+    return parts
 
 
 def _at_least(name: str, value: float, least: float) -> None:
@@ -243,3 +358,65 @@ def dirichlet(
             sizes[donor] -= 1
             sizes[needy] += 1
     return counts
+
+
+@PARTITIONERS.register("natural")
+def natural(groups: Groups, num_devices: int, rng: np.random.Generator) -> list[Ints]:
+    """A device is an owner: each gets the samples of one group, as the data set tells them (LEAF, Caldas
+    2018).
+
+    Groups are in order of number or name; of more groups than devices, so many are drawn. Group -1 is
+    nobody's.
+    """
+    owners, member = np.unique(groups, return_inverse=True)
+    valid = np.flatnonzero(owners != -1) if owners.dtype.kind in "iu" else np.arange(owners.size)
+    if valid.size < num_devices:
+        raise ValueError(
+            f"num_devices = {num_devices} is too many for partition 'natural': the data set has "
+            f"{valid.size} groups"
+        )
+    chosen = np.sort(rng.choice(valid, num_devices, replace=False)) if valid.size > num_devices else valid
+    order = np.argsort(member, kind="stable")
+    starts = np.searchsorted(member[order], chosen)
+    ends = np.searchsorted(member[order], chosen, side="right")
+    return [order[start:end] for start, end in zip(starts, ends, strict=True)]
+
+
+@PARTITIONERS.register("quantity")
+def quantity(
+    available: Ints,
+    num_devices: int,
+    rng: np.random.Generator,
+    *,
+    exponent: float = 1.0,
+    min_samples: int = 2,
+) -> Ints:
+    """Devices of unequal size with the same label mix: sizes fall with rank to a power (Zipf).
+
+    Which device has which rank is drawn.
+
+    Args:
+        available: samples per label (C,).
+        num_devices: number of devices K.
+        rng: generator.
+        exponent: sizes are proportional to rank^-exponent; 0: equal.
+        min_samples: every device gets at least this many samples.
+    """
+    if not (np.isfinite(exponent) and exponent >= 0):
+        raise ValueError(f"partition option exponent = {exponent}; it must be at least 0")
+    _at_least("min_samples", min_samples, 1)
+    total = int(available.sum())
+    if total < num_devices * min_samples:
+        raise ValueError(
+            f"partition option min_samples = {min_samples}: {num_devices} devices need "
+            f"{num_devices * min_samples} samples, there are {total}"
+        )
+    shares = rng.permutation(np.arange(1, num_devices + 1) ** -float(exponent))
+    shares /= shares.sum()
+    # The least is set aside for everybody, the rest shared out by rank.
+    ends = np.rint(np.cumsum(shares) * (total - num_devices * min_samples)).astype(np.int64)
+    sizes = np.diff(ends, prepend=0) + min_samples
+    labels = rng.permutation(np.repeat(np.arange(available.size), available))
+    device = np.repeat(np.arange(num_devices), sizes)
+    table = np.bincount(device * available.size + labels, minlength=num_devices * available.size)
+    return table.reshape(num_devices, available.size).astype(np.int64)

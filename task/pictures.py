@@ -1,4 +1,4 @@
-"""One picture file as a person sees it, in grey levels.
+"""One picture file as a person sees it, in grey levels and in colour.
 
 Files differ in more than size: 16-bit and floating-point grey, black and white, palettes, transparency,
 CMYK, cameras that store a picture lying on its side. Pillow's own conversion to eight bits cuts off the
@@ -33,25 +33,35 @@ class PictureError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """A picture, upright, on white, in grey.
+    """A picture, upright, on white.
 
     Attributes:
         grey: uint8 (height, width); 0 is black, 255 is white.
-        colour: whether colours went with the conversion to grey.
+        red_green_blue: uint8 (height, width, 3), or None where the file is grey.
+        colour: whether colours go with the conversion to grey.
         dark: whether a file of more than eight bits uses less than a sixteenth of its range: what is
             in it is (nearly) black in any viewer, and here.
     """
 
     grey: Grey
+    red_green_blue: npt.NDArray[np.uint8] | None = None
     colour: bool = False
     dark: bool = False
 
-    def resized(self, size: int) -> Grey:
-        """Return the grey levels at size x size, averaged where they are shrunk; uint8 (size, size)."""
-        if self.grey.shape == (size, size):
-            return self.grey
-        image = Image.fromarray(self.grey).resize((size, size), Image.Resampling.BILINEAR)
-        return np.asarray(image, dtype=np.uint8)
+    def resized(self, height: int, width: int, channels: int) -> npt.NDArray[np.uint8]:
+        """Return levels at another size, averaged where they are shrunk; uint8 (channels, height, width).
+
+        Args:
+            height, width: of the result.
+            channels: 1 (grey) or 3 (colour; a grey file three times).
+        """
+        levels = self.grey if channels == 1 or self.red_green_blue is None else self.red_green_blue
+        if levels.shape[:2] != (height, width):
+            image = Image.fromarray(levels).resize((width, height), Image.Resampling.BILINEAR)
+            levels = np.asarray(image, dtype=np.uint8)
+        if levels.ndim == 2:
+            return np.repeat(levels[None], channels, axis=0)
+        return np.ascontiguousarray(levels.transpose(2, 0, 1))
 
 
 def read_picture(path: Path) -> Picture:
@@ -91,7 +101,11 @@ def _shown(image: Image.Image) -> Picture:
     step = max(int(np.abs(red - green).max()), int(np.abs(green - blue).max()))
     if step == 0:
         return Picture(_upright(red.astype(np.uint8), image))
-    return Picture(_upright(np.asarray(colours.convert("L")), image), colour=step > _COLOUR_STEP)
+    return Picture(
+        _upright(np.asarray(colours.convert("L")), image),
+        _upright(np.asarray(colours), image),
+        colour=step > _COLOUR_STEP,
+    )
 
 
 def _on_white(image: Image.Image) -> Image.Image:

@@ -7,9 +7,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import accumulate
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import nn
 
 
@@ -49,40 +51,68 @@ class Layout:
         }
 
 
+Buffers = Literal["personal", "shared"]
+
+
 @dataclass(frozen=True)
 class Split:
-    """The personal part v (never uploaded, never pruned) and the global part u (pruned, uploaded)."""
+    """The personal part v (never uploaded, never pruned) and the global part u (pruned, uploaded).
+
+    Attributes:
+        personal, global_part: the parameters of each.
+        personal_buffers: names of the buffers that stay on the device.
+        shared_buffers: of those that travel, dense, in the order of the network.
+    """
 
     personal: Layout
     global_part: Layout
+    personal_buffers: tuple[str, ...] = ()
+    shared_buffers: tuple[str, ...] = ()
 
 
-def split_parameters(model: nn.Module, personal_patterns: Sequence[str]) -> Split:
-    """Split the parameters of `model` by shell patterns on their names.
+def persistent_buffers(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Return the buffers that are state of the network, as `state_dict` has them, each tensor once."""
+    stored = model.state_dict(keep_vars=True)
+    return {name: buffer for name, buffer in model.named_buffers() if name in stored}
+
+
+def split_parameters(
+    model: nn.Module, personal_patterns: Sequence[str], buffers: Buffers = "personal"
+) -> Split:
+    """Split the parameters and buffers of `model` by shell patterns on their names.
 
     Args:
-        model: any module.
-        personal_patterns: globs such as "conv*" or "fc2.*"; a parameter whose name matches one of them is
-            personal. An empty list makes everything global.
+        model: any module; weights that are tied appear once, under their first name.
+        personal_patterns: globs such as "conv*", "fc2.*" or "*.bn*"; a parameter or buffer whose name matches
+            one of them is personal. An empty list makes all parameters global.
+        buffers: where the other buffers (running statistics) belong: they stay on the device (FedBN, Li et
+            al. 2021), or are averaged.
 
     Raises:
-        ValueError: if a pattern matches no parameter, or nothing is left to share.
+        ValueError: if a pattern matches nothing, or nothing is left to share.
     """
     if isinstance(personal_patterns, str):
         raise ValueError(
             f"personal_patterns = {personal_patterns!r} is a string; give a list: [{personal_patterns!r}]"
         )
     named = [(name, tuple(parameter.shape)) for name, parameter in model.named_parameters()]
+    stored = tuple(persistent_buffers(model))
     for pattern in personal_patterns:
-        if not any(fnmatchcase(name, pattern) for name, _ in named):
+        if not any(fnmatchcase(name, pattern) for name in (*(name for name, _ in named), *stored)):
             raise ValueError(
-                f"personal_patterns: {pattern!r} matches no parameter; "
-                f"the model has {', '.join(name for name, _ in named)}"
+                f"personal_patterns: {pattern!r} matches no parameter and no buffer; "
+                f"the model has {', '.join((*(name for name, _ in named), *stored))}"
             )
-    is_personal = [any(fnmatchcase(name, pattern) for pattern in personal_patterns) for name, _ in named]
+
+    def mine(name: str) -> bool:
+        return any(fnmatchcase(name, pattern) for pattern in personal_patterns)
+
+    at_home = tuple(name for name in stored if buffers == "personal" or mine(name))
     split = Split(
-        personal=Layout.of(pair for pair, mine in zip(named, is_personal, strict=True) if mine),
-        global_part=Layout.of(pair for pair, mine in zip(named, is_personal, strict=True) if not mine),
+        personal=Layout.of(pair for pair in named if mine(pair[0])),
+        global_part=Layout.of(pair for pair in named if not mine(pair[0])),
+        personal_buffers=at_home,
+        shared_buffers=tuple(name for name in stored if name not in at_home),
     )
     if split.global_part.size == 0:
         raise ValueError(
@@ -94,5 +124,5 @@ def split_parameters(model: nn.Module, personal_patterns: Sequence[str]) -> Spli
 def flatten(model: nn.Module, layout: Layout) -> npt.NDArray[np.float32]:
     """Return the parameters of `layout` as one float32 vector of shape (layout.size,)."""
     parameters = dict(model.named_parameters())
-    parts = [parameters[name].detach().numpy().ravel() for name in layout.names]
+    parts = [parameters[name].detach().to(torch.float32).numpy().ravel() for name in layout.names]
     return np.concatenate(parts, dtype=np.float32) if parts else np.zeros(0, np.float32)

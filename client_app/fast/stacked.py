@@ -9,6 +9,10 @@ harms no other.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -44,7 +48,7 @@ class StackedNetwork:
         Raises:
             UnknownLayerError: if a layer, or an option of one, is not known here.
         """
-        if not isinstance(module, nn.Sequential):
+        if type(module) is not nn.Sequential:
             raise UnknownLayerError(
                 f"devices are batched for nn.Sequential networks only, not {type(module).__name__}"
             )
@@ -71,6 +75,8 @@ class StackedNetwork:
         self.personal = self.global_part = torch.empty(0)
         self.use(1)
 
+    buffer_names: tuple[str, ...] = ()
+    draws = False
     most_devices: int | None = None
     fill_to = 8  # samples: few widths for fleets of all sizes, and little work in vain
 
@@ -102,6 +108,17 @@ class StackedNetwork:
         self.personal = self.global_part = torch.empty(0)
         self._weights.clear()
         return weights
+
+    def load_buffers(self, states: Sequence[Mapping[str, Any]]) -> None:
+        """Do nothing: no layer that is known here has buffers."""
+
+    def copy_buffers(self) -> list[dict[str, Any]]:
+        """Return none."""
+        return [{} for _ in self.global_part]
+
+    def drawing_from(self, seeds: Sequence[int]) -> AbstractContextManager[None]:
+        """Return a context without effect: no layer that is known here draws."""
+        return nullcontext()
 
     def _rows(self, part: Part, devices: int) -> torch.Tensor:
         size = (self.split.personal if part == "personal" else self.split.global_part).size

@@ -24,11 +24,12 @@ from client_app.local_round import (
 )
 from client_app.network import ModuleNetwork
 from client_app.precision import product_type
-from client_app.samples import ImagePool
+from client_app.samples import StoredPool
 from protocol.training import TrainingSpec
-from task.datasets import ImageData
+from task.dataset import Dataset
 from task.models import build_model
 from task.split import split_parameters
+from task.transforms import make_transform, ready
 
 MODELS = {
     "cnn": (("conv*",), {"kernel_size": 3, "hidden": 8}),
@@ -40,11 +41,13 @@ ADAM: dict[str, Any] = {"optimizer": "adam", "personal_learning_rate": 1e-3, "gl
 
 
 @cache
-def _data() -> ImageData:
+def _data() -> Dataset:
     rng = np.random.default_rng(5)
     images = torch.from_numpy(rng.integers(0, 256, (200, 1, 28, 28), dtype=np.uint8))
     labels = torch.from_numpy(rng.integers(0, 10, 200))
-    return ImageData(images, labels, images[:5], labels[:5], num_classes=10, mean=0.5, std=0.29)
+    return Dataset(
+        train=(images, labels), test=(images[:5], labels[:5]), num_classes=10, mean=(0.5,), std=(0.29,)
+    )
 
 
 @cache
@@ -72,7 +75,7 @@ def _device(model: ModuleNetwork, number: int, *, samples: int, num_pruned: int,
 def _one_by_one(model, spec, devices) -> list[Any]:  # results or exceptions: the caller knows which
     results: list[LocalResult | Exception] = []
     for one in devices:
-        images, labels = _data().train(one.samples)
+        images, labels = ready(_data(), _data().train, one.samples)
         try:
             result = local_round(
                 model,
@@ -97,7 +100,7 @@ def _training(model, spec, batch_devices) -> LocalTraining:
     dtype = product_type(spec.precision)
     return LocalTraining(
         StackedNetwork(model.module, model.split, dtype=dtype),
-        ImagePool(_data(), torch.device("cpu")),
+        StoredPool(*_data().train, make_transform("auto", {}, _data()), None, torch.device("cpu")),
         make_algorithm(spec.algorithm, spec.options),
         spec,
         devices_at_once=batch_devices,

@@ -44,7 +44,7 @@ def mnist_elsewhere(tmp_path, data_root, monkeypatch):
 def test_a_node_reads_from_its_own_folder(tmp_path, data_root, monkeypatch, mnist_elsewhere):
     monkeypatch.setenv("AIRFLOWER_DATA_ROOT", str(_folder(tmp_path / "node", data_root)))
     run = run_context(mnist_elsewhere)
-    assert len(run.data.train_labels) == 60000
+    assert len(run.task.data.train[1]) == 60000
     assert introduce(HelloOrder(mnist_elsewhere), _node()).problem == ""
 
 
@@ -60,7 +60,7 @@ def test_machines_that_are_set_up_alike_need_no_variable(data_root, monkeypatch)
     monkeypatch.delenv("AIRFLOWER_DATA_ROOT", raising=False)
     spec = _spec("dataset=mnist", f"dataset.root={data_root}", "dataset.download=false")
     run_context.cache_clear()
-    assert len(run_context(spec).data.train_labels) == 60000
+    assert len(run_context(spec).task.data.train[1]) == 60000
 
 
 def test_a_node_does_not_make_the_servers_folder(tmp_path, monkeypatch, mnist_elsewhere):
@@ -74,7 +74,7 @@ def test_in_a_simulation_the_configured_folder_counts(tmp_path, data_root, monke
     monkeypatch.setenv("AIRFLOWER_DATA_ROOT", str(tmp_path / "empty"))
     spec = _spec("dataset=mnist", f"dataset.root={root}", "dataset.download=false", on_nodes=False)
     run_context.cache_clear()
-    assert len(run_context(spec).data.train_labels) == 60000
+    assert len(run_context(spec).task.data.train[1]) == 60000
 
 
 def test_other_files_of_the_same_name_are_refused(tmp_path, data_root, monkeypatch):

@@ -15,6 +15,7 @@ import torch
 from protocol.streams import generator, torch_seed
 from task.datasets import load_dataset
 from task.partition import partition
+from task.transforms import ready
 
 SHAPES = {"fc1.weight": (25, 784), "fc1.bias": (25,), "fc2.weight": (10, 25), "fc2.bias": (10,)}
 
@@ -75,11 +76,11 @@ class Learning:
         self.setting = setting
         data = load_dataset("digits")
         options: dict[str, Any] = dict(setting.partition)
-        labels = data.train_labels.numpy(), data.test_labels.numpy()
+        labels = data.train[1].numpy(), data.test[1].numpy()
         stream = generator(setting.seed, "partition")
         self.parts = partition(str(options.pop("name")), *labels, setting.devices, stream, **options)
-        self.train = [_double(data.train(part.train)) for part in self.parts]
-        self.test = [_double(data.test(part.test)) for part in self.parts]
+        self.train = [_double(ready(data, data.train, part.train)) for part in self.parts]
+        self.test = [_double(ready(data, data.test, part.test)) for part in self.parts]
         weights = torch.Generator().manual_seed(torch_seed(setting.seed, "init"))
         start = {}
         for name, shape in SHAPES.items():  # uniform in +-1 / sqrt(fan-in)

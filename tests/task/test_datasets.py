@@ -3,26 +3,24 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from task import datasets
 from task._torchvision import torchvision_datasets
-from task.datasets import DatasetUnavailableError, load_dataset
+from task.datasets import DatasetUnavailableError, digits, load_dataset
+from task.transforms import ready
 
 
 def test_digits_are_the_real_ones_at_28x28_with_every_label_in_both_parts():
     data = load_dataset("digits")
-    assert data.train_images.shape == (1433, 1, 28, 28)
-    assert data.test_images.shape == (364, 1, 28, 28)
-    assert data.train_images.dtype == torch.uint8
-    test_share = np.bincount(data.test_labels) / (
-        np.bincount(data.train_labels) + np.bincount(data.test_labels)
-    )
+    assert data.train[0].shape == (1433, 1, 28, 28)
+    assert data.test[0].shape == (364, 1, 28, 28)
+    assert data.train[0].dtype == torch.uint8
+    test_share = np.bincount(data.test[1]) / (np.bincount(data.train[1]) + np.bincount(data.test[1]))
     np.testing.assert_allclose(test_share, 0.2, atol=0.01)
 
 
 def test_digits_do_not_depend_on_where_scikit_learn_keeps_its_file(monkeypatch):
-    direct = datasets._digits_table()
-    monkeypatch.setattr("task.datasets.importlib.util.find_spec", lambda name: None)
-    np.testing.assert_array_equal(direct, datasets._digits_table())
+    direct = digits._digits_table()
+    monkeypatch.setattr("task.datasets.digits.importlib.util.find_spec", lambda name: None)
+    np.testing.assert_array_equal(direct, digits._digits_table())
 
 
 def test_a_second_load_is_the_same_object():
@@ -31,26 +29,26 @@ def test_a_second_load_is_the_same_object():
 
 def test_digits_keep_the_content_of_the_8x8_originals():
     data = load_dataset("digits")
-    images = torch.cat([data.train_images, data.test_images]).to(torch.float32)
+    images = torch.cat([data.train[0], data.test[0]]).to(torch.float32)
     small = torch.nn.functional.interpolate(images, size=(8, 8), mode="area").flatten(1) * (16 / 255)
     originals = torch.from_numpy(load_digits().images).to(torch.float32).flatten(1)
     nearest = torch.cdist(small, originals).argmin(dim=1)
     assert nearest.unique().numel() > 0.97 * images.shape[0]
-    labels = torch.cat([data.train_labels, data.test_labels])
+    labels = torch.cat([data.train[1], data.test[1]])
     agreement = torch.from_numpy(load_digits().target)[nearest] == labels
     assert float(agreement.float().mean()) > 0.99
 
 
 def test_normalised_training_images_have_zero_mean_and_unit_variance():
     data = load_dataset("digits")
-    images, labels = data.train(np.arange(data.train_labels.numel()))
+    images, labels = ready(data, data.train, np.arange(data.train[1].numel()))
     assert images.dtype == torch.float32
     assert float(images.mean()) == pytest.approx(0, abs=1e-4)
     assert float(images.std()) == pytest.approx(1, abs=1e-3)
-    assert torch.equal(labels, data.train_labels)
-    some, _ = data.test(np.array([5, 3]))
-    pixels = data.test_images[[5, 3]].to(torch.float32) / 255
-    torch.testing.assert_close(some, (pixels - data.mean) / data.std)
+    assert torch.equal(labels, data.train[1])
+    some, _ = ready(data, data.test, np.array([5, 3]))
+    pixels = data.test[0][[5, 3]].to(torch.float32) / 255
+    torch.testing.assert_close(some, (pixels - data.mean[0]) / data.std[0])
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
@@ -58,8 +56,8 @@ def test_idx_files_are_read_like_torchvision_reads_them(name, data_root):
     data = load_dataset(name, data_root, download=False)
     kind = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}[name]
     for train, images, labels in (
-        (True, data.train_images, data.train_labels),
-        (False, data.test_images, data.test_labels),
+        (True, data.train[0], data.train[1]),
+        (False, data.test[0], data.test[1]),
     ):
         reference = getattr(torchvision_datasets(), kind)(str(data_root), train=train, download=False)
         assert torch.equal(images[:, 0], reference.data)
@@ -101,5 +99,7 @@ def test_damaged_files_are_refused(tmp_path, data_root, damage):
 
 
 def test_unknown_name_lists_the_valid_ones():
-    with pytest.raises(ValueError, match="digits, fashion_mnist, mnist"):
+    with pytest.raises(
+        ValueError, match=r"cifar10, cifar100, digits, emnist, fashion_mnist, .*kmnist, mnist"
+    ):
         load_dataset("cifar")

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from task.local_images import load_images
+from task.datasets.image_folder import load_images
 
 NORMAL: dict[str, Any] = {"num_classes": 10, "mean": 0.5, "std": 0.25}
 RAMP = np.add.outer(np.arange(28) * 6, np.arange(28) * 3).astype(np.uint8)  # 0..243, no symmetry
@@ -27,7 +27,7 @@ def _read(folder, name, image, **options):
         (folder / "train" / "0" / name).write_bytes(image)
     else:
         image.save(folder / "train" / "0" / name, **options)
-    images = load_images(folder, **NORMAL).train_images[:, 0].numpy().astype(int)
+    images = load_images(folder, **NORMAL).train[0][:, 0].numpy().astype(int)
     assert np.array_equal(images[-1], RAMP)
     return images[0] if len(images) == 2 else None
 

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from task.datasets import DatasetUnavailableError
-from task.local_images import describe_images, load_images
+from task.datasets.image_folder import describe_images, load_images
 
 NORMAL: dict[str, Any] = {"num_classes": 10, "mean": 0.5, "std": 0.25}
 
@@ -24,15 +24,15 @@ def _folder(root, labels, per_label=10, size=(40, 30)):
 def test_a_fifth_of_every_label_is_for_testing(tmp_path):
     _folder(tmp_path, [2, 7])
     data = load_images(tmp_path, **NORMAL)
-    assert data.train_images.shape == (16, 1, 28, 28)
-    assert np.bincount(data.test_labels, minlength=8).tolist() == [0, 0, 2, 0, 0, 0, 0, 2]
+    assert data.train[0].shape == (16, 1, 28, 28)
+    assert np.bincount(data.test[1], minlength=8).tolist() == [0, 0, 2, 0, 0, 0, 0, 2]
 
 
 def test_a_given_split_is_kept(tmp_path):
     _folder(tmp_path / "train", [1], 6)
     _folder(tmp_path / "test", [1], 3)
     data = load_images(tmp_path, **NORMAL)
-    assert (len(data.train_labels), len(data.test_labels)) == (6, 3)
+    assert (len(data.train[1]), len(data.test[1])) == (6, 3)
 
 
 def test_images_of_the_right_size_come_through_unchanged(tmp_path):
@@ -41,8 +41,8 @@ def test_images_of_the_right_size_come_through_unchanged(tmp_path):
     for number, image in enumerate(pixels):
         Image.fromarray(image).save(tmp_path / "0" / f"{number}.png")
     data = load_images(tmp_path, **NORMAL)
-    assert np.array_equal(data.train_images[:, 0].numpy(), pixels[:4])
-    assert np.array_equal(data.test_images[:, 0].numpy(), pixels[4:])
+    assert np.array_equal(data.train[0][:, 0].numpy(), pixels[:4])
+    assert np.array_equal(data.test[0][:, 0].numpy(), pixels[4:])
 
 
 def _archive(path, **changes):
@@ -56,8 +56,8 @@ def _archive(path, **changes):
 
 def test_an_archive_may_be_named_or_lie_in_the_folder(tmp_path):
     path = _archive(tmp_path / "images.npz")
-    assert len(load_images(path, **NORMAL).train_labels) == 4
-    assert len(load_images(tmp_path, **NORMAL).train_labels) == 4
+    assert len(load_images(path, **NORMAL).train[1]) == 4
+    assert len(load_images(tmp_path, **NORMAL).train[1]) == 4
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_what_others_left_in_the_folders_is_passed_over(tmp_path, caplog):
         (tmp_path / name).write_bytes(b"x")
         (tmp_path / "1" / name).write_bytes(b"x")
     data = load_images(tmp_path, **NORMAL)
-    assert (len(data.train_labels), len(data.test_labels)) == (8, 2)
+    assert (len(data.train[1]), len(data.test[1])) == (8, 2)
     assert not any("left out" in note for note in data.notes)
 
 
@@ -104,7 +104,7 @@ def test_one_damaged_file_costs_itself(tmp_path, caplog):
     (tmp_path / "1" / "more").mkdir()
     (tmp_path / "overview.png").write_bytes(good)
     data = load_images(tmp_path, **NORMAL)
-    assert len(data.train_labels) + len(data.test_labels) == 19
+    assert len(data.train[1]) + len(data.test[1]) == 19
     for name in ("03.png", "notes.txt", "more", "overview.png"):
         assert name in caplog.text
     assert "4 file(s) left out" in caplog.text
