@@ -14,7 +14,7 @@ ALLOWED = {
     "registry": set(),
     "keys": set(),
     "radio": {"numpy", "scipy", "cvxpy"},
-    "task": {"torch", "torchvision", "numpy", "sklearn", "PIL"},
+    "task": {"torch", "torchvision", "numpy", "sklearn", "PIL", "datasets", "flwr_datasets"},
     "protocol": {"numpy", "flwr"},
     "client_app": {"flwr", "torch", "numpy", "task", "protocol", "radio.payload"},
     # torch: the learned scheduler; cryptography, which Flower brings: the keys of nodes

@@ -27,6 +27,7 @@ def test_train_parts_are_disjoint_and_test_parts_have_their_label_set(name, seed
         test,
         num_devices,
         np.random.default_rng(seed),
+        groups=np.arange(train.size) % num_devices,
         samples_per_device=cap,
         test_samples_per_device=test_cap,
     )
@@ -112,7 +113,9 @@ def test_a_cap_keeps_the_proportions():
 def test_ten_thousand_devices_all_have_samples():
     train, test = _labels(6, num_train=60_000, num_test=10_000)
     for name in PARTITIONERS:
-        parts = partition(name, train, test, 10_000, np.random.default_rng(0))
+        parts = partition(
+            name, train, test, 10_000, np.random.default_rng(0), groups=np.arange(train.size) % 10_000
+        )
         assert min(part.train.size for part in parts) >= 1
         assert min(part.test.size for part in parts) >= 1
 
@@ -128,7 +131,7 @@ def test_same_generator_same_deal():
 @pytest.mark.parametrize(
     ("name", "devices", "options", "text"),
     [
-        ("label", 10, {}, "dirichlet, iid, labels, shards"),
+        ("label", 10, {}, "dirichlet, iid, labels, natural, quantity, shards"),
         ("labels", 10, {"alpha": 1.0}, "labels_per_device"),
         ("labels", 10, {"labels_per_device": 11}, "labels_per_device = 11"),
         ("labels", 5000, {}, "num_devices = 5000"),
