@@ -33,7 +33,7 @@ from strategies.limits import NormLimit
 from strategies.measured import MeasuredLink, MeasuredStrategy, UplinkProbe
 from strategies.ofdma import OfdmaCell, OfdmaStrategy
 from strategies.sample_counts import SampleCounts
-from task.build import TaskError, build_task
+from task.build import Learning, TaskError, build_task
 from task.check import check_task
 from task.dataset import Dataset
 from task.split import Split, flatten
@@ -87,6 +87,7 @@ def prepare(settings: Settings, *, on_nodes: bool = False) -> Job:
             personal=spec.personal,
             deal=generator(settings.seed, "partition"),
             init=torch.Generator().manual_seed(torch_seed(settings.seed, "init")),
+            learning=Learning(**spec.learning),
         )
         check_task(task, batch_size=settings.training.batch_size, model_name=settings.model.name)
     except TaskError as error:
@@ -134,7 +135,12 @@ def device_spec(settings: Settings) -> DeviceSpec:
         "num_devices": settings.fleet.num_devices,
         "model": {"name": settings.model.name, "options": dict(settings.model.options)},
         "personal": settings.personal_patterns,
-        "dataset": {"name": settings.dataset.name, "download": settings.dataset.download},
+        "dataset": {
+            "name": settings.dataset.name,
+            "download": settings.dataset.download,
+            "options": dict(settings.dataset.options),
+        },
+        "learning": settings.learning,
         "partition": {
             "name": settings.partition.name,
             "samples_per_device": settings.partition.samples_per_device,
@@ -145,7 +151,10 @@ def device_spec(settings: Settings) -> DeviceSpec:
         "bits_per_weight": settings.radio.bits_per_weight,
         "uplink": "digital" if settings.scheme.uplink == "ofdma" else "analog",
     }
-    deciding = {**values, "dataset": settings.dataset.name}  # not whether it may be downloaded
+    deciding = {
+        **values,
+        "dataset": [settings.dataset.name, dict(settings.dataset.options)],
+    }  # not whether it may be downloaded
     digest = hashlib.sha256(json.dumps([deciding, settings.scheme.name], sort_keys=True).encode()).hexdigest()
     return DeviceSpec(run_key=digest[:16], **values)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from keys import key
 from keys.uses import PERSONALIZATION
@@ -17,19 +17,42 @@ class ModelSettings:
     name: str = key("of a model, or package.module:object")
     options: Mapping[str, Any] = key("parameters of the model")
     personal: tuple[str, ...] = key(
-        "patterns of the personal parameters' names; []: all are global", used=PERSONALIZATION
+        "patterns of the names of personal parameters and buffers; []: all are global", used=PERSONALIZATION
+    )
+    buffers: Literal["personal", "shared"] = key(
+        "running statistics stay on the device (FedBN), or are sent and averaged by samples"
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetSettings:
-    """The images."""
+    """The samples, and what is done to them."""
 
     name: str = key("of a data set, or package.module:object")
     root: str | None = key(
         "folder of the files, in torchvision's layout; null: ~/.cache/airflower", path=True, decides=False
     )
     download: bool = key("fetch the published archive when the files are not there", decides=False)
+    options: Mapping[str, Any] = key("parameters of the data set")
+    transform: str = key(
+        "auto (pictures normalised by channel), standard, none, or package.module:function, given a batch"
+    )
+    transform_options: Mapping[str, Any] = key("parameters of a transform of one's own")
+    augment: str | None = key(
+        "of training batches: crop_flip, or package.module:function, given a batch and the device's generator"
+    )
+    augment_options: Mapping[str, Any] = key("parameters of the augmentation")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskSettings:
+    """What training minimises, and what a test reports."""
+
+    loss: str | None = key("cross_entropy, mse, bce, or package.module:function; null: what fits the targets")
+    loss_options: Mapping[str, Any] = key("parameters of the loss, such as label_smoothing")
+    metrics: tuple[str, ...] | None = key(
+        "accuracy, balanced_accuracy, rmse, perplexity, package.module:function; null: what fits the targets"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from keys.uses import MLFLOW, STUDY, TRAINING
 from protocol.training import TrainingSpec
 from radio.settings import AirSettings, ChannelSettings, RadioSettings, SchedulerSettings
 from strategies.settings import FleetSettings, MeasuredSettings, SchemeSettings
-from task.settings import DatasetSettings, ModelSettings, PartitionSettings
+from task.settings import DatasetSettings, ModelSettings, PartitionSettings, TaskSettings
 
 _STAND_FOR_OTHERS = ("experiment", "size")  # conf/experiment and conf/size: choices of values, no keys
 _MIB = Unit("MiB", "B", lambda value: value * 2**20)
@@ -76,6 +76,9 @@ class Settings:
         "rounds between two evaluations (the last round is always evaluated)",
         unit="rounds", minimum=1, used=TRAINING,
     )  # fmt: skip
+    evaluate_global: bool = key(
+        "also test the global model on the whole test set; where nothing is personal", used=TRAINING
+    )
     checkpoint_every: int = key(
         "rounds between two checkpoints; 0: only at the end",
         unit="rounds", minimum=0, used=TRAINING, decides=False,
@@ -90,6 +93,7 @@ class Settings:
     model: ModelSettings
     dataset: DatasetSettings
     partition: PartitionSettings
+    task: TaskSettings
     training: TrainingSpec
     scheme: SchemeSettings
     air: AirSettings
@@ -106,6 +110,21 @@ class Settings:
     def personal_patterns(self) -> tuple[str, ...]:
         """Glob patterns of the personal parameters under this scheme."""
         return self.model.personal if self.scheme.personalization else ()
+
+    @property
+    def learning(self) -> dict[str, Any]:
+        """Return the fields of `task.build.Learning`."""
+        data, task = self.dataset, self.task
+        return {
+            "transform": data.transform,
+            "transform_options": dict(data.transform_options),
+            "augment": data.augment,
+            "augment_options": dict(data.augment_options),
+            "loss": task.loss,
+            "loss_options": dict(task.loss_options),
+            "metrics": None if task.metrics is None else list(task.metrics),
+            "buffers": self.model.buffers,
+        }
 
     def to_dict(self) -> dict[str, Any]:
         """Return nested plain values, as in the configuration files."""

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from task.models import MODELS, build_model
+from task.models import build_model
 from task.split import split_parameters
 
 
@@ -69,7 +69,7 @@ def test_initial_weights_are_pytorchs_but_from_the_generator(name):
     state = torch.random.get_rng_state()
     first = build_model(name, generator=_generator(7))
     assert torch.equal(torch.random.get_rng_state(), state)
-    layers: list[Any] = [m for m in first if isinstance(m, nn.Conv2d | nn.Linear)]
+    layers: list[Any] = [m for m in first.children() if isinstance(m, nn.Conv2d | nn.Linear)]
     with torch.random.fork_rng():
         torch.manual_seed(7)
         for layer in layers:
