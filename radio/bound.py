@@ -100,7 +100,9 @@ def left_coefficient(constants: BoundConstants, form: Form = "paper") -> float:
 
 
 def coefficients(constants: BoundConstants, form: Form = "paper") -> tuple[float, float]:
-    """Return (A_1, A_2). A_1 of the corrected form includes heterogeneity even if nothing is pruned.
+    """Return (A_1, A_2) of Liu et al. 2024, eq. (40), as its proof (eqs. (59)-(85)) gives them.
+
+    A_1 of the corrected form includes heterogeneity even if nothing is pruned.
 
     Raises:
         ValueError: if `form` is neither `paper` nor `corrected`.

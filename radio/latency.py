@@ -1,6 +1,6 @@
 """Latency of one round: local computing, and the uplink of the retained weights.
 
-Liu et al. 2024, eqs. (24)-(29). Broadcast and aggregation are free, as there. With T0 the part that
+Liu et al. 2024, eqs. (24), (28), (29). Broadcast and aggregation are free, as there. With T0 the part that
 pruning cannot shorten and G the time of the dense global steps, device k needs
 
     T_k = T0_k + (1 - rho_k) (G_k + Q_k / (b_k r_k)),        the round max_k T_k.
@@ -21,7 +21,7 @@ from radio.arrays import FloatArray, count, finite, non_negative, positive
 
 @dataclass(frozen=True)
 class ComputeModel:
-    """What a device computes in one round.
+    """What a device computes in one round: the local part of its latency (Liu et al. 2024, eqs. (24), (28)).
 
     Attributes:
         personal_weights: N_v, weights that stay on the device.
@@ -80,7 +80,7 @@ def device_latency(
     uplink_bits: ArrayLike,
     uplink_rate: ArrayLike,
 ) -> FloatArray:
-    """Return T_k from what a device really kept and really sent.
+    """Return T_k from what a device really kept and really sent (Liu et al. 2024, eq. (28)).
 
     T = T0 + (share of weights kept) G + bits / rate. A device that sends nothing needs T0 (its
     importance steps stay charged if T0 holds them, although it could skip them: an upper bound).
@@ -106,5 +106,5 @@ def device_latency(
 
 
 def round_latency(device_latency: ArrayLike) -> FloatArray:
-    """Return the latency of the round, max over the devices (29), for (..., K) device latencies."""
+    """Return the latency of the round, (..., K) -> (...): the maximum (Liu et al. 2024, eq. (29))."""
     return np.asarray(np.max(np.asarray(device_latency, dtype=np.float64), axis=-1))

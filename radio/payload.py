@@ -240,7 +240,7 @@ class Payload:
         """Add `weight` times the retained weights, and `weight` where there are any: two sums per weight.
 
         After all devices, total / weight_sum is the average over those that retained each weight
-        (Liu et al. 2024, eq. (26)); where weight_sum is 0 nobody did.
+        (Liu et al. 2024, eq. (26)); where weight_sum is 0 no device did.
 
         Args:
             total: (N,) running sum of weighted values; float64 keeps the order of arrival out of the result

@@ -30,7 +30,7 @@ class MaskedUpload(Upload):
 
 
 class MaskedReceiver:
-    """Decodes uploads and averages each weight over its contributors.
+    """Decodes uploads and averages each weight over its contributors (Liu et al. 2024, eq. (26)).
 
     Args:
         plan: of the round.

@@ -49,7 +49,7 @@ class ZeroForcing:
 def zero_forcing(
     channels: Complex, beam: ArrayLike, amplitude: Real, *, power: float, noise_power: float, packing: Packing
 ) -> ZeroForcing:
-    """Design the transmit coefficients and the receive scaling.
+    """Design the transmit coefficients and the receive scaling (arXiv 2508.00341, eqs. (5)-(7)).
 
     Args:
         channels: (M, N), checked; as the server knows them.

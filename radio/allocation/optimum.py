@@ -206,7 +206,7 @@ def allocate(
     overhead_bits: ArrayLike = 0.0,
     when_infeasible: WhenInfeasible = "raise",
 ) -> Allocation:
-    """Return the exact joint optimum of bandwidth and pruning ratio. See the module text.
+    """Return the exact joint optimum of bandwidth and pruning ratio (Liu et al. 2024, eqs. (45)-(58)).
 
     All array arguments broadcast to (..., K); leading dimensions are independent rounds.
 

@@ -193,7 +193,7 @@ def fixed_ratio(problem: OfdmaProblem, *, pruning_ratio: float | None = None) ->
 
 @policy("printed_formula")
 def printed_formula(problem: OfdmaProblem, *, pruning_ratio: float | None = None) -> Allocation:
-    """Equations (54) and (58) as printed, made feasible naively: clip b at 0, renormalise, refit rho.
+    """Eqs. (54) and (58) of Liu et al. 2024, made feasible naively: clip b at 0, renormalise, refit rho.
 
     For comparison only: where (54) leaves its bounds this can lose to equal shares. `overhead_bits`
     and `max_pruning_ratio` have no place in the formula; the refitted ratio does pay the overhead.

@@ -105,7 +105,7 @@ def solve(
     dc_steps: int = 60,
     solver: str = "CLARABEL",
 ) -> Beam:
-    """Bisection on the target gain with the difference-of-convex rank test.
+    """Bisection on the target gain with the rank test of arXiv 2508.00341, eqs. (11)-(14) (Algorithm 1).
 
     Args:
         channels: (M, N), checked.

@@ -44,6 +44,8 @@ def schedule(
 ) -> Schedule:
     """Choose users and receive beam: max over |S| = M, ||m|| = 1 of min over S of |m^H h_k|^2.
 
+    This is the problem of arXiv 2508.00341, eqs. (8)-(9).
+
     Args:
         channels: (K, N) complex; row k is h_k. Scale row k by 1/(phi_k sigma_k) to weigh users.
         num_selected: M.

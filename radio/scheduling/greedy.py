@@ -28,7 +28,9 @@ Score = Literal["pairwise", "matched", "principal", "mm", "beam"]
 
 
 def grow_sets(channels: Complex, num_selected: int, seeds: Users, rule: Rule = "min") -> Users:
-    """Grow one set per seed user, (L, M) indices in the order of choice; ties go to the lower index.
+    """Grow one set per seed user, (L, M) indices in the order of choice (arXiv 2508.00341, eqs. (21)-(22)).
+
+    Ties go to the lower index.
 
     Raises:
         ValueError: for an unknown rule.

@@ -95,5 +95,5 @@ def strongest(power: Real, count: int) -> Users:
 
 
 def best_for_beam(channels: Complex, beam: Complex, count: int) -> Users:
-    """Return the `count` users of largest |m^H h_k|, ascending."""
+    """Return the `count` users of largest |m^H h_k|, ascending (arXiv 2508.00341, eq. (15))."""
     return strongest(gains(channels, beam), count)
