@@ -1,22 +1,20 @@
 """Optional trackers: the metrics of every round, also in a tool that people already watch.
 
-``tracker=tensorboard`` writes an events file into the run folder. The format is a few lines, so that
-nothing need be installed for writing (reading it is TensorBoard's part). ``tracker=mlflow`` logs to MLflow
-(extra ``mlflow``): to the server of MLFLOW_TRACKING_URI, else to the database ``tracker.database``. Both are
-off by default; the CSV records are written in any case. A tracker that cannot be opened ends the job
-before it starts; one that fails later costs its own entries, not the run.
+``tracker=tensorboard`` writes an events file into the run folder (extra ``tensorboard``: tensorboardX, which
+needs no TensorBoard to write). ``tracker=mlflow`` logs to MLflow (extra ``mlflow``): to the server of
+MLFLOW_TRACKING_URI, else to the database ``tracker.database``. Both are off by default; the CSV
+records are written in any case. A tracker that cannot be opened ends the job before it starts; one that fails
+later costs its own entries, not the run.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import struct
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, Protocol
 
 from keys import ConfigError
 from server_app.settings import Settings, flatten
@@ -72,9 +70,8 @@ def open_tracker(settings: Settings, folder: Path, unit: str = "round") -> Itera
     """
     name = settings.tracker.name
     if name == "tensorboard":
-        path = folder / f"events.out.tfevents.{int(time.time())}.airflower"
-        with path.open("wb") as file:
-            yield _Careful(EventsFile(file, unit), name)
+        with _tensorboard(folder, unit) as tracker:
+            yield _Careful(tracker, name)
     elif name == "mlflow":
         with _mlflow(settings, folder) as tracker:
             yield _Careful(tracker, name)
@@ -90,82 +87,32 @@ def numbers(values: Mapping[str, Value]) -> dict[str, float]:
 # TensorBoard -----------------------------------------------------------------------------------
 
 
-class EventsFile:
-    """Scalars in TensorBoard's events format.
-
-    A file is a sequence of records: length (uint64), masked CRC-32C of the length, data, masked CRC-32C
-    of the data, little-endian. Each datum is a protocol-buffer message ``Event``.
-    """
-
-    def __init__(self, file: BinaryIO, unit: str = "round") -> None:
-        self._file = file
+class _Tensorboard:
+    def __init__(self, writer: Any, unit: str) -> None:
+        self._writer = writer
         self._unit = unit
-        self._write(_message(1, struct.pack("<d", time.time())) + _text(3, b"brain.Event:2"))
 
     def record(self, step: int, values: Mapping[str, Value]) -> None:
-        """Append one event that holds the numbers of the round."""
-        summary = b"".join(
-            _text(1, _text(1, self._tag(name).encode()) + _message(2, struct.pack("<f", value)))
-            for name, value in numbers(values).items()
-        )
-        self._write(
-            _message(1, struct.pack("<d", time.time())) + _varint(2 << 3) + _varint(step) + _text(5, summary)
-        )
-        self._file.flush()
+        for name, value in numbers(values).items():
+            self._writer.add_scalar(self._tag(name), value, step)
+        self._writer.flush()
 
     def _tag(self, name: str) -> str:
         """Group the charts: what this machine took apart from what was learned or emulated."""
         measured = name.startswith("measured_")
         return f"measured/{name.removeprefix('measured_')}" if measured else f"{self._unit}/{name}"
 
-    def _write(self, data: bytes) -> None:
-        length = struct.pack("<Q", len(data))
-        self._file.write(length + _masked(length) + data + _masked(data))
 
-
-def _varint(value: int) -> bytes:
-    parts = bytearray()
-    while value > 0x7F:
-        parts.append(value & 0x7F | 0x80)
-        value >>= 7
-    parts.append(value)
-    return bytes(parts)
-
-
-def _message(number: int, packed: bytes) -> bytes:
-    """Encode a fixed-width field (8 bytes: wire type 1, 4 bytes: wire type 5)."""
-    return _varint(number << 3 | (1 if len(packed) == 8 else 5)) + packed
-
-
-def _text(number: int, data: bytes) -> bytes:
-    """Encode a length-delimited field."""
-    return _varint(number << 3 | 2) + _varint(len(data)) + data
-
-
-def _crc_table() -> tuple[int, ...]:
-    table = []
-    for byte in range(256):
-        value = byte
-        for _ in range(8):
-            value = value >> 1 ^ (0x82F63B78 if value & 1 else 0)
-        table.append(value)
-    return tuple(table)
-
-
-_TABLE = _crc_table()
-
-
-def crc32c(data: bytes) -> int:
-    """Return the CRC-32C (Castagnoli) of the data."""
-    value = 0xFFFFFFFF
-    for byte in data:
-        value = _TABLE[(value ^ byte) & 0xFF] ^ value >> 8
-    return value ^ 0xFFFFFFFF
-
-
-def _masked(data: bytes) -> bytes:
-    value = crc32c(data)
-    return struct.pack("<I", ((value >> 15 | value << 17) + 0xA282EAD8) & 0xFFFFFFFF)
+@contextmanager
+def _tensorboard(folder: Path, unit: str) -> Iterator[Tracker]:
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError as error:
+        raise ConfigError(
+            "tracker = tensorboard: tensorboardX is not installed; pip install 'airflower[tensorboard]'"
+        ) from error
+    with SummaryWriter(logdir=str(folder)) as writer:
+        yield _Tensorboard(writer, unit)
 
 
 # MLflow ----------------------------------------------------------------------------------------

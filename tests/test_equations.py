@@ -69,8 +69,8 @@ def test_every_equation_has_a_row_whose_functions_name_it() -> None:
         file, name = place.split(":")
         named = cited(dict(documented(ROOT / file))[name])
         together.setdefault((paper, frozenset(equations)), set()).update(named)
-    for (paper, equations), named in together.items():
-        assert equations <= named, f"paper {paper}: nothing names {sorted(equations - named)}"
+    for (paper, wanted), named in together.items():
+        assert wanted <= named, f"paper {paper}: nothing names {sorted(wanted - named)}"
 
 
 def test_no_equation_named_in_the_code_is_missing() -> None:
