@@ -72,7 +72,7 @@ def local_fleet(arguments: Sequence[str] | None = None) -> int:
 def _check_platform() -> None:
     """Raise ConfigError where processes cannot be forked and told to stop as fleets need it."""
     lacks = [name for name in ("fork", "killpg") if not hasattr(os, name)]
-    lacks += [name for name in ("SIGHUP", "pthread_sigmask") if not hasattr(signal, name)]
+    lacks += [name for name in ("SIGHUP",) if not hasattr(signal, name)]
     if lacks:
         raise ConfigError(
             f"fleets run on Linux and macOS; this Python ({sys.platform}) lacks {', '.join(lacks)}"
@@ -84,10 +84,8 @@ def _run(options: argparse.Namespace, folder: Path) -> None:
     from deploy.credentials import roster
     from deploy.local_fleet import LocalFleet
     from deploy.resources import Usage
-    from engines.superlink import absolute
+    from engines.superlink import absolute, tell_the_end
     from engines.temporary import SOCKET, short_folder
-    from records.ownership import SUMMARY
-    from records.watch import close_summary
     from server_app.settings import compose_settings
     from server_app.settings.overrides import override
 
@@ -100,7 +98,7 @@ def _run(options: argparse.Namespace, folder: Path) -> None:
     settings = compose_settings([f"fleet.num_devices={options.nodes}", *options.overrides])
     log.info("records: %s", folder)
     with short_folder("airflower-fleet-", SOCKET) as scratch, ExitStack() as last:
-        last.callback(close_summary, folder / SUMMARY)  # when the ServerApp is gone
+        last.callback(tell_the_end, folder)  # when the ServerApp is gone
         state = options.state_dir.resolve() if options.state_dir else None
         with LocalFleet(
             Path(scratch), options.nodes, folder / "logs", state_dir=state, throw_away=True

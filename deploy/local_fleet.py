@@ -17,13 +17,11 @@ from typing import Any, Self
 
 from deploy import gate, warm
 from deploy.credentials import Credentials, make_credentials
-from engines.guard import Guard
 from engines.superlink import (
     CONNECTION,
     Flwr,
     app_folder,
     commands,
-    end,
     environment,
     finished,
     follow,
@@ -31,6 +29,7 @@ from engines.superlink import (
     kill_all,
     wait_for,
 )
+from protocol.guard import Guard
 from records.ownership import SUMMARY
 
 NodeConfig = Mapping[str, str | int | float | bool]
@@ -111,10 +110,9 @@ class LocalFleet:
 
     def close(self) -> None:
         """End every process of the fleet, and wait until they are gone."""
-        try:
-            end(*self._all)
-        finally:
-            self._guard.close()
+        self._guard.close()
+        for process in self._all:
+            process.wait()
         self._all.clear()
         self.nodes.clear()
 

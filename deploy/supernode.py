@@ -10,7 +10,7 @@ a short wait. What no new start mends (a wrong argument, an unreadable key, anot
 Before it is started, what its operator has set is looked at: a picture folder that is of no use, a
 missing index or a taken port is said here, not in the third failed round. Without ``--port`` it
 gets a free one, so that several nodes may share a machine. Beside it runs the warm process (see `warm`),
-unless one is there already. However this process ends, nothing of it stays behind (see `engines.guard`).
+unless one is there already. However this process ends, nothing of it stays behind (see `protocol.guard`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import os
 import re
-import signal
 import socket
 import subprocess
 import sys
@@ -35,10 +34,10 @@ from flwr.common.config import parse_config_args
 from client_app.device import device_index
 from deploy import warm
 from engines.diagnose import trouble
-from engines.guard import Guard
-from engines.superlink import commands, end, free_ports
+from engines.superlink import commands, free_ports
 from engines.temporary import SOCKET, short_folder
 from keys import ConfigError
+from protocol.guard import Guard
 from protocol.messages import MessageError
 from task.datasets import DatasetUnavailableError
 from task.datasets.image_folder import describe_images
@@ -46,10 +45,9 @@ from task.datasets.image_folder import describe_images
 _FIRST_WAIT, _LONGEST_WAIT = 1.0, 15.0
 _SETTLED_SECONDS = 60.0
 
-# Exit codes of Flower for what a new start does not mend; argparse ends with 2 for a wrong argument.
-_STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _NOT_CONNECTED = 305  # Flower's code; the reason that it gives is not always the true one
 _USUAL_PORT = 9094
+# Exit codes of Flower for what a new start does not mend; argparse ends with 2 for a wrong argument.
 _HOPELESS = frozenset({2, 302, 303, 304, 600, 602, 603, 604, 605, 606})
 _START = """
 import os, sys
@@ -178,19 +176,14 @@ def keep_running(arguments: Sequence[str], options: NodeOptions | None = None) -
         variables.setdefault("FLWR_SUPEREXEC_TASK_POLL_INTERVAL", "0.1")
         variables |= guard.variables
         variables["PYTHONUNBUFFERED"] = "1"  # its output goes through a pipe, and is to be seen at once
-        warm_process = None
         if "AIRFLOWER_WARM_SOCKET" not in variables:
             variables |= warm.environment(Path(folder), found)
-            warm_process = subprocess.Popen(
+            subprocess.Popen(
                 [sys.executable, "-I", warm.__file__, variables["AIRFLOWER_WARM_SOCKET"]],
                 env=variables,
                 start_new_session=True,
             )
-        try:
-            return _keep([*start_command(), *arguments], options, variables)
-        finally:
-            if warm_process is not None:
-                end(warm_process)
+        return _keep([*start_command(), *arguments], options, variables)
 
 
 def start_command() -> list[str]:
@@ -214,36 +207,21 @@ def _keep(command: Sequence[str], options: NodeOptions | None, variables: Mappin
 
 def _run(command: Sequence[str], variables: Mapping[str, str]) -> int:
     """Run the SuperNode to its end, and return Flower's exit code or, without one, the process's."""
-    # A signal that came between its start and our knowing of it would leave it behind.
-    signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
-    try:
+    named: list[int] = []
+    with Guard() as guard:  # what it starts holds its pipe and its port, and is to end with it
         process = subprocess.Popen(
             command,
-            env=variables,
+            env={**variables, **guard.variables},
             start_new_session=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            preexec_fn=_unblock,  # noqa: PLW1509  # no other thread runs here
         )
-    except BaseException:
-        _unblock()
-        raise
-    assert process.stdout is not None
-    named: list[int] = []
-    reader = threading.Thread(target=_pass_on, args=(process.stdout, named), daemon=True)
-    try:
-        _unblock()
+        assert process.stdout is not None
+        reader = threading.Thread(target=_pass_on, args=(process.stdout, named), daemon=True)
         reader.start()
         code = process.wait()
-    finally:
-        end(process)  # what it started holds its pipe and its port
-        if reader.ident is not None:
-            reader.join(5.0)
+    reader.join(5.0)
     return named[-1] if named and code else code
-
-
-def _unblock() -> None:
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
 
 
 def _pass_on(stream: IO[bytes], named: list[int]) -> None:

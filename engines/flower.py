@@ -12,10 +12,10 @@ What a bare ``flwr run .`` leaves to chance is settled here:
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 from typing import Any
 
-from engines.keeper import Kept
 from engines.processors import usable_processors
 from engines.superlink import (
     CONNECTION,
@@ -31,6 +31,7 @@ from engines.superlink import (
     with_absolute_paths,
 )
 from engines.temporary import RAY, short_folder
+from protocol.guard import Guard
 from protocol.interrupts import held
 from records.ownership import SUMMARY, lock_variables, owned, refuse_used
 from server_app.run import continues
@@ -78,12 +79,21 @@ def _run(settings: Settings, folder: Path, scratch: Path, command_folder: Path) 
         *("--insecure", "--simulation", "--disable-runtime-dependency-installation"),
         *("--host", "127.0.0.1", "--port", str(port)),
     ]
-    with (folder / "superlink.log").open("wb") as output, held():
-        kept = Kept(command, scratch, cwd=neutral, env=variables, output=output)
+    with held(), (folder / "superlink.log").open("wb") as output:
+        guard = Guard(scratch)
+        superlink = subprocess.Popen(
+            command,
+            cwd=neutral,
+            env={**variables, **guard.variables},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
     flwr = Flwr(command_folder / "flwr", neutral, variables)
     run_id = ""
     try:
-        wait_for(port, kept.process, folder / "superlink.log")
+        wait_for(port, superlink, folder / "superlink.log")
         workers = settings.engine.workers or usable_processors()
         run_id = flwr.submit(
             app_folder(scratch),
@@ -93,12 +103,13 @@ def _run(settings: Settings, folder: Path, scratch: Path, command_folder: Path) 
             federation=f"num-supernodes={settings.fleet.num_devices} client-resources-num-cpus=1 "
             f"init-args-num-cpus={workers}",
         )
-        return follow(flwr, run_id, kept.process, folder)
+        return follow(flwr, run_id, superlink, folder)
     except KeyboardInterrupt as signal:
         if run_id:
             stop_run(folder, signal)
         raise
     finally:
         with held():
-            kept.end()
+            guard.close()
+            superlink.wait()
             tell_the_end(folder)

@@ -31,7 +31,10 @@ from server_app.settings import Settings
 
 log = logging.getLogger(__name__)
 
-# A worker is given one device at a time: one that never answers has no neighbours to take with it.
+# A worker is given one device at a time: one that never answers has no neighbours to take with it. Those that
+# wait for a worker get another one when it is at a device for more than that device's share of the round: the
+# time until the deadline, divided among the devices of a worker.
+_SUBSTITUTES, _LEAST_SHARE_SECONDS = 16, 1.0  # at once; so that many quick devices are not each called slow
 _TOGETHER_PER_WORKER = 2  # tasks of devices that are trained together: the more at once, the better
 
 
@@ -191,7 +194,11 @@ class InProcessGrid(Grid):
         if self._board is None:
             self._board = Board(shared=FORK)  # before the workers fork
         block = self._board.post(head)
-        for answered in self._process_in_workers(tasks(), block, deadline, ahead=2 if together else 1):
+        share = None
+        if deadline is not None:
+            share = (deadline - time.monotonic()) * self._num_workers * size / number
+            share = max(share, _LEAST_SHARE_SECONDS)
+        for answered in self._process_in_workers(tasks(), block, deadline, share, ahead=2 if together else 1):
             replies.update(answered)
             while waiting and waiting[0] in replies:
                 yield replies.pop(waiting.popleft())
@@ -215,7 +222,13 @@ class InProcessGrid(Grid):
                 yield reply
 
     def _process_in_workers(
-        self, tasks: Iterator[list[Message]], block: Block | None, deadline: float | None, *, ahead: int
+        self,
+        tasks: Iterator[list[Message]],
+        block: Block | None,
+        deadline: float | None,
+        share: float | None,
+        *,
+        ahead: int,
     ) -> Iterator[dict[str, Message]]:
         """Yield replies by the message that they answer, as they come.
 
@@ -223,6 +236,7 @@ class InProcessGrid(Grid):
             tasks: each for one worker, begun as soon as it is there.
             block: the arrays that messages share.
             deadline: after which no reply is waited for.
+            share: seconds that a task may take while others wait; None with no deadline.
             ahead: tasks for a worker at once; more than one if they are so short that waiting would show.
         """
         if not self._workers:
@@ -252,11 +266,14 @@ class InProcessGrid(Grid):
                 feed()
             while busy:
                 remaining = None if deadline is None else max(deadline - time.monotonic(), 0.0)
-                ready = wait(list(busy), remaining)
-                if not ready:
+                ready = wait(list(busy), remaining if share is None else min(remaining or 0.0, share / 4))
+                if not ready and deadline is not None and time.monotonic() >= deadline:
                     break
                 with held():
                     answered = self._collect(ready, busy, again)
+                    if share is not None and (slow := [w for w in busy.values() if w.at_it() > share]):
+                        again.extend(itertools.islice(tasks, 0 if again else 1))
+                        answered |= self._relieve(slow, busy, again)
                     feed()  # before the caller looks at the replies
                 yield answered
         finally:  # the round has closed, or the caller has left
@@ -265,6 +282,31 @@ class InProcessGrid(Grid):
                     late = [_device(message) for task in worker.tasks for message in task]
                     log.warning("devices %s had not answered when the round closed", late)
                     worker.restart()
+                while len(self._workers) > self._num_workers:
+                    self._workers.pop().stop()
+
+    def _relieve(
+        self, slow: Sequence[Worker], busy: dict[Connection, Worker], again: deque[list[Message]]
+    ) -> dict[str, Message]:
+        """Have those served that wait behind slow devices.
+
+        A worker that has nothing but a slow device goes on until the round closes, and another one serves
+        those that wait. One that has more, as devices are trained together, is replaced, and what it had is
+        done again, device by device. Returned is what `_after_death` returns.
+        """
+        answered: dict[str, Message] = {}
+        for worker in slow:
+            if sum(map(len, worker.tasks)) > 1:
+                replies, unfinished = self._after_death(WorkerDiedError(worker.tasks, None))
+                answered |= replies
+                again.extend(unfinished)
+                del busy[worker.connection]
+                worker.restart()
+        alone = sum(bool(worker.tasks) for worker in slow)
+        wanted = self._num_workers + min(alone, len(again), _SUBSTITUTES)
+        while len(self._workers) < wanted:
+            self._workers.append(Worker(self._app, cast(Board, self._board)))
+        return answered
 
     def _collect(
         self, ready: Iterable[object], busy: dict[Connection, Worker], again: deque[list[Message]]

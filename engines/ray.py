@@ -20,10 +20,10 @@ from typing import Any
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from engines.keeper import Kept
 from engines.processors import usable_processors
 from engines.temporary import RAY, short_folder
-from protocol.interrupts import Interrupted, held, noted, request
+from protocol.guard import Guard
+from protocol.interrupts import Interrupted, noted, request
 from server_app.run import STOP_FILE, run
 from server_app.settings import Settings
 
@@ -91,15 +91,16 @@ def _scratch(*, local: bool) -> Iterator[None]:
     if not local or "RAY_TMPDIR" in os.environ:
         yield
         return
-    with short_folder("airflower-ray-", RAY) as name:
-        with held(), open(os.devnull, "wb") as output:
-            kept = Kept([], Path(name), cwd=Path(os.sep), env=os.environ, output=output)
-        os.environ["RAY_TMPDIR"] = name
+    with short_folder("airflower-ray-", RAY) as name, Guard(Path(name)) as guard:
+        before = dict(os.environ)
+        os.environ.update(guard.variables, RAY_TMPDIR=name)  # Ray's processes inherit them
         try:
             yield
         finally:
-            del os.environ["RAY_TMPDIR"]
-            kept.end()
+            for variable in (*guard.variables, "RAY_TMPDIR"):
+                os.environ.pop(variable)
+                if variable in before:
+                    os.environ[variable] = before[variable]
 
 
 def _do_without_home(folder: Path) -> None:

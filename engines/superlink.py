@@ -26,7 +26,7 @@ from engines.process_table import descendants
 from keys import ConfigError, build, path_keys
 from protocol.interrupts import request
 from protocol.own_files import for_other_processes
-from records.ownership import SUMMARY, read_summary
+from records.ownership import KILLED, RUNNING, SUMMARY, is_over, read_summary
 from records.recorder import write_json
 from server_app.run import LOG_FILE, STOP_FILE, RunFailedError
 from server_app.settings import Settings, flatten
@@ -37,7 +37,6 @@ log = logging.getLogger(__name__)
 CONNECTION = "airflower"
 START_SECONDS = 90.0
 _STATUS_SECONDS = 5.0
-_GRACE_SECONDS = 20.0
 _STOP_SECONDS = 60.0  # a run that is told to stop has so long to store its last round
 
 
@@ -224,11 +223,8 @@ def _show(path: Path, shown: int) -> int:
 
 def finished(folder: Path) -> dict[str, Any] | None:
     """Return the run's summary once it is final."""
-    path = folder / SUMMARY
-    if not path.is_file():
-        return None
-    summary = json.loads(path.read_text())
-    return summary if summary.get("status") in ("completed", "failed", "interrupted") else None
+    summary = read_summary(folder)
+    return dict(summary) if is_over(summary) else None
 
 
 def stop_run(folder: Path, signal_: KeyboardInterrupt) -> None:
@@ -244,9 +240,9 @@ def stop_run(folder: Path, signal_: KeyboardInterrupt) -> None:
 def tell_the_end(folder: Path) -> None:
     """See that the summary of a run that is over does not call it running."""
     summary = read_summary(folder)
-    if summary.get("status") == "running":
+    if summary.get("status") == RUNNING:
         reason = "its ServerApp ended without having said how"
-        write_json(folder / SUMMARY, {**summary, "status": "killed", "reason": reason})
+        write_json(folder / SUMMARY, {**summary, "status": KILLED, "reason": reason})
     (folder / STOP_FILE).unlink(missing_ok=True)
 
 
@@ -285,26 +281,6 @@ def wait_for(
         time.sleep(0.2)
     text = log_file.read_text(errors="replace")[-2000:]
     raise RunFailedError(f"{log_file.stem} did not start on {host}:{port}:\n{text}")
-
-
-def end(*processes: subprocess.Popen[bytes]) -> None:
-    """End processes, leaders of their own sessions, and all that they started: politely, then not.
-
-    Flower's SuperExec has a session of its own, and the ServerApp that it started outlives it for minutes.
-    """
-    alive = [process.pid for process in processes if process.poll() is None]
-    started = descendants(*alive) if alive else set()
-    for sign in (signal.SIGTERM, signal.SIGKILL):
-        for process in processes:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, sign)
-        deadline = time.monotonic() + _GRACE_SECONDS
-        for process in processes:
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(max(0.0, deadline - time.monotonic()))
-    for pid in started:
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
 
 
 def kill_all(process: subprocess.Popen[bytes]) -> None:

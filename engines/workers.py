@@ -16,6 +16,7 @@ import os
 import pickle
 import sys
 import threading
+import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -197,6 +198,7 @@ class Worker:
         self._block = 0
         self._pair = 0
         self.tasks: deque[deque[Message]] = deque()
+        self._since = 0.0
 
     def submit(self, messages: Sequence[Message], states: Sequence[bytes], block: Block | None) -> bool:
         """Hand over a task, unless it is too large for a worker that is at work.
@@ -225,6 +227,8 @@ class Worker:
         with suppress(BrokenPipeError, ConnectionResetError):  # it is gone: collect() reports it
             self.connection.send((new, self._pair, task))
         self._pair = 1 - self._pair
+        if not self.tasks:
+            self._since = time.monotonic()
         self.tasks.append(deque(messages))
         return True
 
@@ -246,7 +250,12 @@ class Worker:
         collected = [(self.tasks[0].popleft(), reply, state) for reply, state in answers]
         if not self.tasks[0]:
             self.tasks.popleft()
+            self._since = time.monotonic()
         return collected
+
+    def at_it(self) -> float:
+        """Return how long it has been at work on its first task, in s; 0 without one."""
+        return time.monotonic() - self._since if self.tasks else 0.0
 
     def restart(self) -> None:
         """Replace the process."""

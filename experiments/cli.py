@@ -14,7 +14,7 @@ from pathlib import Path
 
 from experiments.command_line import ComposedJob, compose
 from keys import ConfigError
-from protocol.interrupts import end_with_lifeline, interruptible
+from protocol.interrupts import interruptible
 from server_app.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -30,7 +30,6 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")
     try:
         with interruptible():
-            end_with_lifeline()
             compose(sys.argv[1:], execute)
     except ConfigError as error:
         print(f"airflower: {error}", file=sys.stderr)

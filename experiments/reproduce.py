@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -23,9 +23,11 @@ from omegaconf import OmegaConf
 
 from engines.processors import usable_processors
 from experiments.sweep import sweep_name
-from protocol.interrupts import interruptible, lifeline
+from protocol.guard import Guard
+from protocol.interrupts import interruptible
 
 MULTIRUN = Path("multirun")
+_STOP_SECONDS = 60.0  # sweeps that are told to stop have so long to store the round that they are at
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -91,14 +93,13 @@ class Sweeps:
         self._going_on: set[subprocess.Popen[bytes]] = set()
         self._lock = threading.Lock()
         self._stopping = False
-        self._stack = ExitStack()
 
     def __enter__(self) -> Self:
-        self._variables, self._descriptors = self._stack.enter_context(lifeline())
+        self._guard = Guard(grace_s=_STOP_SECONDS)
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._stack.close()
+        self._guard.close()
 
     @contextmanager
     def stopped_first(self) -> Iterator[None]:
@@ -130,8 +131,7 @@ class Sweeps:
                         *overrides,
                         "engine.workers=1",
                     ],
-                    env={**os.environ, **self._variables},
-                    pass_fds=self._descriptors,
+                    env={**os.environ, **self._guard.variables},
                     stdin=subprocess.DEVNULL,
                     stdout=file,
                     stderr=subprocess.STDOUT,

@@ -8,7 +8,6 @@ it to stop (`stop_file`, `request`).
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 import time
@@ -21,7 +20,6 @@ SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP"
 # The terminal and the shell may both tell of one hang-up, and one Ctrl-C be pressed twice: a second SIGINT
 # within this time is the same one. A later one means that the user does not want to wait.
 _AGAIN_SECONDS = 1.0
-_LIFELINE = "AIRFLOWER_LIFELINE"
 
 
 class Interrupted(KeyboardInterrupt):
@@ -144,33 +142,6 @@ def noted() -> Iterator[None]:
         yield
     finally:
         _state.noted_only = False
-
-
-@contextmanager
-def lifeline() -> Iterator[tuple[dict[str, str], tuple[int, ...]]]:
-    """Yield the environment and the descriptors for a process that is to stop when this one has ended."""
-    reading, writing = os.pipe()
-    try:
-        yield {_LIFELINE: str(reading)}, (reading,)
-    finally:
-        os.close(reading)
-        os.close(writing)
-
-
-def end_with_lifeline() -> None:
-    """Stop this process, as by SIGTERM, when the one that holds its lifeline has ended; if there is one."""
-    descriptor = os.environ.pop(_LIFELINE, "")
-    if not descriptor.isdecimal():
-        return
-
-    def wait() -> None:
-        try:
-            os.read(int(descriptor), 1)
-        except OSError:  # not open: started by somebody who has only copied the environment
-            return
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=wait, name="lifeline", daemon=True).start()
 
 
 def ignore() -> None:

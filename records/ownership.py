@@ -26,6 +26,7 @@ except ImportError:  # not a POSIX system: the process number alone says whether
     fcntl = None  # type: ignore[assignment]
 
 from keys import ConfigError
+from protocol.guard import Guard, OpenSummary
 from records.recorder import write_json
 
 LOCK_FILE = "run.lock"
@@ -34,6 +35,9 @@ SUMMARY = "summary.json"
 _TOKEN = "AIRFLOWER_RUN_LOCK"
 # What shows that a folder was used by a run; Hydra makes the folder and its own `.hydra` before.
 _RECORDS = (SUMMARY, "rounds.csv", "draws.csv", "checkpoint")
+
+RUNNING, KILLED = "running", "killed"
+_GUARD_SECONDS = 5.0
 
 _descriptors: dict[Path, int] = {}  # of the folders that this process owns
 
@@ -98,8 +102,7 @@ def owned(folder: Path, *, wait: bool = False) -> Iterator[None]:
         yield
         return
     descriptor = _lock(path, wait)
-    now = f"{datetime.now():%Y-%m-%d %H:%M:%S}"
-    holder = Holder(os.getpid(), socket.gethostname(), now, secrets.token_hex(8))
+    holder = Holder(os.getpid(), socket.gethostname(), _now(), secrets.token_hex(8))
     os.truncate(descriptor, 0)
     os.write(descriptor, json.dumps(vars(holder)).encode() + b"\n")
     _descriptors[folder] = descriptor
@@ -146,18 +149,49 @@ def status_of(folder: Path) -> tuple[str, str]:
     """Return how the run of a folder stands, and why; ``killed`` if it runs without a living process."""
     summary = read_summary(folder)
     status, reason = str(summary.get("status", "")), str(summary.get("reason", ""))
-    if status == "running" and holder_of(folder) is None:
+    if status == RUNNING and holder_of(folder) is None:
         dead = _read(folder / LOCK_FILE)
-        return "killed", f"{dead or 'its process'} is gone without having said how it ended"
+        return KILLED, _gone(dead)
     return status, reason
 
 
 def settle(folder: Path) -> None:
     """Write down that the run of a folder was killed, if it was."""
     status, reason = status_of(folder)
-    if status == "killed":
+    if status == KILLED:
         with suppress(OSError):
             write_json(folder / SUMMARY, {**read_summary(folder), "status": status, "reason": reason})
+
+
+@contextmanager
+def guarded(folder: Path) -> Iterator[None]:
+    """Have the summary of a folder say "killed" if this process goes without having said how its run ended.
+
+    To be used where the folder is owned, by this process or by the one that has started it.
+    """
+    own = Holder(os.getpid(), socket.gethostname(), _now(), "")
+    holder = _read(folder / LOCK_FILE)
+    summary = OpenSummary(
+        str((folder / SUMMARY).resolve()),
+        str((folder / LOCK_FILE).resolve()),
+        holder.token if holder is not None else "",
+        _gone(own),
+    )
+    with Guard(summary=summary):
+        yield
+
+
+def is_over(summary: Mapping[str, Any]) -> bool:
+    """Return whether a summary says how its run has ended: completed, failed, interrupted or killed."""
+    return summary.get("status") not in (None, RUNNING)
+
+
+def _gone(holder: Holder | None) -> str:
+    return f"{holder or 'its process'} is gone without having said how it ended"
+
+
+def _now() -> str:
+    return f"{datetime.now():%Y-%m-%d %H:%M:%S}"
 
 
 def read_summary(folder: Path) -> Mapping[str, Any]:
@@ -200,6 +234,8 @@ if hasattr(os, "register_at_fork"):
 def _lock(path: Path, wait: bool) -> int:
     """Return a descriptor of the locked file, which is the one that `path` names."""
     told = False
+    # The lock of a process that is gone: its guard has it for a moment, to write down how the run ended.
+    deadline = time.monotonic() + _GUARD_SECONDS
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
         if _try(descriptor, path):
@@ -210,15 +246,15 @@ def _lock(path: Path, wait: bool) -> int:
             continue
         os.close(descriptor)
         holder = _read(path)
-        if not wait:
+        if not wait and not (_is_gone(holder) and time.monotonic() < deadline):
             raise FolderInUseError(
                 f"{path.parent} is being written by {holder or 'another process'}; wait for it, or choose "
                 "another folder (hydra.run.dir=...)"
             )
-        if not told:
+        if wait and not told:
             print(f"airflower: {path.parent}: waiting for {holder or 'another process'}", flush=True)
             told = True
-        time.sleep(0.2)
+        time.sleep(0.2 if wait else 0.01)
 
 
 def _try(descriptor: int, path: Path) -> bool:
@@ -247,6 +283,10 @@ def _alive(holder: Holder) -> bool:
     except OSError:
         return True
     return True
+
+
+def _is_gone(holder: Holder | None) -> bool:
+    return holder is not None and not _alive(holder)
 
 
 def _given_by_parent(path: Path) -> bool:

@@ -11,8 +11,7 @@ from flwr.serverapp import Grid, ServerApp
 from keys import build
 from protocol.interrupts import Interrupted, interruptible
 from protocol.own_files import find_own_modules
-from records.ownership import SUMMARY, new_folder
-from records.watch import watched
+from records.ownership import new_folder
 from server_app.run import run
 from server_app.settings import Settings, compose_settings
 from server_app.settings.overrides import split
@@ -33,7 +32,7 @@ def main(grid: Grid, context: Context) -> None:
     path = Path(folder).expanduser() if folder else new_folder(f"outputs/{datetime.now():%Y-%m-%d/%H-%M-%S}")
     print(f"records: {path.resolve()}", flush=True)
     try:
-        with interruptible(), watched(path.resolve() / SUMMARY):
+        with interruptible():
             # With engine=flower this is a simulation that the airflower command has started on its machine.
             run(settings, grid, path.resolve(), on_nodes=settings.engine.name != "flower")
     except Interrupted as signal:

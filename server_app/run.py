@@ -27,7 +27,7 @@ from protocol.archives import write_file
 from protocol.interrupts import held
 from protocol.messages import read_weights, weights_record
 from records.figure import draw_run
-from records.ownership import SUMMARY, owned, refuse_used, settle
+from records.ownership import SUMMARY, guarded, owned, refuse_used, settle
 from records.recorder import DEVICES, ROUNDS, HistoryError, Recorder, read_table, write_json
 from records.summary import run_facts, starved_rounds, summarise
 from server_app import checkpoint
@@ -86,8 +86,12 @@ def record_run(settings: Settings, folder: Path, work: Callable[[], Mapping[str,
             refuse_used(folder)
         write_file(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(settings.to_dict())).encode())
         facts = run_facts(seed=settings.seed, scheme=settings.scheme.name, dataset=settings.dataset.name)
-        write_json(folder / SUMMARY, {"status": "running", **facts})
-        with _log_file(folder / LOG_FILE, append=in_place), interrupts.stop_file(folder / STOP_FILE):
+        with (
+            guarded(folder),
+            _log_file(folder / LOG_FILE, append=in_place),
+            interrupts.stop_file(folder / STOP_FILE),
+        ):
+            write_json(folder / SUMMARY, {"status": "running", **facts})
             try:
                 final = work()
             except BaseException as error:

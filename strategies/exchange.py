@@ -6,7 +6,12 @@ the wait starts at 20 ms and grows to a second.
 Flower also hands a reply out as soon as its node has announced it, and then waits for its contents: a node
 that dies in the middle of its upload holds that call up for three minutes, and with it the replies that the
 same call brings. Replies are therefore looked for in several threads, each for its own share of the
-messages, and a round that closes leaves behind the threads that hang.
+messages, and a round that closes leaves behind the threads that hang. Up to `_THREADS` messages, no node can
+hold another's reply up. A call costs the SuperLink about as much for one message as for many; so the more
+threads there are, the less often each of them looks.
+
+A SuperLink that is busy answers a call with an error now and then. The call is then made again; only what
+stays broken ends the run.
 
 A grid that does its work when it is asked for replies (attribute `immediate`) has no waiting to shorten and
 is left to its own method.
@@ -28,9 +33,11 @@ from protocol import interrupts
 log = logging.getLogger(__name__)
 
 _FIRST_WAIT, _LONGEST_WAIT, _GROWTH = 0.02, 1.0, 1.5
+_FAILED_WAIT = 0.3  # at least, after a call that failed
 _LOOK_SECONDS = 0.2  # a run that is told to stop notices within so long
-# Up to so many messages, no node can hold another's reply up.
-_THREADS = 16
+_THREADS = 64
+_OFTEN = 16  # so many threads may look as often as the waits above say; with more, all wait longer
+_TRIES = 8  # of a call that fails; the waits between them make five seconds
 
 
 class Collector:
@@ -48,6 +55,7 @@ class Collector:
         self._closed = threading.Event()
         self._found: queue.SimpleQueue[Message | BaseException] = queue.SimpleQueue()
         shares = [identifiers[start::_THREADS] for start in range(min(_THREADS, len(identifiers)))]
+        self._slower = max(1.0, len(shares) / _OFTEN)
         for share in shares:
             threading.Thread(target=self._look, args=(set(share),), name="replies", daemon=True).start()
 
@@ -72,15 +80,24 @@ class Collector:
         self._closed.set()
 
     def _look(self, waiting: set[str]) -> None:
-        pause = _FIRST_WAIT
+        pause, failures = _FIRST_WAIT, 0
         try:
             while waiting and not self._closed.is_set() and time.monotonic() < self._deadline:
-                for reply in self._grid.pull_messages(sorted(waiting)):
+                try:
+                    replies = list(self._grid.pull_messages(sorted(waiting)))
+                    failures = 0
+                except Exception as error:
+                    failures += 1
+                    if failures == _TRIES:
+                        raise
+                    log.debug("replies could not be asked for: %s; trying again", error)
+                    replies, pause = [], max(pause, _FAILED_WAIT)
+                for reply in replies:
                     waiting.discard(reply.metadata.reply_to_message_id)
                     self._found.put(reply)
                     pause = _FIRST_WAIT  # others tend to be close behind
                 if waiting:
-                    self._closed.wait(pause)
+                    self._closed.wait(self._slower * pause)
                     pause = min(_GROWTH * pause, _LONGEST_WAIT)
         except BaseException as error:  # raised again where the replies are taken
             self._found.put(error)

@@ -12,7 +12,7 @@ import pytest
 
 from deploy.credentials import make_node_key
 from engines.inprocess import InProcessGrid
-from engines.superlink import commands, end, free_ports
+from engines.superlink import commands, free_ports, kill_all
 from server_app.run import run
 from server_app.settings import compose_settings
 from tests.deployment.fleets import SMALL, processes_of
@@ -61,7 +61,8 @@ def test_one_command_gives_the_records_of_the_simulation_while_strangers_knock(t
                 assert strangers["key"].wait(60) != 0
                 assert strangers["plain"].poll() is None  # it tries for ever
     for stranger in strangers.values():
-        end(stranger)
+        kill_all(stranger)
+        stranger.wait()
     assert fleet.returncode == 0, "".join(lines)
     assert sum(line.startswith("round ") for line in lines) == 10
     assert processes_of(tmp_path) == []

@@ -64,7 +64,9 @@ app.query("save")(real.save)
 
 
 def train_many(messages, contexts, **options):
-    """Devices trained together: one of them kills the process of all."""
+    """Devices trained together: one of them kills the process of all, or holds it up."""
     if any(_fault(context) == "die" for context in contexts):
         os._exit(9)
+    if any(_fault(context) == "hang" for context in contexts):
+        time.sleep(3600)
     return real.train_many(messages, contexts, **options)

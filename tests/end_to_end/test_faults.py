@@ -13,7 +13,7 @@ from server_app.job import prepare
 from server_app.run import RunFailedError
 from server_app.settings import compose_settings
 from strategies.averaging import MaskedAverage
-from tests.end_to_end.jobs import SMALL, final_weights, run_small
+from tests.end_to_end.jobs import SMALL, final_weights, run_job, run_small
 
 FAULTS = {
     "die": "exit code 9",
@@ -85,6 +85,25 @@ def test_a_silent_device_of_a_hundred_is_the_only_one_that_is_lost(tmp_path, mon
     few = ("partition=iid", "partition.samples_per_device=14", "fleet.num_devices=100")
     run_small(tmp_path, "rounds=1", *few, "fleet.round_timeout_s=25", app="faulty_app:app", workers=2)
     assert read_table(tmp_path / "rounds.csv")[0]["failed"] == "3"
+
+
+@pytest.mark.slow
+def test_more_silent_devices_than_workers_are_the_only_ones_that_are_lost(tmp_path, monkeypatch):
+    """Those that wait for a worker get another one, and the next round finds two workers again."""
+    monkeypatch.setenv("AIRFLOWER_TEST_FAULTS", "0:hang,1:hang,5:hang")
+    run_small(tmp_path, "rounds=2", "fleet.round_timeout_s=20", app="faulty_app:app", workers=2)
+    assert [row["failed"] for row in read_table(tmp_path / "rounds.csv")] == ["0;1;5", "0;1;5"]
+
+
+@pytest.mark.slow
+def test_a_silent_device_among_those_that_are_trained_together_is_the_only_one_that_is_lost(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setenv("AIRFLOWER_TEST_FAULTS", "3:hang")
+    fleet = ("rounds=1", "fleet.num_devices=48", "partition=iid", "engine.batch_devices=4")
+    timeout = "fleet.round_timeout_s=40"
+    run_job(tmp_path, "model=mlp", *fleet, timeout, app="faulty_app:app", workers=2)
+    assert [row["failed"] for row in read_table(tmp_path / "rounds.csv")] == ["3"]
 
 
 @pytest.mark.parametrize("workers", [1, 2])

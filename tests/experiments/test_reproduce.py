@@ -1,7 +1,7 @@
 """One command for all experiments: it runs each as its own sweep, goes on after a failure, and draws them."""
 
 import sys
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -15,6 +15,17 @@ def sweeps(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     commands: list[list[str]] = []
     reports: list[Any] = []
+
+    class Guard:
+        """Nothing is started that would have to be ended."""
+
+        variables: ClassVar = {}
+
+        def __init__(self, **kwargs):
+            pass
+
+        def close(self):
+            pass
 
     class Sweep:
         """A process that has ended at once."""
@@ -31,6 +42,7 @@ def sweeps(monkeypatch, tmp_path):
 
         poll = wait
 
+    monkeypatch.setattr("experiments.reproduce.Guard", Guard)
     monkeypatch.setattr("experiments.reproduce.subprocess.Popen", Sweep)
     monkeypatch.setattr("experiments.report.cli.main", reports.append)
     return commands, reports

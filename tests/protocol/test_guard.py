@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 COMMAND = """
 import os, signal, subprocess, sys, time
 from pathlib import Path
-from engines.guard import Guard
+from protocol.guard import Guard
 DEAF = '''
 import os, signal, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -68,7 +68,7 @@ def test_all_that_was_started_ends_with_the_command(tmp_path, how):
 
 
 def test_processes_of_others_are_left_alone():
-    from engines.guard import Guard
+    from protocol.guard import Guard
 
     with Guard() as mine, Guard() as theirs:
         other = subprocess.Popen(["sleep", "1000"], env={**os.environ, **theirs.variables})
