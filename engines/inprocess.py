@@ -303,8 +303,7 @@ class InProcessGrid(Grid):
                 del busy[worker.connection]
                 worker.restart()
         alone = sum(bool(worker.tasks) for worker in slow)
-        wanted = self._num_workers + min(alone, len(again), _SUBSTITUTES)
-        while len(self._workers) < wanted:
+        while again and len(self._workers) < self._num_workers + min(alone, _SUBSTITUTES):
             self._workers.append(Worker(self._app, cast(Board, self._board)))
         return answered
 

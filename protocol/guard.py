@@ -108,7 +108,8 @@ class Guard:
     def close(self) -> None:
         """End what is left, and wait until it is gone."""
         assert self._process.stdin is not None
-        with suppress(BrokenPipeError):
+        with suppress(BrokenPipeError, ValueError):  # closed before
+            self._process.stdin.write(b"\n")  # the pipe stays open where a fork has it
             self._process.stdin.close()
         self._process.wait()
 
@@ -177,12 +178,12 @@ def clear_up(mark: str, folders: Iterable[str], summary: Mapping[str, Any] | Non
 
 
 def _watch(command: int, **task: Any) -> None:
-    """Wait until the command has closed our input or is gone, and clear up after it."""
+    """Wait until the command says so or is gone, and clear up after it."""
     for name in ("SIGHUP", "SIGINT", "SIGTERM"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     while os.getppid() == command:  # a process that it forked may hold our input open
-        if select.select([0], [], [], _LOOK_SECONDS)[0] and not os.read(0, 1):
+        if select.select([0], [], [], _LOOK_SECONDS)[0]:
             break
     clear_up(**task)
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from protocol.guard import Guard
+
 ROOT = Path(__file__).parents[2]
 
 # A command with a child in another session that has a child in yet another one, deaf to SIGTERM, and a fork.
@@ -67,9 +69,16 @@ def test_all_that_was_started_ends_with_the_command(tmp_path, how):
         time.sleep(0.05)
 
 
-def test_processes_of_others_are_left_alone():
-    from protocol.guard import Guard
+def test_it_can_be_closed_while_a_fork_has_its_pipe():
+    with Guard():
+        child = os.fork()
+        if child == 0:
+            time.sleep(1000)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
 
+
+def test_processes_of_others_are_left_alone():
     with Guard() as mine, Guard() as theirs:
         other = subprocess.Popen(["sleep", "1000"], env={**os.environ, **theirs.variables})
         mine.close()
