@@ -196,7 +196,7 @@ class InProcessGrid(Grid):
         block = self._board.post(head)
         share = None
         if deadline is not None:
-            share = (deadline - time.monotonic()) * self._num_workers * size / number
+            share = (deadline - time.monotonic()) * self._num_workers / number
             share = max(share, _LEAST_SHARE_SECONDS)
         for answered in self._process_in_workers(tasks(), block, deadline, share, ahead=2 if together else 1):
             replies.update(answered)
@@ -236,7 +236,7 @@ class InProcessGrid(Grid):
             tasks: each for one worker, begun as soon as it is there.
             block: the arrays that messages share.
             deadline: after which no reply is waited for.
-            share: seconds that a task may take while others wait; None with no deadline.
+            share: seconds that a device may take while others wait; None with no deadline.
             ahead: tasks for a worker at once; more than one if they are so short that waiting would show.
         """
         if not self._workers:
@@ -271,9 +271,9 @@ class InProcessGrid(Grid):
                     break
                 with held():
                     answered = self._collect(ready, busy, again)
-                    if share is not None and (slow := [w for w in busy.values() if w.at_it() > share]):
+                    if share is not None and (slow := [w for w in busy.values() if w.is_slow(share)]):
                         again.extend(itertools.islice(tasks, 0 if again else 1))
-                        answered |= self._relieve(slow, busy, again)
+                        self._relieve(slow, busy, again)
                     feed()  # before the caller looks at the replies
                 yield answered
         finally:  # the round has closed, or the caller has left
@@ -287,25 +287,24 @@ class InProcessGrid(Grid):
 
     def _relieve(
         self, slow: Sequence[Worker], busy: dict[Connection, Worker], again: deque[list[Message]]
-    ) -> dict[str, Message]:
-        """Have those served that wait behind slow devices.
+    ) -> None:
+        """Have those served that wait behind slow devices, by workers that are slow or for one.
 
         A worker that has nothing but a slow device goes on until the round closes, and another one serves
         those that wait. One that has more, as devices are trained together, is replaced, and what it had is
-        done again, device by device. Returned is what `_after_death` returns.
+        done again: what it was at device by device, as it does not show which of them is slow.
         """
-        answered: dict[str, Message] = {}
+        alone = 0
         for worker in slow:
-            if sum(map(len, worker.tasks)) > 1:
-                replies, unfinished = self._after_death(WorkerDiedError(worker.tasks, None))
-                answered |= replies
-                again.extend(unfinished)
-                del busy[worker.connection]
-                worker.restart()
-        alone = sum(bool(worker.tasks) for worker in slow)
+            now, *later = (list(task) for task in worker.tasks)
+            if len(now) == 1 and not later:
+                alone += 1
+                continue
+            again.extend([*later, *([message] for message in now)])
+            del busy[worker.connection]
+            worker.restart()
         while again and len(self._workers) < self._num_workers + min(alone, _SUBSTITUTES):
             self._workers.append(Worker(self._app, cast(Board, self._board)))
-        return answered
 
     def _collect(
         self, ready: Iterable[object], busy: dict[Connection, Worker], again: deque[list[Message]]

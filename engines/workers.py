@@ -253,9 +253,9 @@ class Worker:
             self._since = time.monotonic()
         return collected
 
-    def at_it(self) -> float:
-        """Return how long it has been at work on its first task, in s; 0 without one."""
-        return time.monotonic() - self._since if self.tasks else 0.0
+    def is_slow(self, share: float) -> bool:
+        """Return whether it has been at work on its task for more than `share` seconds per device."""
+        return bool(self.tasks) and time.monotonic() - self._since > share * len(self.tasks[0])
 
     def restart(self) -> None:
         """Replace the process."""
