@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from engines.processors import usable_processors
+from engines.ray import credentials
 from engines.superlink import (
     CONNECTION,
     Flwr,
@@ -72,6 +73,7 @@ def _run(settings: Settings, folder: Path, scratch: Path, command_folder: Path) 
         **environment(command_folder, home),
         "RAY_DEDUP_LOGS": "0",
         "RAY_TMPDIR": str(scratch),
+        **credentials(),
         **lock_variables(folder),
     }
     command = [

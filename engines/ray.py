@@ -10,7 +10,10 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import signal
+import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -60,7 +63,7 @@ def run_ray(
     backend: dict[str, Any] = {"client_resources": {"num_cpus": 1, "num_gpus": 0}}
     if "RAY_ADDRESS" not in os.environ:  # the size of an existing cluster is not ours to set
         count = workers or settings.engine.workers or usable_processors()
-        backend["init_args"] = {"num_cpus": count, "include_dashboard": False}
+        backend["init_args"] = {"num_cpus": count}
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     logging.getLogger("ray").setLevel(logging.WARNING)
@@ -70,6 +73,7 @@ def run_ray(
         from flwr.simulation import run_simulation
 
         try:
+            _start_ray(backend.get("init_args", {}))
             run_simulation(
                 server_app=server_app,
                 client_app=App(client_app, settings.fleet.num_devices).load(),
@@ -85,6 +89,23 @@ def run_ray(
     return summaries[0]
 
 
+def _start_ray(arguments: dict[str, Any]) -> None:
+    """Start Ray or join it, as Flower would; SIGTERM stays ours, as Ray's handler ends the process."""
+    import ray
+
+    handler = signal.getsignal(signal.SIGTERM)
+    # Ray's processes inherit the environment, and not what this one has added to its path.
+    variables = {"PYTHONPATH": os.pathsep.join(sys.path)}
+    ray.init(runtime_env={"env_vars": variables}, include_dashboard=False, **arguments)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
+
+
+def credentials() -> dict[str, str]:
+    """Return variables for a Ray of our own: it listens on all addresses, to those with its token."""
+    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+
+
 @contextmanager
 def _scratch(*, local: bool) -> Iterator[None]:
     """Keep Ray's files in a folder that goes when this process ends, and its processes with it."""
@@ -93,14 +114,15 @@ def _scratch(*, local: bool) -> Iterator[None]:
         return
     with short_folder("airflower-ray-", RAY) as name, Guard(Path(name)) as guard:
         before = dict(os.environ)
-        os.environ.update(guard.variables, RAY_TMPDIR=name)  # Ray's processes inherit them
+        os.environ.update(guard.variables, RAY_TMPDIR=name, **credentials())  # Ray's processes inherit them
         try:
             yield
         finally:
-            for variable in (*guard.variables, "RAY_TMPDIR"):
-                os.environ.pop(variable)
-                if variable in before:
-                    os.environ[variable] = before[variable]
+            import ray
+
+            ray.shutdown()  # before its processes are ended: it would abort this one
+            os.environ.clear()
+            os.environ.update(before)
 
 
 def _do_without_home(folder: Path) -> None:

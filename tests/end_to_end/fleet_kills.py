@@ -1,7 +1,7 @@
-"""SIGKILL the ServerApp of a fleet at random moments, look at what is left, and resume: same files as undisturbed.
+"""SIGKILL the ServerApp of a fleet at random moments, and resume the run: same files as undisturbed.
 
-As a script: ``python tests/end_to_end/fleet_kills.py --count 30``. One fleet of processes on this machine, with
-TLS and keys, serves all trials: its nodes and its SuperLink live on, as those of a real fleet do.
+As a script: ``python tests/end_to_end/fleet_kills.py --count 30``. One fleet of processes on this machine,
+with TLS and keys, serves all trials: its nodes and its SuperLink live on, as those of a real fleet do.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _PATIENCE = 120.0
 
 
 def result(folder: Path) -> dict[str, object]:
-    """Return all that a seed decides and the server has; personal parts show in the last round's accuracies."""
+    """Return what a seed decides and the server has; personal parts show in the last accuracies."""
     found: dict[str, object] = {name: (folder / name).read_bytes() for name in ("rounds.csv", "devices.csv")}
     weights = read_archive(latest(folder) / "server.npz")["weights"]
     found["weights"] = np.asarray(weights).tobytes()

@@ -1,8 +1,15 @@
 """Flower's Ray simulation, called directly: the same run as with the in-process engine."""
 
+import os
+import re
+import subprocess
+import sys
+import time
+
 import numpy as np
 import pytest
 
+from engines.process_table import descendants, processes
 from engines.ray import run_ray
 from server_app.run import RunFailedError
 from server_app.settings import compose_settings
@@ -23,3 +30,45 @@ def test_a_run_that_fails_on_ray_fails_here(tmp_path):
     overrides = [*SMALL, "training.global_learning_rate=1e38", "fleet.max_failed_rounds=1"]
     with pytest.raises(RunFailedError, match="no device gave a usable reply"):
         run_ray(compose_settings(overrides), tmp_path, workers=2)
+
+
+def _outcome(address: str) -> str:
+    """Return what becomes of somebody who joins a Ray and has a function called there."""
+    code = (
+        "import ray, sys; ray.init(address=sys.argv[1], log_to_driver=False); "
+        "print(ray.get(ray.remote(lambda: 'called').remote()))"
+    )
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    joined = subprocess.run(
+        [sys.executable, "-c", code, address],
+        env=clean, capture_output=True, text=True, timeout=100, check=False,
+    )  # fmt: skip
+    return joined.stdout + joined.stderr
+
+
+@pytest.mark.slow
+def test_nobody_else_can_use_its_ray(tmp_path):
+    """Ray listens on every address of the machine, and runs whatever code it is sent."""
+    with (tmp_path / "log").open("wb") as log:
+        run = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "experiments.cli", *SMALL, "rounds=10000"),
+                *("engine=ray", "hydra.run.dir=out"),
+            ],
+            cwd=tmp_path, stdout=log, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 300
+        while not (tmp_path / "out" / "devices.csv").is_file() and run.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        table = processes()
+        commands = [table[pid].command for pid in descendants(run.pid) if pid in table]
+        found = [re.search(r"--gcs-address=(\S+)", command) for command in commands]
+        (address,) = {match[1] for match in found if match}
+        refused = _outcome(address)
+        assert "called" not in refused.split()
+        assert re.search("authentication|unauthenticated", refused, re.IGNORECASE), refused
+    finally:
+        run.terminate()
+        run.wait()
