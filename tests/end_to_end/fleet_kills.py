@@ -22,8 +22,8 @@ from deploy.local_fleet import LocalFleet
 from engines.process_table import descendants, processes
 from engines.superlink import finished
 from protocol.archives import read_archive
+from records.ownership import LOCK_FILE, read_summary, status_of
 from server_app.checkpoint import checkpoints, latest
-from server_app.ownership import LOCK_FILE, read_summary, status_of
 
 ROUNDS = 3
 JOB = (

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from engines.process_table import descendants, processes
-from server_app.checkpoint import checkpoints
 from records.ownership import status_of
 from records.recorder import read_table
+from server_app.checkpoint import checkpoints
 
 SMALL = ("model=mlp", "partition.samples_per_device=40", "partition.test_samples_per_device=20")
 JOB = (*SMALL, "fleet.num_devices=3", "rounds=1000")
@@ -28,7 +28,8 @@ class Command:
     """A command with a temporary folder of its own, and all the processes that come of it."""
 
     def __init__(self, folder: Path, scratch: Path, *command: str) -> None:
-        self.scratch, self._known = scratch, set[int]()
+        self.scratch = scratch
+        self._known: set[int] = set()
         self.log = folder / "command.log"
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
@@ -53,8 +54,8 @@ class Command:
     def leaves_nothing(self) -> None:
         """See that all is gone soon after the command."""
         deadline = time.monotonic() + 100
-        while (left := self._left()) or list(self.scratch.iterdir()):
-            assert time.monotonic() < deadline, (left, list(self.scratch.iterdir()))
+        while left := [*self._left(), *map(str, self.scratch.iterdir())]:
+            assert time.monotonic() < deadline, left
             time.sleep(0.1)
 
     def _left(self) -> list[str]:
