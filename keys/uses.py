@@ -50,8 +50,23 @@ NOT_PRUNED_AIR = Use(
     "by schemes other than aircomp_pruned", lambda s: s.scheme.uplink != "over_the_air_pruned"
 )
 PLACES = Use(
-    "with the emulated OFDMA uplink, or over the air with air.path_loss=true",
-    lambda s: _ofdma(s) or (_air(s) and s.air.path_loss),
+    "with the emulated OFDMA uplink, or over the air with air.path_loss=true (not channel.model=trace)",
+    lambda s: (_ofdma(s) or (_air(s) and s.air.path_loss)) and s.channel.model != "trace",
+)
+LOG_DISTANCE = Use("channel.path_loss=log_distance", lambda s: s.channel.path_loss == "log_distance")
+MOVES = Use("channel.mobility other than static", lambda s: s.channel.mobility != "static")
+AGES = Use(
+    "channels that move or remember (channel.mobility, channel.options.speed_kmh, a model of one's own)",
+    lambda s: (
+        s.channel.mobility != "static"
+        or s.channel.model == "gauss_markov"
+        or s.channel.options.get("speed_kmh") is not None
+        or ":" in s.channel.model
+    ),
+)
+IMPERFECT = Use(
+    "channel.csi_delay_rounds or channel.csi_error_variance above 0",
+    lambda s: s.channel.csi_delay_rounds > 0 or s.channel.csi_error_variance > 0,
 )
 RATIO_LIMIT = Use(
     f"with channel=measured or allocation policies other than {', '.join(_WITHOUT_LIMIT)}",

@@ -8,12 +8,16 @@ from typing import Any, Literal
 
 from keys import Unit, key
 from keys.uses import (
+    AGES,
     AIR,
     COMMON_MASK,
     DENSE_AIR,
     DIGITAL,
     EMULATED,
+    IMPERFECT,
     INFEASIBLE,
+    LOG_DISTANCE,
+    MOVES,
     OFDMA,
     OWN_MASKS,
     PERSONAL,
@@ -32,6 +36,7 @@ from radio.units import DB, DBM, MS
 Source = Literal["emulated", "measured"]
 Payload = Literal["delta", "model"]
 WhenOverLimit = Literal["relax", "drop"]
+OnOutage = Literal["late", "lost"]
 
 # Path loss is a formula in dB, so the channel model takes it in dB.
 _LOSS = Unit("dB", "dB", float)
@@ -62,6 +67,10 @@ class RadioSettings:
     )
     include_importance_cost: bool = key("charge the importance steps to the round budget", used=EMULATED)
     charge_mask_bits: bool = key("charge header and positions (at most 1 bit per weight)", used=OFDMA)
+    rate_backoff_db: float = key(
+        "margin that a plan leaves: it goes by gains that are this much lower",
+        unit=DB, minimum=0, maximum=100, used=OFDMA,
+    )  # fmt: skip
     max_pruning_ratio: float = key(
         "rho_max: no device prunes more; 1: devices may be starved", above=0, maximum=1, used=RATIO_LIMIT
     )
@@ -72,19 +81,55 @@ class RadioSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class ChannelSettings:
-    """Where the radio comes from; places and fading of the devices of an emulated one."""
+    """Where the radio comes from; places, losses and fading of the devices of an emulated one."""
 
     source: Source = key("emulated by the model, or measured on real nodes (channel=measured)")
     antennas: int = key("of the server, maximum-ratio combining of an OFDMA uplink", minimum=1, used=OFDMA)
-    fading: Literal["rayleigh", "none"] = key(
-        "rayleigh: a new draw each round; none: every gain at its mean", used=EMULATED
+    model: str = key(
+        "small-scale fading: rayleigh, none, rician, correlated, gauss_markov, multipath, trace, or "
+        "package.module:object",
+        used=EMULATED,
     )
+    options: Mapping[str, Any] = key("parameters of the fading", used=EMULATED)
     placement: Placement = key("rings: fixed, equal-area; random: uniform over the cell", used=PLACES)
     cell_radius_m: float = key("of the cell", unit="m", above=0, used=PLACES)
     min_distance_m: float = key("between a device and the server", unit="m", above=0, used=PLACES)
-    path_loss_intercept_db: float = key("path loss at 1 km", unit=_LOSS, used=OFDMA)
-    path_loss_slope_db: float = key("path loss per decade of distance", unit=_LOSS, above=0, used=PLACES)
-    shadowing_std_db: float = key("of log-normal shadowing; 0: none", unit=_LOSS, minimum=0, used=PLACES)
+    path_loss: str = key(
+        "law of the loss over distance: log_distance, umi, uma (3GPP TR 38.901), or package.module:object",
+        used=PLACES,
+    )
+    path_loss_options: Mapping[str, Any] = key("parameters of the law", used=PLACES)
+    path_loss_intercept_db: float = key("path loss at 1 km", unit=_LOSS, used=OFDMA & LOG_DISTANCE)
+    path_loss_slope_db: float = key(
+        "path loss per decade of distance", unit=_LOSS, above=0, used=PLACES & LOG_DISTANCE
+    )
+    shadowing_std_db: float = key(
+        "of log-normal shadowing; 0: none", unit=_LOSS, minimum=0, used=PLACES & LOG_DISTANCE
+    )
+    mobility: str = key(
+        "how devices move: static, random_waypoint, straight, or package.module:object", used=PLACES
+    )
+    mobility_options: Mapping[str, Any] = key("parameters of the movement", used=PLACES)
+    shadowing_distance_m: float = key(
+        "over which the shadowing of a moving device decorrelates", unit="m", above=0, used=PLACES & MOVES
+    )
+    coherence_step_ms: float | None = key(
+        "from one round to the next, by which devices move and channels age; null: "
+        "radio.latency_threshold_ms",
+        unit=MS, above=0, used=EMULATED & AGES,
+    )  # fmt: skip
+    csi_delay_rounds: int = key(
+        "rounds by which the channels that the server plans with are old", unit="rounds", minimum=0,
+        used=EMULATED,
+    )  # fmt: skip
+    csi_error_variance: float = key(
+        "of the server's estimate of each antenna's channel, relative to the device's mean gain",
+        minimum=0, used=OFDMA,
+    )  # fmt: skip
+    on_outage: OnOutage = key(
+        "an upload over a channel worse than planned comes late, or is lost for the round",
+        used=OFDMA & IMPERFECT,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +23,8 @@ from client_app.algorithms import steps_per_round
 from keys import ConfigError, in_si
 from protocol.messages import DeviceSpec
 from protocol.streams import generator, torch_seed
-from radio.channel import ChannelModel
 from radio.latency import ComputeModel
+from server_app.channels import channel_model, try_channels
 from server_app.data_facts import DataFacts
 from server_app.settings import Settings
 from strategies.base import WirelessStrategy
@@ -220,9 +221,11 @@ def build_strategy(
         )
     if settings.scheme.uplink != "ofdma":
         return _over_the_air(job, skeleton)
+    cell = ofdma_cell(job)
+    try_channels(cell.emulate(partial(generator, settings.seed)), settings.rounds)
     try:
         return OfdmaStrategy(
-            cell=ofdma_cell(job),
+            cell=cell,
             policy=settings.scheme.allocation,
             pruning_ratio=settings.scheme.pruning_ratio,
             weighting=settings.scheme.weighting,
@@ -259,6 +262,7 @@ def _over_the_air(job: Job, skeleton: dict[str, Any]) -> WirelessStrategy:
     settings, air = job.settings, job.settings.air
     try:
         interface = air_interface(job)
+        try_channels(interface.cell(partial(generator, settings.seed)), settings.rounds)
         parts = {"air": interface, "weighting": settings.scheme.weighting, **skeleton}
         if settings.scheme.uplink == "over_the_air":
             return OverTheAir(**parts)
@@ -269,6 +273,8 @@ def _over_the_air(job: Job, skeleton: dict[str, Any]) -> WirelessStrategy:
             min_count=air.min_count,
             **parts,
         )
+    except ConfigError:
+        raise
     except ValueError as error:
         raise ConfigError(f"scheduler.method = {settings.scheduler.method}: {error}") from error
 
@@ -292,6 +298,7 @@ def air_interface(job: Job) -> AirInterface:
         packing=air.packing,
         payload=air.payload,
         channel_error_variance=air.channel_error_variance,
+        csi_delay=job.settings.channel.csi_delay_rounds,
         recompute_beam=air.recompute_beam,
         certificate=air.certificate,
         server_learning_rate=air.server_learning_rate,
@@ -299,22 +306,6 @@ def air_interface(job: Job) -> AirInterface:
         fixed_time=fixed_time,
         compute_time=compute_time,
         latency_threshold=radio["latency_threshold"],
-    )
-
-
-def channel_model(settings: Settings, antennas: int) -> ChannelModel:
-    """Return the cell's places and fading for a server with that many antennas."""
-    channel = settings.channel
-    return ChannelModel(
-        num_devices=settings.fleet.num_devices,
-        antennas=antennas,
-        path_loss_intercept_db=channel.path_loss_intercept_db,
-        path_loss_slope_db=channel.path_loss_slope_db,
-        cell_radius=channel.cell_radius_m,
-        min_distance=channel.min_distance_m,
-        shadowing_std_db=channel.shadowing_std_db,
-        placement=channel.placement,
-        fading=channel.fading,
     )
 
 
@@ -335,6 +326,10 @@ def ofdma_cell(job: Job) -> OfdmaCell:
         charge_mask_bits=radio["charge_mask_bits"],
         max_pruning_ratio=radio["max_pruning_ratio"],
         when_infeasible=radio["when_infeasible"],
+        csi_delay=job.settings.channel.csi_delay_rounds,
+        csi_error=job.settings.channel.csi_error_variance,
+        margin=radio["rate_backoff"],
+        on_outage=job.settings.channel.on_outage,
     )
 
 

@@ -51,6 +51,8 @@ class MaskedReceiver:
 
     def open(self, assignment: Assignment, report: TrainReport) -> MaskedUpload | None:
         """Decode and check one upload."""
+        if isinstance(self._detail, OfdmaPlan) and self._detail.slots[assignment.device].lost:
+            raise UploadError("outage: the channel was worse than planned, and the upload is lost")
         upload = read_upload(assignment, report, self._weights.size, self._detail.bits_per_weight)
         if upload is None or upload.num_kept == 0:
             return None

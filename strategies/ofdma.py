@@ -24,6 +24,7 @@ from radio.channel.cell import NoiseModel
 from radio.channel.rates import RateModel
 from radio.channel.scene import Streams
 from radio.latency import device_latency, slack
+from radio.settings import OnOutage
 from strategies.base import WirelessStrategy
 from strategies.masked import MaskedReceiver
 from strategies.plan import Assignment, OfdmaPlan, RoundPlan, Slot, Weights
@@ -49,6 +50,10 @@ class OfdmaCell:
         charge_mask_bits: whether header and positions are charged to the uplink; values and their scales are.
         max_pruning_ratio: rho_max.
         when_infeasible: what happens where rho_max cannot be met.
+        csi_delay: rounds by which the channels that the server plans with are old.
+        csi_error: variance of its estimate of each antenna's channel, relative to the device's mean gain.
+        margin: by which it divides the gains that it knows.
+        on_outage: whether an upload over a channel worse than planned comes late or is lost.
     """
 
     channel: ChannelModel
@@ -63,11 +68,27 @@ class OfdmaCell:
     charge_mask_bits: bool = True
     max_pruning_ratio: float = 1.0
     when_infeasible: WhenInfeasible = "relax"
+    csi_delay: int = 0
+    csi_error: float = 0.0
+    margin: float = 1.0
+    on_outage: OnOutage = "late"
 
     def emulate(self, stream: Streams) -> Cell:
         """Return the cell itself; `stream` as for `radio.channel.Cell`."""
         uplink = Uplink(self.bandwidth, self.transmit_power, self.noise_power, self.noise_model)
-        return Cell(self.channel, stream, uplink)
+        return Cell(
+            self.channel,
+            stream,
+            uplink,
+            relative_error=self.csi_error,
+            delay=self.csi_delay,
+            margin=self.margin,
+        )
+
+    @property
+    def knows_channels(self) -> bool:
+        """Whether plans hold: the server knows the channels of the round itself."""
+        return self.csi_delay == 0 and self.csi_error == 0
 
 
 _STATUS_NAMES = {int(status): status.name.lower() for status in AllocationStatus}
@@ -76,7 +97,12 @@ _STATUS_NAMES = {int(status): status.name.lower() for status in AllocationStatus
 class OfdmaStrategy(WirelessStrategy):
     """Pruned uploads over orthogonal shares of the band."""
 
-    scheme_round_columns = ("min_keepers", "pruning_ratio_mean", "multiplier", "latency_threshold_s")
+    scheme_round_columns = (
+        "min_keepers",
+        "pruning_ratio_mean",
+        "multiplier",
+        "latency_threshold_s",
+    )
     scheme_device_columns = (
         "channel_gain_db",
         "bandwidth_fraction",
@@ -102,30 +128,44 @@ class OfdmaStrategy(WirelessStrategy):
         self.emulated = cell.emulate(partial(generator, self.seed))
         self._try_policy(policy)
 
+    @property
+    def round_columns(self) -> tuple[str, ...]:
+        """Return the columns of a round; the share of outages only where there can be any."""
+        known = super().round_columns
+        return known if self.cell.knows_channels else (*known, "outage_share")
+
     def plan(self, server_round: int, devices: Sequence[int]) -> RoundPlan:
         """Draw the channels and let the policy share out the band."""
         cell, chosen = self.cell, np.asarray(devices)
         state = self.emulated.draw(server_round).of(chosen)
-        gain, rates = state.gain, state.rates
-        allocation = self._allocate(rates, chosen)
-        rate = rates.rate(allocation.bandwidth_fraction)
+        gain, known = state.gain, state.planned.rates
+        allocation = self._allocate(known, chosen)
+        planned_rate = known.rate(allocation.bandwidth_fraction)
         num_pruned = prune_counts(allocation.pruning_ratio, self.num_weights)
         kept = self.num_weights - num_pruned
         charged = {number: self._charged_bits(number) for number in set(kept.tolist())}
         bits = [charged[number] for number in kept.tolist()]
-        latency = device_latency(
-            cell.fixed_time[chosen], cell.compute_time[chosen], kept / self.num_weights, bits, rate
-        ).tolist()
+        work = cell.fixed_time[chosen], cell.compute_time[chosen], kept / self.num_weights, bits
+        latency = device_latency(*work, planned_rate)
+        rate = state.rates.rate(allocation.bandwidth_fraction)
+        outage = np.zeros(len(devices), np.bool_)
+        true_latency = latency
+        if not cell.knows_channels:  # else the true rate is the planned one, or above it by the margin
+            outage = (kept > 0) & (rate < planned_rate)
+        if state.known is not None:
+            true_latency = np.where(outage & (cell.on_outage == "lost"), latency, device_latency(*work, rate))
         infeasible = (allocation.status == AllocationStatus.INFEASIBLE).tolist()
+        lost = outage & (cell.on_outage == "lost")
         slots = {
-            device: Slot(bits[i], latency[i], counts=not infeasible[i]) for i, device in enumerate(devices)
+            device: Slot(bits[i], float(true_latency[i]), counts=not infeasible[i], lost=bool(lost[i]))
+            for i, device in enumerate(devices)
         }
         columns = zip(
             (10 * np.log10(gain)).tolist(),
             allocation.bandwidth_fraction.tolist(),
             allocation.pruning_ratio.tolist(),
             map(_STATUS_NAMES.__getitem__, allocation.status.tolist()),
-            latency,
+            latency.tolist(),
             strict=True,
         )
         assignments = tuple(
@@ -139,6 +179,7 @@ class OfdmaStrategy(WirelessStrategy):
                 "pruning_ratio_mean": float(allocation.pruning_ratio.mean()),
                 "multiplier": multiplier if np.isfinite(multiplier) else None,
                 "latency_threshold_s": cell.latency_threshold,
+                **({} if cell.knows_channels else {"outage_share": float(outage.mean())}),
             },
             detail=OfdmaPlan(cell.bits_per_weight, slots),
         )

@@ -20,6 +20,7 @@ from radio.air.transceiver import Mode, airtime_s, average, design_link, effecti
 from radio.air.zero_forcing import Packing
 from radio.beamforming import BEAMFORMERS, beamform
 from radio.channel import Cell, ChannelModel
+from radio.channel.scene import Streams
 from radio.scheduling import SCHEDULERS, Schedule, schedule
 from radio.settings import Payload
 from strategies.air_receiver import AirReceiver, AirUpdate, air_plan
@@ -48,6 +49,7 @@ class AirInterface:
         packing: real entries per channel use.
         payload: what is sent, updates or weights.
         channel_error_variance: of the server's channel estimate, relative to a gain of 1.
+        csi_delay: rounds by which the channels that the server knows are old.
         recompute_beam: solve for the beam again once the sizes of the updates are known.
         certificate: also bound the joint optimum of every round.
         server_learning_rate: step of the server along the averaged update.
@@ -67,6 +69,7 @@ class AirInterface:
     packing: Packing
     payload: Payload
     channel_error_variance: float
+    csi_delay: int
     recompute_beam: bool
     certificate: bool
     server_learning_rate: float
@@ -80,6 +83,16 @@ class AirInterface:
     def noise_power(self) -> float:
         """Receiver noise per antenna, for unit transmit power."""
         return 1.0 / self.snr if self.noise else 0.0
+
+    def cell(self, stream: Streams) -> Cell:
+        """Return the emulated channels; `stream` as for `radio.channel.Cell`."""
+        return Cell(
+            self.channel,
+            stream,
+            spread="relative" if self.path_loss else "none",
+            error_variance=self.channel_error_variance,
+            delay=self.csi_delay,
+        )
 
 
 class OverTheAir(WirelessStrategy):
@@ -103,12 +116,7 @@ class OverTheAir(WirelessStrategy):
         self.air = air
         self.weighting = weighting
         _check_solvers(air)
-        self.cell = Cell(
-            air.channel,
-            partial(generator, self.seed),
-            spread="relative" if air.path_loss else "none",
-            error_variance=air.channel_error_variance,
-        )
+        self.cell = air.cell(partial(generator, self.seed))
 
     # Planning ----------------------------------------------------------------------------------
 

@@ -40,11 +40,13 @@ class Slot:
         bits: on the uplink.
         latency: of the device, s.
         counts: whether the round waits for it.
+        lost: whether its upload does not get through: the channel is worse than the plan took it for.
     """
 
     bits: int
     latency: float
     counts: bool
+    lost: bool = False
 
 
 @dataclass(frozen=True)

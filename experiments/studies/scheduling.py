@@ -8,7 +8,7 @@ from experiments.studies import StudyResult
 from protocol.streams import generator
 from radio.channel import Cell
 from radio.scheduling import schedule
-from server_app.job import channel_model
+from server_app.channels import channel_model
 from server_app.settings import Settings
 
 

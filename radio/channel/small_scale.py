@@ -221,7 +221,11 @@ class Trace:
     Args:
         scene: numbers of devices and antennas.
         file: path; a CSV has one row per round and one column per device.
-        at_end: whether the trace starts again after its last round, or the run stops with an error.
+        at_end: whether the trace starts again after its last round, or no run may be longer.
+
+    Attributes:
+        mean_gain: (K,) mean power gain of one antenna over the file.
+        rounds: how many rounds there are; None: any number.
     """
 
     def __init__(self, scene: Scene, *, file: str, at_end: AtEnd = "wrap") -> None:
@@ -237,6 +241,7 @@ class Trace:
         if not np.isfinite(values).all() or (values.ndim == 2 and (values.real < 0).any()):
             raise ValueError(f"file = {file} holds channels that are not finite, or gains below 0")
         self._file, self._wraps, self._values = file, at_end == "wrap", values
+        self.rounds = None if self._wraps else len(values)
         self.mean_gain = np.asarray(_power(values).mean(axis=0) / model.antennas)
         if (self.mean_gain <= 0).any():
             device = int(np.flatnonzero(self.mean_gain <= 0)[0])

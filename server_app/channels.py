@@ -1,0 +1,58 @@
+"""From settings to the channels of an emulated cell."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from keys import ConfigError, in_si
+from radio.channel import Cell, ChannelModel
+from server_app.settings import Settings
+
+
+def channel_model(settings: Settings, antennas: int) -> ChannelModel:
+    """Return the cell's places and fading for a server with that many antennas."""
+    channel = settings.channel
+    return ChannelModel(
+        num_devices=settings.fleet.num_devices,
+        antennas=antennas,
+        path_loss_intercept_db=channel.path_loss_intercept_db,
+        path_loss_slope_db=channel.path_loss_slope_db,
+        cell_radius=channel.cell_radius_m,
+        min_distance=channel.min_distance_m,
+        shadowing_std_db=channel.shadowing_std_db,
+        placement=channel.placement,
+        fading=channel.model,
+        fading_options=channel.options,
+        path_loss=channel.path_loss,
+        path_loss_options=channel.path_loss_options,
+        mobility=channel.mobility,
+        mobility_options=channel.mobility_options,
+        shadowing_distance=channel.shadowing_distance_m,
+        step=in_si(channel)["coherence_step"] or in_si(settings.radio)["latency_threshold"],
+    )
+
+
+def try_channels(cell: Cell, rounds: int) -> None:
+    """Draw a round of a channel: one that cannot work is found before anything is trained.
+
+    Raises:
+        ConfigError: with what is wrong with it.
+    """
+    analog = cell.uplink is None
+    expected = (cell.model.num_devices, cell.model.antennas)[: 1 + analog]
+    try:
+        found = np.shape(cell.draw_vectors(1).true if analog else cell.draw(1).gain)
+    except Exception as error:  # of a channel of the user's own, any
+        cause = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        raise ConfigError(f"channel: {cause}") from error
+    if found != expected:
+        raise ConfigError(
+            f"channel.model = {cell.model.fading} returns an array of shape {found}; it must be {expected} "
+            "(devices, antennas)"
+        )
+    lasts = getattr(cell.fading, "rounds", None)
+    if lasts is not None and rounds > lasts:
+        raise ConfigError(
+            f"rounds = {rounds}, but the recorded channels of channel.options.file end after {lasts} rounds; "
+            "set channel.options.at_end=wrap or fewer rounds"
+        )
