@@ -28,16 +28,20 @@ from server_app.channels import channel_model, try_channels
 from server_app.data_facts import DataFacts
 from server_app.settings import Settings
 from strategies.base import WirelessStrategy
+from strategies.buffers import SharedBuffers
+from strategies.evaluation import ACCURACY, MetricColumns
 from strategies.fleet import Fleet
 from strategies.identity import read_roster
 from strategies.limits import NormLimit
 from strategies.measured import MeasuredLink, MeasuredStrategy, UplinkProbe
 from strategies.ofdma import OfdmaCell, OfdmaStrategy
 from strategies.sample_counts import SampleCounts
-from task.build import Learning, TaskError, build_task
+from task.build import Learning, Task, TaskError, build_task
 from task.check import check_task
 from task.dataset import Dataset
-from task.split import Split, flatten
+from task.metrics import combined, lower_is_better
+from task.split import Split, flatten, persistent_buffers
+from task.whole_test import test_global
 
 if TYPE_CHECKING:
     from strategies.over_the_air import AirInterface
@@ -57,6 +61,7 @@ class Job:
         initial_weights: global part before the first round, float32, shape (N_u,).
         steps: personal and global steps of each device in a round, (K,) each.
         data: what each device learns from.
+        task: what is learned.
     """
 
     settings: Settings
@@ -65,6 +70,7 @@ class Job:
     initial_weights: npt.NDArray[np.float32]
     steps: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
     data: DataFacts
+    task: Task
 
 
 def prepare(settings: Settings, *, on_nodes: bool = False) -> Job:
@@ -94,6 +100,7 @@ def prepare(settings: Settings, *, on_nodes: bool = False) -> Job:
     except TaskError as error:
         raise ConfigError(str(error)) from error
     data, split = task.data, task.split
+    _check_buffers(settings, split)
     spec = dataclasses.replace(
         spec,
         data_root=settings.dataset.root or "",
@@ -118,6 +125,41 @@ def prepare(settings: Settings, *, on_nodes: bool = False) -> Job:
         data=DataFacts.of(
             settings.dataset.name, task, capped=settings.partition.samples_per_device is not None
         ),
+        task=task,
+    )
+
+
+def _check_buffers(settings: Settings, split: Split) -> None:
+    """Refuse shared buffers where they cannot be sent, and a global model that there is not.
+
+    Raises:
+        ConfigError: naming the key.
+    """
+    if settings.model.buffers == "shared" and not split.shared_buffers:
+        raise ConfigError(
+            f"model.buffers = shared: {settings.model.name} has no running statistics to share; use personal"
+        )
+    if split.shared_buffers and settings.scheme.uplink != "ofdma":
+        raise ConfigError(
+            f"model.buffers = shared with scheme.uplink = {settings.scheme.uplink}: running statistics are "
+            "sent as numbers, which needs a digital uplink (OFDMA or measured); use model.buffers=personal"
+        )
+    if settings.evaluate_global and (split.personal.size or split.personal_buffers):
+        raise ConfigError(
+            f"evaluate_global = true: {split.personal.size} weights and {len(split.personal_buffers)} "
+            "buffers are personal, so that there is no global model; set model.personal=[] (or "
+            "scheme.personalization=false) and model.buffers=shared"
+        )
+
+
+def _metric_columns(task: Task) -> tuple[MetricColumns, ...]:
+    return tuple(
+        ACCURACY
+        if metric.name == "accuracy"
+        else MetricColumns(
+            metric.name, partial(combined, metric.name), lower_is_better=lower_is_better(metric.name)
+        )
+        for metric in task.metrics
     )
 
 
@@ -214,6 +256,12 @@ def build_strategy(
         "test_counts": SampleCounts(job.data.test, settings.fleet.max_own_images, "test images"),
         "message_ttl": settings.fleet.round_timeout_s + _TTL_SLACK_SECONDS,
     }
+    task = job.task
+    first = {name: buffer.flatten().numpy() for name, buffer in persistent_buffers(task.model).items()}
+    skeleton["buffers"] = SharedBuffers({name: first[name] for name in task.split.shared_buffers})
+    skeleton["metrics"] = _metric_columns(task)
+    if settings.evaluate_global:
+        skeleton["global_test"] = partial(test_global, task)
     skeleton["divergence_loss"] = settings.fleet.divergence_loss
     if settings.channel.source == "measured":
         return MeasuredStrategy(

@@ -15,8 +15,12 @@ def round_line(log: RoundLog, rounds: int, timing: Mapping[str, float]) -> str:
     parts = [f"round {log.round:>{len(str(rounds))}}/{rounds}"]
     if "accuracy_mean" in columns:
         parts.append(f"accuracy {columns['accuracy_mean']:.4f} (worst {columns['accuracy_worst']:.4f})")
-        if isinstance(loss := columns.get("loss_mean"), float):
-            parts.append(f"loss {loss:.4f}")
+    for name, value in columns.items():  # of the metrics that are not accuracy
+        metric = name.removesuffix("_mean")
+        if name.endswith("_mean") and f"{metric}_worst" in columns and metric != "accuracy":
+            parts.append(f"{metric} {value:.4f} (worst {columns[f'{metric}_worst']:.4f})")
+    if isinstance(loss := columns.get("loss_mean"), float):
+        parts.append(f"loss {loss:.4f}")
     if isinstance(latency := columns.get("latency_s"), float):
         parts.append(f"latency {1e3 * latency:.2f} ms")
     if isinstance(ratio := columns.get("pruning_ratio_mean"), float):

@@ -34,7 +34,8 @@ from protocol.messages import (
 from protocol.streams import generator
 from protocol.typed_messages import Body, LazyMessages, TypedMessage, read
 from protocol.untrusted import last_line, safe_text
-from strategies.evaluation import Evaluation, summarise
+from strategies.buffers import SharedBuffers
+from strategies.evaluation import ACCURACY, Evaluation, GlobalTest, MetricColumns, summarise
 from strategies.fleet import Fleet
 from strategies.intake import Intake
 from strategies.limits import NormHistory, NormLimit, UploadError
@@ -70,6 +71,9 @@ class WirelessStrategy(Strategy):
         norm_limit: how far one device may move the global part; default: as far as it likes.
         train_counts, test_counts: images that each device counts with; default: what it claims first.
         norms: norms of the updates of the latest rounds.
+        buffers: running statistics that devices share.
+        metrics: what devices measure in a test.
+        global_test: tests the global model on the whole test set, or None.
     """
 
     def __init__(
@@ -94,6 +98,9 @@ class WirelessStrategy(Strategy):
         norm_limit: NormLimit | None = None,
         train_counts: SampleCounts | None = None,
         test_counts: SampleCounts | None = None,
+        buffers: SharedBuffers | None = None,
+        metrics: Sequence[MetricColumns] = (ACCURACY,),
+        global_test: GlobalTest | None = None,
     ) -> None:
         self.seed = seed
         self.num_weights = num_weights
@@ -115,6 +122,9 @@ class WirelessStrategy(Strategy):
         self.train_counts = train_counts or SampleCounts()
         self.test_counts = test_counts or SampleCounts(what="test images")
         self.norms = NormHistory()
+        self.buffers = buffers or SharedBuffers({})
+        self.metrics = tuple(metrics)
+        self.global_test = global_test
         self.log = RoundLog(0)
         self._plan = RoundPlan(())
         self._weights: Weights = np.zeros(0, np.float32)
@@ -128,12 +138,16 @@ class WirelessStrategy(Strategy):
     @property
     def round_columns(self) -> tuple[str, ...]:
         """Columns of the row of a round, in order."""
-        return (*ROUND_COLUMNS, *self.scheme_round_columns)
+        further = [column for metric in self.metrics if metric is not ACCURACY for column in metric.of_round]
+        if self.global_test is not None:
+            further += ["global_loss", *(f"global_{metric.name}" for metric in self.metrics)]
+        return (*ROUND_COLUMNS, *further, *self.scheme_round_columns)
 
     @property
     def device_columns(self) -> tuple[str, ...]:
         """Columns of the row of a device, in order."""
-        return (*DEVICE_COLUMNS, *self.scheme_device_columns)
+        further = [metric.of_device for metric in self.metrics if metric is not ACCURACY]
+        return (*DEVICE_COLUMNS, *further, *self.scheme_device_columns)
 
     @property
     def reported_columns(self) -> tuple[str, ...]:
@@ -154,12 +168,14 @@ class WirelessStrategy(Strategy):
         """Return what a resumed run needs beyond the global part; schemes add to it."""
         return {
             **self.norms.state(),
+            **self.buffers.state(),
             "train-counts": self.train_counts.state(),
             "test-counts": self.test_counts.state(),
         }
 
     def restore(self, state: Mapping[str, npt.NDArray[np.generic]]) -> None:
         """Take back what `state` returned."""
+        self.buffers.restore(state)
         if "norms" in state:
             self.norms.restore(state)
         for name, counts in (("train-counts", self.train_counts), ("test-counts", self.test_counts)):
@@ -187,7 +203,8 @@ class WirelessStrategy(Strategy):
         self._plan = self.plan(server_round, devices)
         self.log.columns["measured_plan_seconds"] = round(time.perf_counter() - started, 6)
         self.log.columns.update(self._plan.columns)
-        broadcast = weights_record(self._weights)
+        broadcast, buffers = weights_record(self._weights), self.buffers.record()
+        self.buffers.begin()
         mask = None if self._plan.mask is None else mask_record(self._plan.mask)
         present: list[tuple[Assignment, int]] = []
         for assignment in self._plan.assignments:
@@ -214,6 +231,7 @@ class WirelessStrategy(Strategy):
                 resume_round=self.resume_round,
                 resume_part=self.resume_parts.get(assignment.device, UNKNOWN_ROUND),
                 probe=self.probe(assignment.device),
+                buffers=buffers,
             )
             return self._message(what, node, "train", server_round, assignment.device, grid)
 
@@ -258,6 +276,7 @@ class WirelessStrategy(Strategy):
                 self.min_replies,
             )
             return None, None
+        self.buffers.finish()
         weights, columns = intake.receiver.finish()
         self.log.columns.update(columns)
         if not np.isfinite(weights).all():
@@ -274,12 +293,15 @@ class WirelessStrategy(Strategy):
                 self.fail(device, "no reply before the round closed")
             return
         try:
-            intake.take(assignment, read(reply, TrainReport))
+            report = read(reply, TrainReport)
+            self.buffers.check(report.buffers, uploads=assignment.num_pruned < self.num_weights)
+            intake.take(assignment, report)
         except (MessageError, UploadError) as error:
             self.fail(device, str(error))
 
     def accepted(self, device: int, report: TrainReport, columns: Mapping[str, Value]) -> None:
         """Record a device whose reply is used."""
+        self.buffers.add(report.buffers, int(columns["num_examples"] or 0))
         reported = {name.replace("-", "_"): value for name, value in report.metrics.items()}
         self.log.device(
             device,
@@ -323,6 +345,7 @@ class WirelessStrategy(Strategy):
             self.run,
             self.resume_run,
             self.resume_round,
+            buffers=self.buffers.record(),
         )
         return [
             self._message(self._for_device(order, device), node, "evaluate", server_round, device, grid)
@@ -339,7 +362,7 @@ class WirelessStrategy(Strategy):
         counts: dict[int, int] = {}
         for device in sorted(arrived):
             try:
-                evaluation = Evaluation.from_message(arrived[device])
+                evaluation = Evaluation.from_message(arrived[device], self.metrics)
             except MessageError as error:
                 reason = safe_text(error)
                 log.warning("round %d, device %d: evaluation not used: %s", server_round, device, reason)
@@ -355,13 +378,15 @@ class WirelessStrategy(Strategy):
                 {
                     "evaluation": "diverged" if diverged else "ok",
                     "num_test": counts[device],
-                    "test_accuracy": evaluation.accuracy,
                     "test_loss": evaluation.loss,
+                    **{metric.of_device: evaluation.values[metric.name] for metric in self.metrics},
                 },
             )
         if not evaluations:
             return None
-        columns = summarise(evaluations, counts, self.divergence_loss)
+        columns = summarise(evaluations, counts, self.divergence_loss, self.metrics)
+        if self.global_test is not None:
+            columns |= self.global_test(self._weights, self.buffers.values)
         self.log.columns.update(columns)
         number = sum(evaluation.diverged(self.divergence_loss) for evaluation in evaluations.values())
         if 2 * number > len(evaluations):

@@ -7,15 +7,56 @@ about the run only together with the losses of half of the devices.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median_low
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from flwr.app import Message, MetricRecord
 
 from protocol.messages import METRICS, MessageError, real_number, whole_number
 from strategies.records import Value
+
+GlobalTest = Callable[[npt.NDArray[np.float32], Mapping[str, npt.NDArray[Any]]], Mapping[str, Value]]
+"""From the global part and the shared buffers to the columns of a test on the whole test set."""
+
+
+def _mean(values: Sequence[float], weights: Sequence[float]) -> float:
+    pairs = zip(values, weights, strict=True)
+    return math.fsum(value * weight for value, weight in pairs) / sum(weights)
+
+
+@dataclass(frozen=True)
+class MetricColumns:
+    """What devices measure in a test, and how it is recorded.
+
+    Attributes:
+        name: of the metric.
+        combine: the value over all samples, from each device's value and number of samples.
+        lower_is_better: whether the worst device is that with the highest value.
+        least, most: what it can be at all.
+    """
+
+    name: str
+    combine: Callable[[Sequence[float], Sequence[float]], float] = _mean
+    lower_is_better: bool = False
+    least: float = -math.inf
+    most: float = math.inf
+
+    @property
+    def of_round(self) -> tuple[str, str, str]:
+        """Columns of the row of a round: mean over devices, over samples, worst device."""
+        return f"{self.name}_mean", f"{self.name}_samples", f"{self.name}_worst"
+
+    @property
+    def of_device(self) -> str:
+        """Column of the row of a device."""
+        return f"test_{self.name}"
+
+
+ACCURACY = MetricColumns("accuracy", least=0.0, most=1.0)
 
 
 @dataclass(frozen=True)
@@ -23,17 +64,17 @@ class Evaluation:
     """One device's test.
 
     Attributes:
-        accuracy: share of its test images that it names right, in [0, 1].
-        loss: mean cross-entropy, nats; infinite where it is no finite number.
-        num_test: its test images, as it claims.
+        loss: mean loss (of cross-entropy in nats); infinite where it is no finite number.
+        num_test: its test samples, as it claims.
+        values: of each metric, by name.
     """
 
-    accuracy: float
     loss: float
     num_test: int
+    values: Mapping[str, float]
 
     @classmethod
-    def from_message(cls, message: Message) -> Evaluation:
+    def from_message(cls, message: Message, expected: Sequence[MetricColumns] = (ACCURACY,)) -> Evaluation:
         """Read a reply, trusting none of it.
 
         Raises:
@@ -42,15 +83,18 @@ class Evaluation:
         metrics = message.content.get(METRICS)
         if not isinstance(metrics, MetricRecord):
             raise MessageError(f"the reply lacks the MetricRecord {METRICS!r}")
-        accuracy, loss = real_number(metrics, "accuracy"), real_number(metrics, "loss")
-        num_test = whole_number(metrics, "num-examples")
-        if not 0.0 <= accuracy <= 1.0:
-            raise MessageError(f"accuracy = {accuracy!r} in the reply; it must be in [0, 1]")
-        if loss < 0.0:
+        values = {metric.name: real_number(metrics, metric.name) for metric in expected}
+        for metric in expected:
+            value = values[metric.name]
+            if not metric.least <= value <= metric.most:
+                limits = f"[{metric.least:g}, {metric.most:g}]"
+                raise MessageError(f"{metric.name} = {value!r} in the reply; it must be in {limits}")
+        loss, num_test = real_number(metrics, "loss"), whole_number(metrics, "num-examples")
+        if loss < 0.0 and ACCURACY in expected:
             raise MessageError(f"loss = {loss!r} in the reply; a cross-entropy is not negative")
         if num_test < 1:
             raise MessageError(f"num-examples = {num_test} in the reply; it must be at least 1")
-        return cls(accuracy, loss if math.isfinite(loss) else math.inf, num_test)
+        return cls(loss if math.isfinite(loss) else math.inf, num_test, values)
 
     def diverged(self, limit: float) -> bool:
         """Return whether the loss is not finite, or above `limit`."""
@@ -58,26 +102,33 @@ class Evaluation:
 
 
 def summarise(
-    evaluations: Mapping[int, Evaluation], counts: Mapping[int, int], limit: float
+    evaluations: Mapping[int, Evaluation],
+    counts: Mapping[int, int],
+    limit: float,
+    metrics: Sequence[MetricColumns] = (ACCURACY,),
 ) -> dict[str, Value]:
     """Return the columns of a round.
 
-    The accuracies are those of all devices that were evaluated. Losses of devices that have diverged have no
+    The metrics are those of all devices that were evaluated. Losses of devices that have diverged have no
     part in the mean of the losses; how many these are is a column of its own. In the median they count: it is
     above `limit` where more than half have diverged.
 
     Args:
         evaluations: by device, at least one.
-        counts: test images that each counts with in ``accuracy_samples``.
-        limit: loss above which a device has diverged, nats.
+        counts: test samples that each counts with in the columns over samples.
+        limit: loss above which a device has diverged.
+        metrics: what was measured.
     """
-    accuracies = [evaluation.accuracy for evaluation in evaluations.values()]
     losses = [evaluation.loss for evaluation in evaluations.values() if not evaluation.diverged(limit)]
-    right = math.fsum(evaluation.accuracy * counts[k] for k, evaluation in evaluations.items())
+    columns: dict[str, Value] = {}
+    for metric in metrics:
+        values = [evaluation.values[metric.name] for evaluation in evaluations.values()]
+        worst = max(values) if metric.lower_is_better else min(values)
+        over_samples = metric.combine(values, [float(counts[device]) for device in evaluations])
+        of_round = (float(np.mean(values)), over_samples, worst)
+        columns |= dict(zip(metric.of_round, of_round, strict=True))
     return {
-        "accuracy_mean": float(np.mean(accuracies)),
-        "accuracy_samples": right / sum(counts[k] for k in evaluations),
-        "accuracy_worst": min(accuracies),
+        **columns,
         "loss_mean": float(np.mean(losses)) if losses else None,
         "loss_median": median_low([evaluation.loss for evaluation in evaluations.values()]),
         "evaluated": len(evaluations),

@@ -84,7 +84,7 @@ class MaskedReceiver:
                 self._average.add_dense(values, weight)
             else:
                 self._average.add(values, positions, weight)
-            wire_bytes = upload.num_bytes
+            wire_bytes = upload.num_bytes + sum(vector.nbytes for vector in report.buffers.values())
         columns = self._detail.account(assignment.device, self._weights.size - assignment.num_pruned)
         self._bytes += wire_bytes
         self._bits += int(columns["uplink_bits"] or 0)

@@ -111,7 +111,12 @@ class RunningMedian:
 
 
 def num_kept(
-    link: MeasuredLink, num_weights: int, compute: float | None, rate: float | None, penalty: float = 1.0
+    link: MeasuredLink,
+    num_weights: int,
+    compute: float | None,
+    rate: float | None,
+    penalty: float = 1.0,
+    further_bits: int = 0,
 ) -> int:
     """Return how many of `num_weights` a device can train and send within the budget.
 
@@ -121,12 +126,13 @@ def num_kept(
         compute: s, or None if unknown.
         rate: bit/s, or None if unknown.
         penalty: how many times slower than that the device is taken to be.
+        further_bits: of what is sent with any upload.
     """
     least = num_weights - int(np.floor(link.max_pruning_ratio * num_weights + 1e-9))
     if compute is None or rate is None:
         most = int(np.floor((1.0 - link.initial_pruning_ratio) * num_weights + 1e-9))
     else:
-        bits = (link.margin * link.threshold - penalty * compute) * rate / penalty
+        bits = (link.margin * link.threshold - penalty * compute) * rate / penalty - further_bits
         dense = payload.payload_bits(num_weights, num_weights, link.bits_per_weight)
         most = num_weights
         if bits < dense:
@@ -188,7 +194,12 @@ class MeasuredStrategy(WirelessStrategy):
         for device in devices:
             known = self._estimates[device]
             kept = num_kept(
-                self.link, self.num_weights, known.compute.value, known.rate.value, penalty=2.0**known.missed
+                self.link,
+                self.num_weights,
+                known.compute.value,
+                known.rate.value,
+                penalty=2.0**known.missed,
+                further_bits=self.buffers.bits,
             )
             pruned = self.num_weights - kept
             assignments.append(Assignment(device, pruned, {"pruning_ratio": pruned / self.num_weights}))
@@ -199,7 +210,7 @@ class MeasuredStrategy(WirelessStrategy):
                 "pruning_ratio_mean": float(np.mean(ratios)) if ratios else None,
                 "latency_threshold_s": self.link.threshold,
             },
-            detail=MeasuredPlan(self.link.bits_per_weight, self.num_weights),
+            detail=MeasuredPlan(self.link.bits_per_weight, self.num_weights, self.buffers.bits),
         )
 
     def probe(self, device: int) -> ProbeOrder | None:

@@ -196,7 +196,7 @@ class OfdmaStrategy(WirelessStrategy):
             slack=slack(cell.latency_threshold, cell.fixed_time[chosen]),
             compute_time=cell.compute_time[chosen],
             payload_bits=size.bits_per_weight * self.num_weights,
-            overhead_bits=size.overhead_bits,
+            overhead_bits=size.overhead_bits + self.buffers.bits,
             max_pruning_ratio=cell.max_pruning_ratio,
             when_infeasible=cell.when_infeasible,
         )
@@ -227,8 +227,10 @@ class OfdmaStrategy(WirelessStrategy):
         if num_kept == 0:
             return 0
         if self.cell.charge_mask_bits:
-            return payload.payload_bits(self.num_weights, num_kept, self.cell.bits_per_weight)
-        return payload.value_bits(num_kept, self.cell.bits_per_weight)
+            weights = payload.payload_bits(self.num_weights, num_kept, self.cell.bits_per_weight)
+        else:
+            weights = payload.value_bits(num_kept, self.cell.bits_per_weight)
+        return weights + self.buffers.bits
 
 
 def prune_counts(pruning_ratio: FloatVector, num_weights: int) -> npt.NDArray[np.int64]:

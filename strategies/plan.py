@@ -89,14 +89,18 @@ class MeasuredPlan:
     Attributes:
         bits_per_weight: of every upload.
         num_weights: N_u.
+        further_bits: of what is sent with any upload: shared running statistics.
     """
 
     bits_per_weight: int
     num_weights: int
+    further_bits: int = 0
 
     def account(self, device: int, num_kept: int) -> dict[str, Value]:
         """Return the columns of what a device kept and sent."""
-        bits = payload.payload_bits(self.num_weights, num_kept, self.bits_per_weight) if num_kept else 0
+        bits = 0
+        if num_kept:
+            bits = payload.payload_bits(self.num_weights, num_kept, self.bits_per_weight) + self.further_bits
         return {"kept_weights": num_kept, "uplink_bits": bits}
 
     def latency(self, spent: Mapping[int, float]) -> None:

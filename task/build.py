@@ -187,6 +187,6 @@ def _named(key: str, remark: str = "") -> Iterator[None]:
         yield
     except (ValueError, TypeError, RuntimeError) as error:
         text = str(error)
-        if not text.startswith(key):
+        if not text.startswith((f"{key} =", f"{key}.", f"{key}:")):
             text = f"{key}: {text}"
         raise TaskError(f"{text}{remark}") from error

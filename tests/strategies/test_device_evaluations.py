@@ -104,7 +104,9 @@ def test_a_device_cannot_claim_more_test_images_than_it_has(grid):
 
 @given(REPORTS)
 def test_the_columns_are_the_means_of_the_rows(reports):
-    evaluations = {k: Evaluation(*report) for k, report in enumerate(reports)}
+    evaluations = {
+        k: Evaluation(report[1], report[2], {"accuracy": report[0]}) for k, report in enumerate(reports)
+    }
     counts = {k: report[2] for k, report in enumerate(reports)}
     columns = summarise(evaluations, counts, 1000.0)
     images = sum(counts.values())
@@ -117,7 +119,7 @@ def test_the_columns_are_the_means_of_the_rows(reports):
 
 @given(st.lists(st.floats(0, 1e6) | st.just(math.inf), min_size=1, max_size=15))
 def test_the_median_loss_is_above_the_limit_exactly_where_more_than_half_have_diverged(losses):
-    evaluations = {k: Evaluation(0.5, loss, 1) for k, loss in enumerate(losses)}
+    evaluations = {k: Evaluation(loss, 1, {"accuracy": 0.5}) for k, loss in enumerate(losses)}
     columns = summarise(evaluations, dict.fromkeys(evaluations, 1), 1000.0)
     assert (float(columns["loss_median"]) > 1000.0) == (2 * float(columns["diverged"]) > len(losses))
 
