@@ -301,7 +301,7 @@ class WirelessStrategy(Strategy):
 
     def accepted(self, device: int, report: TrainReport, columns: Mapping[str, Value]) -> None:
         """Record a device whose reply is used."""
-        self.buffers.add(report.buffers, int(columns["num_examples"] or 0))
+        self.buffers.add(report.buffers, int(columns.get("num_examples") or 0))
         reported = {name.replace("-", "_"): value for name, value in report.metrics.items()}
         self.log.device(
             device,
