@@ -48,8 +48,8 @@ class Dataset:
     train: tuple[Any, Any]  # of tensors once it is made
     test: tuple[Any, Any]
     num_classes: int | None = None
-    groups: npt.NDArray[Any] | None = None
-    test_groups: npt.NDArray[Any] | None = None
+    groups: Any = None  # an array once it is made
+    test_groups: Any = None
     label_names: tuple[str, ...] = ()
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
