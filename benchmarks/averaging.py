@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from benchmarks.measure import Figure, interleave, quartiles, ratio_of
 from radio import payload
-from strategies.averaging import MaskedAverage
+from strategies.aggregation.masked_mean import MaskedAverage
 
 WEIGHTS, KEPT = 402_826, 0.52
 

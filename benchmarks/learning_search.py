@@ -24,8 +24,9 @@ import torch
 
 from client_app.algorithms import make_algorithm
 from client_app.evaluation import evaluate
-from client_app.local_round import DivergedError, local_round
+from client_app.local_round import local_round
 from client_app.network import ModuleNetwork
+from client_app.results import DivergedError
 from protocol.streams import generator, torch_seed
 from protocol.training import TrainingSpec
 from task.datasets import load_dataset

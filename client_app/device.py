@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
@@ -18,10 +18,13 @@ from flwr.app import ArrayRecord, Context
 from client_app import state
 from client_app.algorithms import make_algorithm, steps_per_round
 from client_app.evaluation import Evaluation, evaluate
-from client_app.local_round import Algorithm, LocalResult, local_round
+from client_app.local_round import local_round
 from client_app.masks import Mask
 from client_app.network import Arrays, ModuleNetwork
+from client_app.phases import Algorithm
 from client_app.probe import send_probe
+from client_app.results import LocalResult
+from client_app.schedules import rate
 from protocol.messages import (
     DeviceSpec,
     EvaluateOrder,
@@ -173,6 +176,7 @@ class Assignment:
         recovered: its personal part as found there.
         broadcast: float32 (N_u,), the global part.
         mask: bool (N_u,), the mask that the server imposes, or None.
+        vectors: named vectors (N_u,) of the local algorithm that came with the order.
     """
 
     run: RunContext
@@ -183,6 +187,17 @@ class Assignment:
     recovered: state.Recovered
     broadcast: npt.NDArray[np.float32]
     mask: Mask | None
+    vectors: Mapping[str, npt.NDArray[np.float32]]
+
+    @property
+    def rate(self) -> float:
+        """The factor of the learning rates in this round."""
+        return rate(self.run.training, self.order.round)
+
+    @property
+    def state(self) -> Mapping[str, npt.NDArray[np.float32]]:
+        """What the local algorithm kept, by name."""
+        return _algorithm_state(self.recovered)
 
     @property
     def personal(self) -> npt.NDArray[np.float32]:
@@ -226,7 +241,11 @@ def accept(
     if weights.size != size:
         raise MessageError(f"the global part has {weights.size} weights; the model has {size}")
     mask = None if order.mask is None else read_mask(order.mask, size)
-    return Assignment(run, index, order, context, store, recovered, weights, mask)
+    vectors = {} if order.vectors is None else read_vectors(order.vectors)
+    for name, vector in vectors.items():
+        if vector.shape != (size,) or vector.dtype != np.float32:
+            raise MessageError(f"the vector {name!r} is {vector.dtype} {vector.shape}, not float32 ({size},)")
+    return Assignment(run, index, order, context, store, recovered, weights, mask, vectors)
 
 
 def report(work: Assignment, result: LocalResult, seconds: float) -> TrainReport:
@@ -245,6 +264,7 @@ def report(work: Assignment, result: LocalResult, seconds: float) -> TrainReport
         payload=upload,
         num_examples=num_examples,
         buffers=_named(result.buffers, run.network.split.shared_buffers) if upload is not None else {},
+        arrays={} if upload is None else _arrays(run.spec, result),
         metrics={
             name: value
             for name, value in (
@@ -264,7 +284,9 @@ def report(work: Assignment, result: LocalResult, seconds: float) -> TrainReport
     if probe is not None and not math.isfinite(_stated_rate(context)):
         send_probe(probe, str(context.node_config.get("probe-address", "")) or probe.address)
     own = _named(result.buffers, run.network.split.personal_buffers)
-    work.store.keep(result.personal, work.order.round, own)  # last: a device that fails keeps its old part
+    kept = {f"{_ALGORITHM}{name}": array for name, array in result.state.items()}
+    # Last: a device that fails keeps its old part.
+    work.store.keep(result.personal, work.order.round, {**own, **kept})
     return made
 
 
@@ -315,6 +337,9 @@ def train(order: TrainOrder, context: Context) -> TrainReport:
         mask=work.mask,
         buffers=work.buffers,
         augment=run.task.augment,
+        state=work.state,
+        received=work.vectors,
+        rate=work.rate,
     )
     return report(work, result, time.perf_counter() - started)
 
@@ -327,7 +352,7 @@ def test(order: EvaluateOrder, context: Context) -> Evaluation:
     own = recovered.part
     return evaluate(
         run.network,
-        global_part=read_weights(order.weights),
+        global_part=run.algorithm.personalised(read_weights(order.weights), _algorithm_state(recovered)),
         personal=run.initial_personal if own is None else own.weights,
         images=images,
         labels=labels,
@@ -386,13 +411,9 @@ def save(order: SaveOrder, context: Context) -> SaveReport:
 def weight_steps(run: RunContext, num_samples: int) -> float:
     """Return the steps of a round times the weights that each moves: what a dense round computes."""
     split = run.network.split
-    personal_steps, global_steps = steps_per_round(
-        run.training, np.array([num_samples]), has_personal=split.personal.size > 0
-    )
-    ranked = run.training.importance_steps
-    return float(
-        personal_steps[0] * split.personal.size + (ranked + global_steps[0]) * split.global_part.size
-    )
+    steps = steps_per_round(run.training, np.array([num_samples]), has_personal=split.personal.size > 0)
+    dense = run.training.importance_steps + steps.of_global[0] + steps.copies[0]
+    return float(steps.personal[0] * split.personal.size + dense * split.global_part.size)
 
 
 def _run_of(spec: str, context: Context) -> tuple[RunContext, int]:
@@ -447,3 +468,24 @@ def _upload(
     else:
         encoded = payload.encode(result.global_part, result.mask, bits=spec.bits_per_weight)
     return np.frombuffer(encoded, np.uint8)
+
+
+def _arrays(spec: DeviceSpec, result: LocalResult) -> dict[str, npt.NDArray[np.uint8]]:
+    """Encode what the local algorithm sends: the retained weights' entries, whose positions are known."""
+    found = {}
+    for name, array in result.sent.items():
+        kept = array[result.mask]
+        encoded = payload.encode(kept, np.ones(kept.size, np.bool_), bits=spec.bits_per_weight)
+        found[name] = np.frombuffer(encoded, np.uint8)
+    return found
+
+
+_ALGORITHM = "algorithm."  # what the names of a local algorithm's arrays begin with where they are kept
+
+
+def _algorithm_state(recovered: state.Recovered) -> dict[str, npt.NDArray[np.float32]]:
+    """Return what the local algorithm kept, by its own names."""
+    arrays = {} if recovered.part is None else recovered.part.arrays
+    return {
+        name.removeprefix(_ALGORITHM): array for name, array in arrays.items() if name.startswith(_ALGORITHM)
+    }

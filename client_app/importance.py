@@ -1,18 +1,30 @@
-"""How much a weight of the global part matters to a device: what the masks are made from."""
+"""How much a weight of the global part matters to a device: what the masks are made from.
+
+A ranking is a function of the displacement of trial steps and the broadcast weights that works entry by entry
+and returns importances >= 0; one of the user's own is ``package.module:function`` (``training.importance``).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from client_app.network import ModuleNetwork
+from registry import Registry
 
-NEEDS_GRADIENT: frozenset[str] = frozenset({"update", "first_order"})
+# Rankings for which no trial step is taken.
+GRADIENT_FREE: frozenset[str] = frozenset({"magnitude", "random"})
+
+# Entry by entry, so of (D, N) displacements as of (N,).
+Ranking = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+RANKINGS: Registry[Ranking] = Registry("ranking of weights", key="training.importance")
 
 
+@RANKINGS.register("update")
 def update_importance(displacement: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """|u_hat - u|: how far trial steps move a weight (Liu et al. 2024, eq. (20)).
 
@@ -24,6 +36,7 @@ def update_importance(displacement: torch.Tensor, weights: torch.Tensor) -> torc
     return displacement.abs()
 
 
+@RANKINGS.register("first_order")
 def first_order_importance(displacement: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """(g u)^2: the first-order form of the loss change when a weight is removed (Liu et al. 2024, eq. (19)).
 
@@ -32,18 +45,36 @@ def first_order_importance(displacement: torch.Tensor, weights: torch.Tensor) ->
     return (displacement * weights).square_()
 
 
+@RANKINGS.register("magnitude")
 def magnitude_importance(displacement: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """|u|. All devices hold the same broadcast, so they prune the same weights: for comparison only."""
     return weights.abs()
 
 
-# Entry by entry, so of (D, N) displacements as of (N,).
-_Ranking = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-RANKINGS: dict[str, _Ranking] = {
-    "update": update_importance,
-    "first_order": first_order_importance,
-    "magnitude": magnitude_importance,
-}
+@lru_cache(maxsize=8)
+def ranking(name: str) -> Ranking:
+    """Return the ranking of that name, or ``package.module:function``, tried on a few weights.
+
+    Raises:
+        ValueError: if there is none, or it does not do what a ranking does.
+    """
+    found = RANKINGS.find(name)
+    if name in RANKINGS:
+        return found
+    displacement, weights = torch.tensor([[0.1, -0.2, 0.0], [0.3, 0.0, -0.1]]), torch.tensor([1.0, -2.0, 0.0])
+    try:
+        together = found(displacement.clone(), weights.clone())
+        apart = torch.stack([found(row.clone(), weights.clone()) for row in displacement])
+        well = torch.equal(together, apart) and bool((together >= 0).all() and together.isfinite().all())
+    except Exception as error:
+        cause = f"{type(error).__name__}: {error}"
+        raise ValueError(f"training.importance = {name} fails on a first trial: {cause}") from error
+    if not well:
+        raise ValueError(
+            f"training.importance = {name} returns {together!r} for displacements {displacement.tolist()} "
+            f"and weights {weights.tolist()}; numbers >= 0, for each row as for that row alone, are expected"
+        )
+    return found
 
 
 @torch.no_grad()

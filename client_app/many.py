@@ -55,7 +55,7 @@ def train_many(
         raise ValueError(f"batch_devices = {batch_devices}; it must be at least 1")
     answers: dict[int, TrainReport | Exception] = {}
     read = _Reader()
-    groups: dict[tuple[str, str, int], dict[int, devices.Assignment]] = {}
+    groups: dict[tuple[object, ...], dict[int, devices.Assignment]] = {}
     for position, (order, context) in enumerate(zip(orders, contexts, strict=True)):
         try:
             if batch_devices == 1 and device == "cpu":
@@ -66,11 +66,13 @@ def train_many(
             answers[position] = error
         else:
             folder = str(context.node_config.get("data-dir", ""))
-            key = order.spec, folder, id(work.broadcast)
+            # The server's vectors are those of the broadcast of the same round.
+            key = order.spec, folder, id(work.broadcast), order.round
             groups.setdefault(key, {})[position] = work
-    for (spec, folder, _), group in groups.items():
+    for (spec, data_dir, *_), group in groups.items():
         try:
-            answers |= _train_group(_training(spec, folder, batch_devices, device), group)
+            training = _training(str(spec), str(data_dir), batch_devices, device)
+            answers |= _train_group(training, group)
         except Exception as error:  # of them all: no such device, or its memory is full
             answers |= dict.fromkeys(group, error)
     return [answers[position] for position in range(len(orders))]
@@ -89,12 +91,14 @@ def _train_group(
             generator=work.batch_generator,
             mask=work.mask,
             buffers=work.buffers,
+            state=work.state,
         )
         for work in works
     ]
     answers: dict[int, TrainReport | Exception] = {}
     started = time.perf_counter()
-    for chunk in training.rounds(works[0].broadcast, parts):
+    first = works[0]
+    for chunk in training.rounds(first.broadcast, parts, received=first.vectors, rate=first.rate):
         seconds = (time.perf_counter() - started) / len(chunk)
         for number, result in chunk.items():
             try:

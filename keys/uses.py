@@ -37,6 +37,12 @@ def _prunes(settings: Any) -> bool:
     return _measured(settings) or settings.scheme.allocation != _DENSE
 
 
+def _personal(settings: Any) -> bool:
+    """Return whether something is trained that stays on the device; an algorithm of one's own may do so."""
+    algorithm = settings.training.algorithm
+    return bool(settings.personal_patterns) or algorithm == "ditto" or ":" in algorithm
+
+
 EMULATED = Use("with an emulated channel (not channel=measured)", lambda s: not _measured(s))
 MEASURED = Use("with channel=measured", _measured)
 OFDMA = Use("with the emulated OFDMA uplink", _ofdma)
@@ -82,16 +88,16 @@ FIXED_RATIO = Use(
 )
 PRUNING = Use("by schemes that prune", _prunes)
 PERSONAL = Use(
-    "with a personal part (scheme.personalization=true and model.personal)",
-    lambda s: bool(s.personal_patterns),
+    "with a personal part (scheme.personalization=true and model.personal), or by training.algorithm=ditto",
+    _personal,
 )
 PERSONALIZATION = Use("with scheme.personalization=true", lambda s: s.scheme.personalization)
 PERSONAL_PHASE = Use(
-    "with a personal part that has steps of its own (not training.algorithm=simultaneous)",
-    lambda s: bool(s.personal_patterns) and s.training.algorithm != "simultaneous",
+    "with a personal part that has steps of its own (not training.algorithm=simultaneous), or by ditto",
+    lambda s: _personal(s) and s.training.algorithm != "simultaneous",
 )
 PERSONAL_STEPS = Use(
-    "with a personal part that has steps of its own, and training.personal_epochs=null",
+    "with a personal part that has steps of its own, or by ditto, and with training.personal_epochs=null",
     lambda s: PERSONAL_PHASE.holds(s) and s.training.personal_epochs is None,
 )
 GLOBAL_STEPS = Use("with training.global_epochs=null", lambda s: s.training.global_epochs is None)

@@ -10,8 +10,10 @@ to device  train (`TrainOrder`)       ``global`` (ArrayRecord ``weights``), ``or
                                       ``run`` (ConfigRecord, the same in all messages of a run),
                                       ``mask`` (ArrayRecord ``bitmap``; only with a common mask),
                                       ``probe`` (ConfigRecord; only where the uplink is measured),
-                                      ``buffers`` (ArrayRecord; only where running statistics are shared)
-to server  train (`TrainReport`)      ``upload`` (ArrayRecord ``payload``; absent when nothing was kept),
+                                      ``buffers`` (ArrayRecord; only where running statistics are shared),
+                                      ``vectors`` (ArrayRecord, of the local algorithm; only if it has some)
+to server  train (`TrainReport`)      ``upload`` (ArrayRecord ``payload``; absent when nothing was kept; and
+                                      one payload per named array that the local algorithm sends),
                                       ``metrics`` (MetricRecord), ``buffers`` (with ``upload``)
 to device  evaluate (`EvaluateOrder`) ``global``, ``order``, ``run``, ``buffers``
 to server  evaluate                   ``metrics``
@@ -46,6 +48,7 @@ UPLOAD = "upload"
 METRICS = "metrics"
 DEVICE = "device"
 PROBE = "probe"
+VECTORS = "vectors"
 SAVED = "saved"
 BUFFERS = "buffers"
 
@@ -189,6 +192,8 @@ class TrainOrder:
             `UNKNOWN_ROUND`: not known.
         probe: timed transfer to make after training, or None.
         buffers: running statistics that are shared, by name, or None.
+        vectors: named vectors of the local algorithm, float32 (N_u,), such as SCAFFOLD's control variate;
+            None where it has none.
     """
 
     round: int
@@ -203,6 +208,7 @@ class TrainOrder:
     resume_part: int = UNKNOWN_ROUND
     probe: ProbeOrder | None = None
     buffers: ArrayRecord | None = None
+    vectors: ArrayRecord | None = None
 
     def to_records(self) -> RecordDict:
         """Return the content of the train message."""
@@ -221,6 +227,8 @@ class TrainOrder:
             records[PROBE] = ConfigRecord(dataclasses.asdict(self.probe))
         if self.buffers is not None:
             records[BUFFERS] = self.buffers
+        if self.vectors is not None:
+            records[VECTORS] = self.vectors
         return records
 
     @classmethod
@@ -239,6 +247,7 @@ class TrainOrder:
             mask=_record(records, MASK, ArrayRecord) if MASK in records else None,
             probe=ProbeOrder.from_records(records),
             buffers=_record(records, BUFFERS, ArrayRecord) if BUFFERS in records else None,
+            vectors=_record(records, VECTORS, ArrayRecord) if VECTORS in records else None,
             **_read_run(records),
         )
 
@@ -478,19 +487,24 @@ class TrainReport:
         num_examples: size of the device's training set.
         metrics: losses and, measured, seconds of training.
         buffers: running statistics that are shared, by name; none where nothing is uploaded.
+        arrays: what the local algorithm sends beside the upload: by name the encoded values of the retained
+            weights' entries, uint8.
     """
 
     payload: npt.NDArray[np.uint8] | None
     num_examples: int
     metrics: Mapping[str, float] = field(default_factory=dict)
     buffers: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
+    arrays: Mapping[str, npt.NDArray[np.uint8]] = field(default_factory=dict)
 
     def to_records(self) -> RecordDict:
         """Return the content of the reply."""
         metrics: dict[str, int | float] = {**self.metrics, "num-examples": self.num_examples}
         records = RecordDict({METRICS: MetricRecord(dict(metrics))})
         if self.payload is not None:
-            records[UPLOAD] = vector_record("payload", self.payload)
+            upload = records[UPLOAD] = vector_record("payload", self.payload)
+            for name, array in self.arrays.items():
+                upload[f"array.{name}"] = vector_record("array", array)["array"]
         if self.buffers:
             records[BUFFERS] = vectors_record(self.buffers)
         return records
@@ -507,12 +521,18 @@ class TrainReport:
         num_examples = whole_number(metrics, "num-examples")
         if num_examples < 1:
             raise MessageError(f"num-examples = {num_examples} in the reply; it must be at least 1")
-        payload = None
+        payload, arrays = None, {}
         if UPLOAD in records:
-            payload = read_array(_record(records, UPLOAD, ArrayRecord), "payload", np.uint8, copy=False)
+            upload = _record(records, UPLOAD, ArrayRecord)
+            payload = read_array(upload, "payload", np.uint8, copy=False)
+            arrays = {
+                key.removeprefix("array."): read_array(upload, key, np.uint8, copy=False)
+                for key in upload
+                if key.startswith("array.")
+            }
         finite = {key: value for key, value in numbers.items() if math.isfinite(value)}
         buffers = read_vectors(_record(records, BUFFERS, ArrayRecord)) if BUFFERS in records else {}
-        return cls(payload, num_examples, finite, buffers)
+        return cls(payload, num_examples, finite, buffers, arrays)
 
 
 def _run_record(order: TrainOrder | EvaluateOrder | SaveOrder) -> ConfigRecord:

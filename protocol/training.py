@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from keys import checked, key
 from keys.uses import GLOBAL_STEPS, PERSONAL, PERSONAL_PHASE, PERSONAL_STEPS, PRUNING
 
-Importance = Literal["update", "first_order", "magnitude", "random"]
-IMPORTANCES: tuple[str, ...] = get_args(Importance)
+IMPORTANCES = ("update", "first_order", "magnitude", "random")
+OPTIMIZERS = ("sgd", "adam", "adamw")
+SCHEDULES = ("constant", "cosine", "step")
 
 
 @dataclass(frozen=True)
@@ -26,10 +27,13 @@ class TrainingSpec:
     """
 
     algorithm: str = key(
-        "alternating (LocalAlt), simultaneous (LocalSim: both parts in every step), fedprox",
+        "alternating (LocalAlt), simultaneous (LocalSim: both in every step), fedprox, ditto, scaffold, "
+        "pfedme, or package.module:Class",
         default="alternating",
     )
-    options: Mapping[str, Any] = key("parameters of the algorithm: mu of fedprox", default_factory=dict)
+    options: Mapping[str, Any] = key(
+        "parameters of the algorithm, such as mu of fedprox", default_factory=dict
+    )
     personal_steps: int = key(
         "tau_v: mini-batch steps on the personal part per round",
         unit="steps", minimum=0, used=PERSONAL_STEPS, default=2,
@@ -56,11 +60,28 @@ class TrainingSpec:
     )
     global_learning_rate: float = key("eta_u: step size on the global part", above=0, default=1e-3)
     batch_size: int = key("images per step; all of a device that has fewer", minimum=1, default=32)
-    optimizer: Literal["sgd", "adam"] = key("what turns gradients into steps", default="adam")
-    momentum: float = key("of SGD", minimum=0, below=1, default=0.0)
-    weight_decay: float = key("L2 penalty of both parts", minimum=0, default=0.0)
-    importance: Importance = key(
-        "of a weight: update (|change|, eq. (20)), first_order ((gradient x weight)^2), magnitude, random",
+    optimizer: str = key(
+        "what turns gradients into steps: sgd, adam, adamw, or torch.optim:NAME", default="adam"
+    )
+    optimizer_options: Mapping[str, Any] = key(
+        "parameters of the optimiser, such as betas of adam", default_factory=dict
+    )
+    momentum: float = key("of sgd, or of another optimiser that has one", minimum=0, below=1, default=0.0)
+    weight_decay: float = key("L2 penalty of both parts; of adamw decoupled", minimum=0, default=0.0)
+    clip_norm: float | None = key(
+        "largest Euclidean norm of a device's gradient in a step; null: any", above=0, default=None
+    )
+    schedule: str = key(
+        "of both learning rates over the global rounds: constant, cosine, step, or package.module:function",
+        default="constant",
+    )
+    schedule_options: Mapping[str, Any] = key(
+        "parameters of the schedule: rounds and floor of cosine, every and factor of step",
+        default_factory=dict,
+    )
+    importance: str = key(
+        "of a weight: update (|change|, eq. (20)), first_order ((gradient x weight)^2), magnitude, random, "
+        "or package.module:function",
         used=PRUNING, default="update",
     )  # fmt: skip
     prune_bias: bool = key(
@@ -77,7 +98,15 @@ class TrainingSpec:
 
     def __post_init__(self) -> None:
         checked(self)
-        if self.momentum > 0.0 and self.optimizer != "sgd":
+        for name, choices in (
+            ("optimizer", OPTIMIZERS),
+            ("schedule", SCHEDULES),
+            ("importance", IMPORTANCES),
+        ):
+            if (value := getattr(self, name)) not in choices and ":" not in value:
+                valid = ", ".join(choices)
+                raise ValueError(f"{name} = {value!r}; valid: {valid}, or 'package.module:object'")
+        if self.momentum > 0.0 and self.optimizer in ("adam", "adamw"):
             raise ValueError(
                 f"momentum = {self.momentum} with optimizer = {self.optimizer!r}; it is SGD's only"
             )

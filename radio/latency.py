@@ -29,6 +29,7 @@ class ComputeModel:
         personal_steps: tau_v, SGD steps on the personal part.
         global_steps: tau_u, masked SGD steps on the global part.
         importance_steps: steps on the scratch copy that ranks the weights.
+        copy_steps: steps on a dense copy of the global part that stays on the device (Ditto).
         personal_cycles: C, cycles per personal weight and step; a number or (K,). A convolution uses
             a weight hundreds of times per sample, so the two parts may differ.
         global_cycles: C, cycles per global weight and step; a number or (K,).
@@ -41,12 +42,13 @@ class ComputeModel:
     personal_steps: int = 2
     global_steps: int = 2
     importance_steps: int = 1
+    copy_steps: int = 0
     personal_cycles: float | FloatArray = 20.0
     global_cycles: float | FloatArray = 20.0
     include_importance_cost: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("personal_weights", "personal_steps", "importance_steps"):
+        for name in ("personal_weights", "personal_steps", "importance_steps", "copy_steps"):
             count(name, getattr(self, name))
         for name in ("global_weights", "global_steps"):
             count(name, getattr(self, name), 1)
@@ -54,8 +56,10 @@ class ComputeModel:
         non_negative("global_cycles", self.global_cycles)
 
     def fixed_time(self, cpu_frequency: ArrayLike) -> FloatArray:
-        """Return T0 = (tau_v C_v N_v [+ importance steps * C_u N_u]) / f, in s; f in Hz, (K,)."""
+        """Return T0 = (tau_v C_v N_v [+ (importance, copy steps) * C_u N_u]) / f, in s; f in Hz, (K,)."""
         cycles = self.personal_steps * self.personal_weights * np.asarray(self.personal_cycles)
+        if self.copy_steps:
+            cycles = cycles + self.copy_steps * self.global_weights * np.asarray(self.global_cycles)
         if self.include_importance_cost:
             cycles = cycles + self.importance_steps * self.global_weights * np.asarray(self.global_cycles)
         return np.asarray(cycles / positive("cpu_frequency", cpu_frequency), dtype=np.float64)

@@ -94,6 +94,29 @@ def value_bits(num_kept: int, bits: int = 32) -> int:
     return 8 * _value_bytes(count("num_kept", num_kept), _checked_bits(bits))
 
 
+def upload_bits(
+    num_weights: int, num_kept: int, bits: int = 32, *, vectors: int = 0, positions: bool = True
+) -> int:
+    """Return what an upload takes on the uplink, in bits; 0 where nothing is kept.
+
+    Args:
+        num_weights: N.
+        num_kept: retained weights, 0..N.
+        bits: per retained weight; 32, 16 or 8.
+        vectors: further vectors that are sent for the retained weights, such as control variates; each is a
+            payload of its own without positions.
+        positions: False leaves out headers and positions, as `value_bits` does.
+
+    Raises:
+        ValueError: if an argument is outside its range.
+    """
+    if num_kept == 0:
+        return 0
+    if not positions:
+        return (1 + vectors) * value_bits(num_kept, bits)
+    return payload_bits(num_weights, num_kept, bits) + vectors * payload_bits(num_kept, num_kept, bits)
+
+
 @dataclass(frozen=True)
 class LinearSize:
     """A straight line that no payload exceeds, for solvers that want one.
@@ -107,8 +130,8 @@ class LinearSize:
     overhead_bits: float
 
 
-def linear_size(num_weights: int, bits: int = 32, *, positions: bool = True) -> LinearSize:
-    """Return q and m with payload_bits(N, n, bits) <= q n + m for every n in 1..N.
+def linear_size(num_weights: int, bits: int = 32, *, positions: bool = True, vectors: int = 0) -> LinearSize:
+    """Return q and m with upload_bits(N, n, bits) <= q n + m for every n in 1..N.
 
     An allocation that charges q per retained weight and m per upload never lets a device miss its
     deadline. The line touches the size of bitmap-coded uploads: at every n with 32 and
@@ -118,6 +141,7 @@ def linear_size(num_weights: int, bits: int = 32, *, positions: bool = True) -> 
         num_weights: N.
         bits: per retained weight; 32, 16 or 8.
         positions: False leaves out header and positions, as `value_bits` does.
+        vectors: as in `upload_bits`.
 
     Raises:
         ValueError: if an argument is outside its range.
@@ -125,9 +149,12 @@ def linear_size(num_weights: int, bits: int = 32, *, positions: bool = True) -> 
     n, _ = _counts(num_weights, 0)
     width = _checked_bits(bits)
     blocks = 8 * _SCALE_BYTES if width == 8 else 0
-    overhead = header_bits() + 8 * _bitmap_bytes(n) if positions else 0
+    overhead = (1 + vectors) * header_bits() + 8 * _bitmap_bytes(n) if positions else 0
     # ceil(n / 2048) <= (n + 2047) / 2048
-    return LinearSize(width + blocks / _BLOCK, overhead + blocks * (_BLOCK - 1) / _BLOCK)
+    return LinearSize(
+        (1 + vectors) * (width + blocks / _BLOCK),
+        overhead + (1 + vectors) * (blocks * (_BLOCK - 1) / _BLOCK),
+    )
 
 
 def encode(

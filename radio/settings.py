@@ -158,7 +158,6 @@ class AirSettings:
         "solve for the beam again when the sizes of the updates are known", used=DENSE_AIR
     )
     certificate: bool = key("also bound the joint optimum of every round (semidefinite relaxation)", used=AIR)
-    server_learning_rate: float = key("lambda_s: step along the received average", above=0, used=AIR)
     count_mode: CountMode = key(
         "how the server knows how many users sent a weight: by bitmaps, by a common mask, or not at all",
         used=PRUNED_AIR,

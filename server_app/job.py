@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from client_app.algorithms import steps_per_round
+from client_app.algorithms import Steps, check_training, steps_per_round
 from keys import ConfigError, in_si
 from protocol.messages import DeviceSpec
 from protocol.streams import generator, torch_seed
@@ -27,6 +27,7 @@ from radio.latency import ComputeModel
 from server_app.channels import channel_model, try_channels
 from server_app.data_facts import DataFacts
 from server_app.settings import Settings
+from strategies.aggregation import ChosenAggregation, choose
 from strategies.base import WirelessStrategy
 from strategies.buffers import SharedBuffers
 from strategies.evaluation import ACCURACY, MetricColumns
@@ -36,6 +37,7 @@ from strategies.limits import NormLimit
 from strategies.measured import MeasuredLink, MeasuredStrategy, UplinkProbe
 from strategies.ofdma import OfdmaCell, OfdmaStrategy
 from strategies.sample_counts import SampleCounts
+from strategies.server_optimizers import ServerStep
 from task.build import Learning, Task, TaskError, build_task
 from task.check import check_task
 from task.dataset import Dataset
@@ -59,7 +61,8 @@ class Job:
         spec: what every device is told.
         split: names and sizes of the personal and the global part.
         initial_weights: global part before the first round, float32, shape (N_u,).
-        steps: personal and global steps of each device in a round, (K,) each.
+        steps: steps of each device in a round, (K,) each.
+        vectors: names of what the local algorithm sends beside the global part.
         data: what each device learns from.
         task: what is learned.
     """
@@ -68,7 +71,8 @@ class Job:
     spec: DeviceSpec
     split: Split
     initial_weights: npt.NDArray[np.float32]
-    steps: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
+    steps: Steps
+    vectors: tuple[str, ...]
     data: DataFacts
     task: Task
 
@@ -113,6 +117,7 @@ def prepare(settings: Settings, *, on_nodes: bool = False) -> Job:
     )
     sizes = np.array([part.train.size for part in task.parts])
     try:
+        algorithm = check_training(settings.training)
         steps = steps_per_round(settings.training, sizes, has_personal=split.personal.size > 0)
     except (ValueError, TypeError) as error:
         raise ConfigError(f"training: {error}") from error
@@ -122,6 +127,7 @@ def prepare(settings: Settings, *, on_nodes: bool = False) -> Job:
         split=split,
         initial_weights=flatten(task.model, split.global_part),
         steps=steps,
+        vectors=_vectors(settings, algorithm.sends),
         data=DataFacts.of(
             settings.dataset.name, task, capped=settings.partition.samples_per_device is not None
         ),
@@ -169,6 +175,21 @@ def _normalisation(data: Dataset) -> dict[str, Any]:
         return {}
     mean, std = data.statistics
     return {"mean": mean, "std": std}
+
+
+def _vectors(settings: Settings, names: tuple[str, ...]) -> tuple[str, ...]:
+    """Return what the local algorithm sends beside the global part.
+
+    Raises:
+        ConfigError: if it sends something, and the uplink cannot carry it.
+    """
+    if names and settings.scheme.uplink != "ofdma":
+        raise ConfigError(
+            f"training.algorithm = {settings.training.algorithm} sends {', '.join(names)} beside the global "
+            f"part, which scheme.uplink = {settings.scheme.uplink} cannot carry: the air adds updates of the "
+            "global part only; use a scheme with scheme.uplink = ofdma, or another algorithm"
+        )
+    return names
 
 
 def device_spec(settings: Settings) -> DeviceSpec:
@@ -262,25 +283,58 @@ def build_strategy(
     skeleton["metrics"] = _metric_columns(task)
     if settings.evaluate_global:
         skeleton["global_test"] = partial(test_global, task)
+    skeleton["vectors"] = job.vectors
+    skeleton["server"] = _server_step(settings)
     skeleton["divergence_loss"] = settings.fleet.divergence_loss
     if settings.channel.source == "measured":
         return MeasuredStrategy(
-            link=measured_link(settings), probe=probe, weighting=settings.scheme.weighting, **skeleton
+            link=measured_link(settings),
+            probe=probe,
+            weighting=settings.scheme.weighting,
+            aggregation=_aggregation(settings),
+            **skeleton,
         )
     if settings.scheme.uplink != "ofdma":
         return _over_the_air(job, skeleton)
     cell = ofdma_cell(job)
     try_channels(cell.emulate(partial(generator, settings.seed)), settings.rounds)
+    aggregation = _aggregation(settings)
     try:
         return OfdmaStrategy(
             cell=cell,
             policy=settings.scheme.allocation,
             pruning_ratio=settings.scheme.pruning_ratio,
             weighting=settings.scheme.weighting,
+            aggregation=aggregation,
             **skeleton,
         )
     except ValueError as error:
         raise ConfigError(f"scheme.allocation = {settings.scheme.allocation}: {error}") from error
+
+
+def _server_step(settings: Settings) -> ServerStep:
+    """Return the server's step.
+
+    Raises:
+        ConfigError: if it is not valid.
+    """
+    server = settings.server
+    try:
+        return ServerStep(server.optimizer, server.learning_rate, server.options)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"server: {error}") from error
+
+
+def _aggregation(settings: Settings) -> ChosenAggregation:
+    """Return what becomes of the uploads.
+
+    Raises:
+        ConfigError: if it is not valid.
+    """
+    try:
+        return choose(settings.scheme.aggregation, settings.scheme.aggregation_options)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"scheme.aggregation = {settings.scheme.aggregation}: {error}") from error
 
 
 def _norm_limit(settings: Settings) -> NormLimit:
@@ -349,7 +403,6 @@ def air_interface(job: Job) -> AirInterface:
         csi_delay=job.settings.channel.csi_delay_rounds,
         recompute_beam=air.recompute_beam,
         certificate=air.certificate,
-        server_learning_rate=air.server_learning_rate,
         bandwidth=radio["bandwidth"],
         fixed_time=fixed_time,
         compute_time=compute_time,
@@ -387,20 +440,21 @@ def device_times(job: Job) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.floa
     Devices differ where training is counted in epochs over parts of different size.
     """
     radio, training = job.settings.radio, job.settings.training
-    personal_steps, global_steps = job.steps
-    fixed, compute = np.empty(personal_steps.size), np.empty(personal_steps.size)
-    for steps in {*zip(personal_steps.tolist(), global_steps.tolist(), strict=True)}:
+    taken = np.stack(job.steps, axis=1)
+    fixed, compute = np.empty(len(taken)), np.empty(len(taken))
+    for steps in sorted({tuple(row) for row in taken.tolist()}):
         model = ComputeModel(
             personal_weights=job.split.personal.size,
             global_weights=job.split.global_part.size,
             personal_steps=steps[0],
             global_steps=steps[1],
             importance_steps=training.importance_steps,
+            copy_steps=steps[2],
             personal_cycles=radio.cycles_per_weight_personal,
             global_cycles=radio.cycles_per_weight,
             include_importance_cost=radio.include_importance_cost,
         )
-        members = (personal_steps == steps[0]) & (global_steps == steps[1])
+        members = (taken == steps).all(axis=1)
         fixed[members] = model.fixed_time(radio.cpu_hz)
         compute[members] = model.compute_time(radio.cpu_hz)
     return fixed, compute

@@ -12,7 +12,7 @@ from protocol.messages import TrainReport
 from radio import payload
 from strategies.limits import update_norm
 from strategies.masked import read_upload
-from strategies.plan import AirPlan, Assignment, RoundPlan, Upload, Weights
+from strategies.plan import AirPlan, Assignment, Outcome, RoundPlan, Upload, Weights
 from strategies.records import Value
 
 
@@ -32,7 +32,7 @@ class AirUpdate:
     num_examples: int
 
 
-Combine = Callable[[RoundPlan, Weights, Mapping[int, AirUpdate]], tuple[Weights, dict[str, Value]]]
+Combine = Callable[[RoundPlan, Weights, Mapping[int, AirUpdate]], Outcome]
 """From plan, broadcast weights and updates by user to the next weights and the columns of the round."""
 
 
@@ -94,9 +94,9 @@ class AirReceiver:
         self._bytes += upload.num_bytes
         return {**columns, "wire_bytes": upload.num_bytes}
 
-    def finish(self) -> tuple[Weights, Mapping[str, Value]]:
+    def finish(self) -> Outcome:
         """Let the air add the updates."""
         if not self._updates:
-            return self._weights, {"wire_bytes": 0}
-        weights, columns = self._combine(self._plan, self._weights, self._updates)
-        return weights, {**columns, "wire_bytes": self._bytes}
+            return Outcome(self._weights, {"wire_bytes": 0}, np.zeros(self._weights.size, np.bool_))
+        found = self._combine(self._plan, self._weights, self._updates)
+        return found._replace(columns={**found.columns, "wire_bytes": self._bytes})

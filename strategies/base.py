@@ -1,7 +1,8 @@
 """The skeleton that every scheme shares: orders out, replies in, faults contained, rows written.
 
 A scheme decides two things only: how a round is *planned* (`WirelessStrategy.plan`) and how uploads
-*become* the next global part (`WirelessStrategy.receive`).
+*become* a next global part (`WirelessStrategy.receive`), towards which the server takes its step
+(`strategies.server_optimizers`).
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from protocol.messages import (
     TrainReport,
     mask_record,
     read_weights,
+    vectors_record,
     weights_record,
 )
 from protocol.streams import generator
@@ -42,6 +44,7 @@ from strategies.limits import NormHistory, NormLimit, UploadError
 from strategies.plan import Assignment, Receiver, RoundPlan, Weights
 from strategies.records import DEVICE_COLUMNS, ROUND_COLUMNS, RoundLog, Value
 from strategies.sample_counts import SampleCounts
+from strategies.server_optimizers import ServerStep
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +77,9 @@ class WirelessStrategy(Strategy):
         buffers: running statistics that devices share.
         metrics: what devices measure in a test.
         global_test: tests the global model on the whole test set, or None.
+        server: the server's step along what the uploads ask for; default: all the way.
+        vectors: what the local algorithm sends and receives beside the global part, float32 (N_u,) by name:
+            the sum of all that was sent, each divided by the number of devices of the run.
     """
 
     def __init__(
@@ -101,6 +107,8 @@ class WirelessStrategy(Strategy):
         buffers: SharedBuffers | None = None,
         metrics: Sequence[MetricColumns] = (ACCURACY,),
         global_test: GlobalTest | None = None,
+        server: ServerStep | None = None,
+        vectors: Sequence[str] = (),
     ) -> None:
         self.seed = seed
         self.num_weights = num_weights
@@ -125,6 +133,8 @@ class WirelessStrategy(Strategy):
         self.buffers = buffers or SharedBuffers({})
         self.metrics = tuple(metrics)
         self.global_test = global_test
+        self.server = server or ServerStep()
+        self.vectors: dict[str, Weights] = {name: np.zeros(num_weights, np.float32) for name in vectors}
         self.log = RoundLog(0)
         self._plan = RoundPlan(())
         self._weights: Weights = np.zeros(0, np.float32)
@@ -169,6 +179,8 @@ class WirelessStrategy(Strategy):
         return {
             **self.norms.state(),
             **self.buffers.state(),
+            **self.server.state(),
+            **{f"vector-{name}": vector for name, vector in self.vectors.items()},
             "train-counts": self.train_counts.state(),
             "test-counts": self.test_counts.state(),
         }
@@ -178,6 +190,9 @@ class WirelessStrategy(Strategy):
         self.buffers.restore(state)
         if "norms" in state:
             self.norms.restore(state)
+        self.server.restore(state)
+        for name in self.vectors:
+            self.vectors[name] = np.asarray(state[f"vector-{name}"], np.float32)
         for name, counts in (("train-counts", self.train_counts), ("test-counts", self.test_counts)):
             if name in state:
                 counts.restore(state[name])
@@ -205,6 +220,7 @@ class WirelessStrategy(Strategy):
         self.log.columns.update(self._plan.columns)
         broadcast, buffers = weights_record(self._weights), self.buffers.record()
         self.buffers.begin()
+        vectors = vectors_record(self.vectors) if self.vectors else None
         mask = None if self._plan.mask is None else mask_record(self._plan.mask)
         present: list[tuple[Assignment, int]] = []
         for assignment in self._plan.assignments:
@@ -232,6 +248,7 @@ class WirelessStrategy(Strategy):
                 resume_part=self.resume_parts.get(assignment.device, UNKNOWN_ROUND),
                 probe=self.probe(assignment.device),
                 buffers=buffers,
+                vectors=vectors,
             )
             return self._message(what, node, "train", server_round, assignment.device, grid)
 
@@ -277,8 +294,11 @@ class WirelessStrategy(Strategy):
             )
             return None, None
         self.buffers.finish()
-        weights, columns = intake.receiver.finish()
-        self.log.columns.update(columns)
+        outcome = intake.receiver.finish()
+        self.log.columns.update(outcome.columns)
+        weights = self.server(self._weights, outcome.weights, outcome.covered)
+        for name, (mean, number) in outcome.vectors.items():
+            self.vectors[name] = self.vectors[name] + np.float32(number / self.fleet.num_devices) * mean
         if not np.isfinite(weights).all():
             raise DivergedError(f"round {server_round}: the global part left the finite numbers")
         self._weights = weights

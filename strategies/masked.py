@@ -1,4 +1,4 @@
-"""From the uploads of a round to the masked mean."""
+"""From the uploads of a round to an aggregation."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ import numpy as np
 
 from protocol.messages import TrainReport
 from radio import payload
-from strategies.averaging import MaskedAverage, Positions
-from strategies.limits import UploadError, update_norm
-from strategies.plan import Assignment, MeasuredPlan, OfdmaPlan, RoundPlan, Upload, Weights
+from strategies.aggregation import ChosenAggregation, choose
+from strategies.aggregation.clipped_mean import ClippedMean
+from strategies.aggregation.masked_mean import Positions
+from strategies.limits import FACTOR, UploadError, update_norm
+from strategies.plan import Assignment, MeasuredPlan, OfdmaPlan, Outcome, RoundPlan, Upload, Weights
 from strategies.records import Value
 from strategies.settings import Weighting
 
@@ -23,28 +25,46 @@ class MaskedUpload(Upload):
     Attributes:
         values: float32, shape (n,), n > 0.
         positions: where they belong; None: everywhere.
+        vectors: what the local algorithm sends for these weights, float32 (n,), by name.
     """
 
     values: Weights
     positions: Positions | None
+    vectors: Mapping[str, Weights]
 
 
 class MaskedReceiver:
-    """Decodes uploads and averages each weight over its contributors (Liu et al. 2024, eq. (26)).
+    """Decodes uploads and aggregates them (by default as Liu et al. 2024, eq. (26)).
 
     Args:
         plan: of the round.
         weights: the global part that was broadcast.
-        weighting: of the devices in the average.
+        weighting: of the devices in the aggregation.
+        aggregation: what becomes of the uploads; None: each weight's mean over its keepers.
+        limited: whether no device may send vectors of the local algorithm that are longer than `FACTOR` times
+            their median; longer ones are clipped.
     """
 
-    def __init__(self, plan: RoundPlan, weights: Weights, weighting: Weighting = "uniform") -> None:
+    def __init__(
+        self,
+        plan: RoundPlan,
+        weights: Weights,
+        weighting: Weighting = "uniform",
+        aggregation: ChosenAggregation | None = None,
+        *,
+        limited: bool = False,
+    ) -> None:
         if not isinstance(plan.detail, OfdmaPlan | MeasuredPlan):
             raise TypeError(f"the plan's detail is a {type(plan.detail).__name__}; it has no digital uplink")
         self._detail = plan.detail
         self._weighting = weighting
         self._weights = weights
-        self._average = MaskedAverage(weights.size)
+        self._aggregator = (aggregation or choose("keepers_mean", {})).start(weights)
+        factor = FACTOR if limited else np.inf
+        nothing = np.zeros(weights.size, np.float32)
+        names = self._detail.vectors
+        self._vectors = {name: ClippedMean(nothing, factor=factor, over_all=True) for name in names}
+        self._used = 0
         self._bytes = 0
         self._bits = 0
         self._latencies: dict[int, float] = {}
@@ -60,7 +80,13 @@ class MaskedReceiver:
         if upload.num_kept < self._weights.size:
             positions = Positions(upload.mask)
             base = positions.take(self._weights)
-        return MaskedUpload(update_norm(upload.values, base), upload.num_bytes, upload.values, positions)
+        vectors = {
+            name: _read_vector(name, report, upload.num_kept, self._detail.bits_per_weight)
+            for name in self._vectors
+        }
+        size = upload.num_bytes + sum(vector.num_bytes for vector in vectors.values())
+        values = {name: vector.values for name, vector in vectors.items()}
+        return MaskedUpload(update_norm(upload.values, base), size, upload.values, positions, values)
 
     def add(
         self,
@@ -71,36 +97,42 @@ class MaskedReceiver:
         scale: float,
         num_examples: int,
     ) -> Mapping[str, Value]:
-        """Add one upload to the average."""
+        """Take one upload."""
         wire_bytes = 0
-        if upload is not None:
+        weight = float(num_examples) if self._weighting == "samples" else 1.0
+        if upload is None:
+            self._aggregator.add_nothing(weight)
+            for mean in self._vectors.values():
+                mean.add_nothing()
+        else:
             assert isinstance(upload, MaskedUpload)
-            weight = float(num_examples) if self._weighting == "samples" else 1.0
             values, positions = upload.values, upload.positions
             if scale < 1.0:
                 base = self._weights if positions is None else positions.take(self._weights)
                 values = base + np.float32(scale) * (values - base)
-            if positions is None:
-                self._average.add_dense(values, weight)
-            else:
-                self._average.add(values, positions, weight)
+            self._aggregator.add(values, positions, weight)
+            for name, mean in self._vectors.items():
+                mean.add(upload.vectors[name], positions)
             wire_bytes = upload.num_bytes + sum(vector.nbytes for vector in report.buffers.values())
+        self._used += 1
         columns = self._detail.account(assignment.device, self._weights.size - assignment.num_pruned)
         self._bytes += wire_bytes
         self._bits += int(columns["uplink_bits"] or 0)
         self._latencies[assignment.device] = float(columns.get("latency_s") or 0.0)
         return {**columns, "wire_bytes": wire_bytes}
 
-    def finish(self) -> tuple[Weights, Mapping[str, Value]]:
-        """Average, and sum up the round."""
-        average = self._average.result(self._weights)
-        return average.weights, {
+    def finish(self) -> Outcome:
+        """Aggregate, and sum up the round."""
+        result = self._aggregator.finish()
+        columns = {
             "latency_s": self._detail.latency(self._latencies),
             "uplink_bits": self._bits,
             "wire_bytes": self._bytes,
-            "uncovered_share": average.uncovered_share,
-            "min_keepers": int(average.counts.min()),
+            "uncovered_share": result.uncovered_share,
+            "min_keepers": int(result.counts.min()),
         }
+        vectors = {name: (mean.finish().weights, self._used) for name, mean in self._vectors.items()}
+        return Outcome(result.weights, columns, result.counts > 0, vectors)
 
 
 def read_upload(
@@ -126,3 +158,23 @@ def read_upload(
     if upload.bits != bits:
         raise UploadError(f"the upload has {upload.bits} bits per weight; the plan says {bits}")
     return upload
+
+
+def _read_vector(name: str, report: TrainReport, num_kept: int, bits: int) -> payload.Payload:
+    """Return what a device sends for its retained weights beside them.
+
+    Raises:
+        UploadError: if it is absent, damaged, or not of all retained weights.
+    """
+    if name not in report.arrays:
+        raise UploadError(f"the reply lacks the array {name!r} of the local algorithm")
+    try:
+        vector = payload.decode(report.arrays[name].data, num_weights=num_kept)
+    except payload.PayloadError as error:
+        raise UploadError(f"the array {name!r}: {error}") from error
+    if vector.num_kept != num_kept or vector.bits != bits:
+        raise UploadError(
+            f"the array {name!r} has {vector.num_kept} numbers of {vector.bits} bits; "
+            f"the plan says {num_kept} of {bits}"
+        )
+    return vector

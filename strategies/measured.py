@@ -26,6 +26,7 @@ from flwr.app import ArrayRecord, Message, MetricRecord
 
 from protocol.messages import ProbeOrder, TrainReport
 from radio import payload
+from strategies.aggregation import ChosenAggregation
 from strategies.base import NOT_CONNECTED, WirelessStrategy
 from strategies.masked import MaskedReceiver
 from strategies.plan import Assignment, MeasuredPlan, RoundPlan, Weights
@@ -117,6 +118,7 @@ def num_kept(
     rate: float | None,
     penalty: float = 1.0,
     further_bits: int = 0,
+    vectors: int = 0,
 ) -> int:
     """Return how many of `num_weights` a device can train and send within the budget.
 
@@ -127,20 +129,24 @@ def num_kept(
         rate: bit/s, or None if unknown.
         penalty: how many times slower than that the device is taken to be.
         further_bits: of what is sent with any upload.
+        vectors: further vectors that are sent for the retained weights.
     """
     least = num_weights - int(np.floor(link.max_pruning_ratio * num_weights + 1e-9))
     if compute is None or rate is None:
         most = int(np.floor((1.0 - link.initial_pruning_ratio) * num_weights + 1e-9))
     else:
         bits = (link.margin * link.threshold - penalty * compute) * rate / penalty - further_bits
-        dense = payload.payload_bits(num_weights, num_weights, link.bits_per_weight)
+
+        def size(kept: int) -> int:
+            return payload.upload_bits(num_weights, kept, link.bits_per_weight, vectors=vectors)
+
         most = num_weights
-        if bits < dense:
+        if bits < size(num_weights):
             # The size of an upload grows with what it keeps; a step of the coding may hide one weight.
             low, high = 0, num_weights
             while high - low > 1:
                 middle = (low + high) // 2
-                if payload.payload_bits(num_weights, middle, link.bits_per_weight) <= bits:
+                if size(middle) <= bits:
                     low = middle
                 else:
                     high = middle
@@ -177,12 +183,14 @@ class MeasuredStrategy(WirelessStrategy):
         link: MeasuredLink,
         probe: UplinkProbe | None = None,
         weighting: Weighting = "uniform",
+        aggregation: ChosenAggregation | None = None,
         **skeleton: Any,
     ) -> None:
         super().__init__(**skeleton)
         self.link = link
         self.uplink_probe = probe
         self.weighting = weighting
+        self.aggregation = aggregation
         self._estimates = {
             device: _Estimates(RunningMedian(link.window), RunningMedian(link.window))
             for device in range(self.fleet.num_devices)
@@ -200,6 +208,7 @@ class MeasuredStrategy(WirelessStrategy):
                 known.rate.value,
                 penalty=2.0**known.missed,
                 further_bits=self.buffers.bits,
+                vectors=len(self.vectors),
             )
             pruned = self.num_weights - kept
             assignments.append(Assignment(device, pruned, {"pruning_ratio": pruned / self.num_weights}))
@@ -210,7 +219,9 @@ class MeasuredStrategy(WirelessStrategy):
                 "pruning_ratio_mean": float(np.mean(ratios)) if ratios else None,
                 "latency_threshold_s": self.link.threshold,
             },
-            detail=MeasuredPlan(self.link.bits_per_weight, self.num_weights, self.buffers.bits),
+            detail=MeasuredPlan(
+                self.link.bits_per_weight, self.num_weights, self.buffers.bits, tuple(self.vectors)
+            ),
         )
 
     def probe(self, device: int) -> ProbeOrder | None:
@@ -218,8 +229,9 @@ class MeasuredStrategy(WirelessStrategy):
         return self.uplink_probe.order(device) if self.uplink_probe else None
 
     def receive(self, server_round: int, plan: RoundPlan, weights: Weights) -> MaskedReceiver:
-        """Return a receiver that averages each weight over the devices that kept it."""
-        return MaskedReceiver(plan, weights, self.weighting)
+        """Return a receiver that aggregates the retained weights."""
+        limited = self.norm_limit.norm != np.inf
+        return MaskedReceiver(plan, weights, self.weighting, self.aggregation, limited=limited)
 
     def accepted(self, device: int, report: TrainReport, columns: Mapping[str, Value]) -> None:
         """Take the measurements of a device whose reply is used, and record them."""

@@ -25,6 +25,7 @@ from radio.channel.rates import RateModel
 from radio.channel.scene import Streams
 from radio.latency import device_latency, slack
 from radio.settings import OnOutage
+from strategies.aggregation import ChosenAggregation
 from strategies.base import WirelessStrategy
 from strategies.masked import MaskedReceiver
 from strategies.plan import Assignment, OfdmaPlan, RoundPlan, Slot, Weights
@@ -118,6 +119,7 @@ class OfdmaStrategy(WirelessStrategy):
         policy: str,
         pruning_ratio: float | None = None,
         weighting: Weighting = "uniform",
+        aggregation: ChosenAggregation | None = None,
         **skeleton: Any,
     ) -> None:
         super().__init__(**skeleton)
@@ -125,6 +127,7 @@ class OfdmaStrategy(WirelessStrategy):
         self.policy = get_policy(policy)
         self.pruning_ratio = pruning_ratio
         self.weighting = weighting
+        self.aggregation = aggregation
         self.emulated = cell.emulate(partial(generator, self.seed))
         self._try_policy(policy)
 
@@ -181,16 +184,22 @@ class OfdmaStrategy(WirelessStrategy):
                 "latency_threshold_s": cell.latency_threshold,
                 **({} if cell.knows_channels else {"outage_share": float(outage.mean())}),
             },
-            detail=OfdmaPlan(cell.bits_per_weight, slots),
+            detail=OfdmaPlan(cell.bits_per_weight, slots, tuple(self.vectors)),
         )
 
     def receive(self, server_round: int, plan: RoundPlan, weights: Weights) -> MaskedReceiver:
-        """Return a receiver that averages each weight over the devices that kept it."""
-        return MaskedReceiver(plan, weights, self.weighting)
+        """Return a receiver that aggregates the retained weights."""
+        limited = self.norm_limit.norm != np.inf
+        return MaskedReceiver(plan, weights, self.weighting, self.aggregation, limited=limited)
 
     def _allocate(self, rates: RateModel, chosen: npt.NDArray[np.int_]) -> Allocation:
         cell = self.cell
-        size = payload.linear_size(self.num_weights, cell.bits_per_weight, positions=cell.charge_mask_bits)
+        size = payload.linear_size(
+            self.num_weights,
+            cell.bits_per_weight,
+            positions=cell.charge_mask_bits,
+            vectors=len(self.vectors),
+        )
         problem = OfdmaProblem(
             rates=rates,
             slack=slack(cell.latency_threshold, cell.fixed_time[chosen]),
@@ -226,11 +235,13 @@ class OfdmaStrategy(WirelessStrategy):
     def _charged_bits(self, num_kept: int) -> int:
         if num_kept == 0:
             return 0
-        if self.cell.charge_mask_bits:
-            weights = payload.payload_bits(self.num_weights, num_kept, self.cell.bits_per_weight)
-        else:
-            weights = payload.value_bits(num_kept, self.cell.bits_per_weight)
-        return weights + self.buffers.bits
+        return self.buffers.bits + payload.upload_bits(
+            self.num_weights,
+            num_kept,
+            self.cell.bits_per_weight,
+            vectors=len(self.vectors),
+            positions=self.cell.charge_mask_bits,
+        )
 
 
 def prune_counts(pruning_ratio: FloatVector, num_weights: int) -> npt.NDArray[np.int64]:

@@ -25,7 +25,7 @@ from radio.scheduling import SCHEDULERS, Schedule, schedule
 from radio.settings import Payload
 from strategies.air_receiver import AirReceiver, AirUpdate, air_plan
 from strategies.base import WirelessStrategy
-from strategies.plan import AirPlan, Assignment, RoundPlan, Weights
+from strategies.plan import AirPlan, Assignment, Outcome, RoundPlan, Weights
 from strategies.records import Value
 from strategies.settings import Weighting
 
@@ -52,7 +52,6 @@ class AirInterface:
         csi_delay: rounds by which the channels that the server knows are old.
         recompute_beam: solve for the beam again once the sizes of the updates are known.
         certificate: also bound the joint optimum of every round.
-        server_learning_rate: step of the server along the averaged update.
         bandwidth: Hz, channel uses per second.
         fixed_time, compute_time: T0 and G of each user, s, (K,).
         latency_threshold: T_th, s.
@@ -72,7 +71,6 @@ class AirInterface:
     csi_delay: int
     recompute_beam: bool
     certificate: bool
-    server_learning_rate: float
     bandwidth: float
     fixed_time: FloatVector
     compute_time: FloatVector
@@ -186,7 +184,7 @@ def combine_dense(
     plan: RoundPlan,
     weights: Weights,
     uploads: Mapping[int, AirUpdate],
-) -> tuple[Weights, dict[str, Value]]:
+) -> Outcome:
     """Send the dense updates of the users that answered through the air and move the weights.
 
     Args:
@@ -230,9 +228,8 @@ def combine_dense(
         noise,
         true_channels=None if channels.perfect else channels.true,
     )
-    step = result.estimate - base
-    moved = (weights + air.server_learning_rate * step).astype(np.float32)
-    return moved, {"mse_predicted": result.predicted_mse, "mse_realised": result.realised_mse}
+    moved = (weights + (result.estimate - base)).astype(np.float32)
+    return Outcome(moved, {"mse_predicted": result.predicted_mse, "mse_realised": result.realised_mse})
 
 
 def _check_solvers(air: AirInterface) -> None:

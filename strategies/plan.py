@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from types import MappingProxyType
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -56,10 +57,12 @@ class OfdmaPlan:
     Attributes:
         bits_per_weight: of every upload.
         slots: of each device.
+        vectors: names of what the local algorithm sends beside the retained weights.
     """
 
     bits_per_weight: int
     slots: Mapping[int, Slot]
+    vectors: tuple[str, ...] = ()
 
     def account(self, device: int, num_kept: int) -> dict[str, Value]:
         """Return the columns of what a device kept and sent; it keeps what was planned."""
@@ -90,17 +93,22 @@ class MeasuredPlan:
         bits_per_weight: of every upload.
         num_weights: N_u.
         further_bits: of what is sent with any upload: shared running statistics.
+        vectors: names of what the local algorithm sends beside the retained weights.
     """
 
     bits_per_weight: int
     num_weights: int
     further_bits: int = 0
+    vectors: tuple[str, ...] = ()
 
     def account(self, device: int, num_kept: int) -> dict[str, Value]:
         """Return the columns of what a device kept and sent."""
         bits = 0
         if num_kept:
-            bits = payload.payload_bits(self.num_weights, num_kept, self.bits_per_weight) + self.further_bits
+            vectors = len(self.vectors)
+            bits = self.further_bits + payload.upload_bits(
+                self.num_weights, num_kept, self.bits_per_weight, vectors=vectors
+            )
         return {"kept_weights": num_kept, "uplink_bits": bits}
 
     def latency(self, spent: Mapping[int, float]) -> None:
@@ -152,6 +160,23 @@ class Upload:
     num_bytes: int
 
 
+class Outcome(NamedTuple):
+    """What the uploads of a round make.
+
+    Attributes:
+        weights: the next global part, float32 (N_u,).
+        columns: what is recorded of the round.
+        covered: bool (N_u,), weights of which something was received; None: all of them.
+        vectors: by name the mean (N_u,) of what the devices that took part sent beside, and how many took
+            part.
+    """
+
+    weights: Weights
+    columns: Mapping[str, Value]
+    covered: npt.NDArray[np.bool_] | None = None
+    vectors: Mapping[str, tuple[Weights, int]] = MappingProxyType({})
+
+
 class Receiver(Protocol):
     """Turns the uploads of one round into the next global part, one device at a time."""
 
@@ -183,6 +208,6 @@ class Receiver(Protocol):
         """
         ...
 
-    def finish(self) -> tuple[Weights, Mapping[str, Value]]:
-        """Return the next global part, float32 of shape (N_u,), and what is recorded of the round."""
+    def finish(self) -> Outcome:
+        """Return what all uploads make."""
         ...

@@ -26,7 +26,7 @@ from radio.air.sparse import (
 from strategies.air_receiver import AirReceiver, AirUpdate, air_plan
 from strategies.ofdma import prune_counts
 from strategies.over_the_air import AirInterface, FloatVector, OverTheAir
-from strategies.plan import AirPlan, RoundPlan, Weights
+from strategies.plan import AirPlan, Outcome, RoundPlan, Weights
 from strategies.records import Value
 
 
@@ -190,7 +190,7 @@ def combine_pruned(
     count_mode: CountMode,
     shrinkage: Literal["off", "moment"],
     min_count: int,
-) -> tuple[Weights, dict[str, Value]]:
+) -> Outcome:
     """Superpose the masked updates of the users that answered and divide each weight by its count.
 
     Args:
@@ -206,7 +206,7 @@ def combine_pruned(
     speaking = [user for user, update in uploads.items() if update.values.any()]
     present = np.flatnonzero(np.isin(chosen.users, speaking))
     if present.size == 0:
-        return weights, {}
+        return Outcome(weights, {}, np.zeros(weights.size, np.bool_))
     senders = [uploads[int(user)] for user in chosen.users[present]]
     channels = chosen.channels.of(present)
     link = design_sparse_link(
@@ -231,13 +231,11 @@ def combine_pruned(
         shrinkage=shrinkage,
         min_count=min_count,
     )
-    moved = estimate.weights
-    if air.server_learning_rate != 1.0:
-        moved = (weights + air.server_learning_rate * (moved - weights)).astype(np.float32)
     moving = estimate.updated
-    return moved, {
+    columns: dict[str, Value] = {
         "mse_predicted": estimate.predicted_mse,
         "mse_realised": estimate.realised_mse,
         "uncovered_share": float(1.0 - moving.mean()),
         "shrinkage_mean": float(estimate.shrinkage[moving].mean()) if moving.any() else None,
     }
+    return Outcome(estimate.weights, columns, moving)

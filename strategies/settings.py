@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from keys import key
 from keys.uses import (
+    DIGITAL,
     FIXED_RATIO,
     MEASURED,
     NORM_LIMIT,
@@ -31,6 +33,29 @@ class SchemeSettings:
     pruning_ratio: float | None = key("for allocation=fixed_ratio", minimum=0, maximum=1, used=FIXED_RATIO)
     personalization: bool = key("false: every parameter is global, whatever model.personal says")
     weighting: Weighting = key("of devices in the average", used=NOT_PRUNED_AIR)
+    aggregation: str = key(
+        "of the uploads: keepers_mean (eq. (26)), all_devices_mean, trimmed_mean, median, clipped_mean, "
+        "or package.module:function",
+        used=DIGITAL,
+    )
+    aggregation_options: Mapping[str, Any] = key(
+        "parameters of the aggregation: share of trimmed_mean, factor of clipped_mean", used=DIGITAL
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerSettings:
+    """The server's step along what the uploads of a round ask for."""
+
+    optimizer: str = key(
+        "sgd (with learning_rate 1: federated averaging), momentum, adam, yogi, adagrad, or "
+        "package.module:Class",
+        used=TRAINING,
+    )
+    learning_rate: float = key("of the server's step", above=0, used=TRAINING)
+    options: Mapping[str, Any] = key(
+        "parameters of the optimiser, such as beta1, beta2 and tau of adam", used=TRAINING
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,10 +1,9 @@
 """LocalAlt: first the personal part, then the global one (Liu et al. 2024, Alg. 1; FedAlt, Pillutla 2022)."""
 
-from client_app.algorithms import ALGORITHMS, LocalAlgorithm
-from client_app.local_round import LocalWork
+from client_app.algorithms import LocalAlgorithm
+from client_app.phases import LocalWork
 
 
-@ALGORITHMS.register("alternating")
 class Alternating(LocalAlgorithm):
     """Steps on v against the dense broadcast u, eq. (6), then masked steps on u, eq. (22)."""
 

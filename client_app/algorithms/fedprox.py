@@ -2,12 +2,10 @@
 
 from dataclasses import dataclass
 
-from client_app.algorithms import ALGORITHMS
 from client_app.algorithms.alternating import Alternating
-from client_app.local_round import LocalWork
+from client_app.phases import LocalWork
 
 
-@ALGORITHMS.register("fedprox")
 @dataclass(frozen=True, kw_only=True)
 class FedProx(Alternating):
     """`Alternating` with mu/2 ||u - u_g||^2 over the retained weights added to the loss of the global steps.

@@ -1,11 +1,10 @@
 """LocalSim: every step moves both parts (FedSim, Pillutla et al. 2022; Liu et al. 2024, Fig. 4)."""
 
-from client_app.algorithms import ALGORITHMS, LocalAlgorithm
-from client_app.local_round import LocalWork
+from client_app.algorithms import LocalAlgorithm
+from client_app.phases import LocalWork
 from protocol.training import TrainingSpec
 
 
-@ALGORITHMS.register("simultaneous")
 class Simultaneous(LocalAlgorithm):
     """Masked steps on u with steps on v; a device that can upload nothing is left with those on v."""
 

@@ -15,7 +15,7 @@ from keys import Unit, key
 from keys.uses import MLFLOW, STUDY, TRAINING
 from protocol.training import TrainingSpec
 from radio.settings import AirSettings, ChannelSettings, RadioSettings, SchedulerSettings
-from strategies.settings import FleetSettings, MeasuredSettings, SchemeSettings
+from strategies.settings import FleetSettings, MeasuredSettings, SchemeSettings, ServerSettings
 from task.settings import DatasetSettings, ModelSettings, PartitionSettings, TaskSettings
 
 _STAND_FOR_OTHERS = ("experiment", "size")  # conf/experiment and conf/size: choices of values, no keys
@@ -96,6 +96,7 @@ class Settings:
     task: TaskSettings
     training: TrainingSpec
     scheme: SchemeSettings
+    server: ServerSettings
     air: AirSettings
     scheduler: SchedulerSettings
     engine: EngineSettings

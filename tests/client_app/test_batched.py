@@ -12,18 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from client_app import pruning
 from client_app.algorithms import make_algorithm
 from client_app.fast.stacked import StackedNetwork
-from client_app.local_round import (
-    DeviceRound,
-    DivergedError,
-    LocalResult,
-    LocalTraining,
-    LocalWork,
-    local_round,
-)
+from client_app.local_round import DeviceRound, LocalTraining, local_round
 from client_app.network import ModuleNetwork
 from client_app.precision import product_type
+from client_app.results import DivergedError, LocalResult
 from client_app.samples import StoredPool
 from protocol.training import TrainingSpec
 from task.dataset import Dataset
@@ -218,7 +213,7 @@ def test_masks_chosen_as_on_a_gpu_are_the_same(monkeypatch, prune_bias):
     model = _model("mlp")
     spec = TrainingSpec(prune_bias=prune_bias, batch_size=8, **SGD)
     expected = _batched(model, spec, _mixed(model))
-    monkeypatch.setattr(LocalWork, "_select_each", LocalWork._select_at_once)
+    monkeypatch.setattr(pruning, "select_each", pruning.select_at_once)
     for mine, theirs in zip(_batched(model, spec, _mixed(model)), expected, strict=True):
         for part in ("mask", "global_part", "personal"):
             np.testing.assert_array_equal(getattr(mine, part), getattr(theirs, part))

@@ -10,9 +10,10 @@ from torch import nn
 
 from client_app.algorithms import make_algorithm
 from client_app.algorithms.alternating import Alternating
-from client_app.local_round import DivergedError, local_round
+from client_app.local_round import local_round
 from client_app.masks import select_mask
 from client_app.network import ModuleNetwork
+from client_app.results import DivergedError
 from client_app.samples import mini_batches
 from protocol.training import TrainingSpec
 from task.models import build_model

@@ -11,7 +11,7 @@ from flwr.common.constant import ErrorCode
 from flwr.supercore.task_identity import TaskIdentity
 
 from client_app import app, device, many, state
-from client_app.local_round import DivergedError
+from client_app.results import DivergedError
 from protocol.messages import (
     DeviceSpec,
     MessageError,

@@ -12,7 +12,7 @@ from records.recorder import read_table
 from server_app.job import prepare
 from server_app.run import RunFailedError
 from server_app.settings import compose_settings
-from strategies.averaging import MaskedAverage
+from strategies.aggregation.masked_mean import MaskedAverage
 from tests.end_to_end.jobs import SMALL, final_weights, run_job, run_small
 
 FAULTS = {

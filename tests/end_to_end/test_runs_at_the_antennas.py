@@ -23,10 +23,13 @@ ROUNDS = 2
 class Case:
     """Settings of the air by their configuration keys; the defaults are those of this test."""
 
-    def __init__(self, scheme="over_the_air", weighting="uniform", sampled=None, faults="", **air):
+    def __init__(
+        self, scheme="over_the_air", weighting="uniform", sampled=None, faults="", server=1.0, **air
+    ):
+        self.server = server
         self.air = {
             "num_selected": 4, "antennas": ANTENNAS, "snr_db": 15.0, "packing": "iq", "path_loss": False,
-            "channel_error_variance": 0.0, "server_learning_rate": 1.0, **air,
+            "channel_error_variance": 0.0, **air,
         }  # fmt: skip
         self.scheme, self.faults, self.pruned = scheme, faults, scheme == "aircomp_pruned"
         self.learning = Setting(
@@ -40,7 +43,8 @@ class Case:
         if self.learning.by_samples:
             ours.append(f"{weighting}=samples")
         return [
-            f"scheme={self.scheme}", "scheduler=policy_greedy", *ours, f"rounds={ROUNDS}",
+            f"scheme={self.scheme}", f"server.learning_rate={self.server}",
+            "scheduler=policy_greedy", *ours, f"rounds={ROUNDS}",
             *(f"air.{key}={value}" for key, value in self.air.items()),
         ]  # fmt: skip
 
@@ -53,7 +57,7 @@ DENSE = {
     ),
     "common, real": Case(normalization="common", packing="real", payload="model", snr_db=30.0),
     "models, imperfect, places, slow server": Case(
-        payload="model", channel_error_variance=0.02, path_loss=True, server_learning_rate=0.5, snr_db=30.0
+        payload="model", channel_error_variance=0.02, path_loss=True, server=0.5, snr_db=30.0
     ),
     "samples, sampling, a fault": Case(weighting="samples", sampled=5, faults="1:raise,4:truncate"),
     "no noise": Case("error_free", channel_error_variance=0.1),
@@ -119,7 +123,7 @@ def test_a_dense_run_is_what_the_antennas_receive(tmp_path, monkeypatch, name):
         got = average(sent, phi, air, case.air.get("normalization", "per_user"), noise)
         error = ((got - phi @ sent) ** 2).mean()
         assert float(total["mse_realised"]) == pytest.approx(error, rel=1e-3, abs=1e-14)
-        weights = start + case.air["server_learning_rate"] * (got - base)
+        weights = start + case.server * (got - base)
         learning.u = torch.from_numpy(weights)
         size = start.size
         uses = math.ceil(size / 2) if case.air["packing"] == "iq" else size
@@ -152,7 +156,7 @@ def test_a_pruned_run_is_what_the_antennas_receive(tmp_path, monkeypatch, name):
     mode, packing, shrink, error_variance = PRUNED[name]
     case = Case(
         "aircomp_pruned", packing=packing, channel_error_variance=error_variance, count_mode=mode,
-        shrinkage="moment" if shrink else "off", server_learning_rate=0.8,
+        shrinkage="moment" if shrink else "off", server=0.8,
         **({"explore": 0.2} if mode == "common_mask" else {}),
     )  # fmt: skip
     band, threshold, cycles = 2e8, 5.2e-3, 500.0

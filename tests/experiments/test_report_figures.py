@@ -68,7 +68,7 @@ def test_more_lines_than_colours_still_look_different():
     [
         ("radio.bandwidth_hz", 2e7, "bandwidth (MHz)", "bandwidth 20 MHz"),
         ("radio.transmit_power_dbm", 28, "radio transmit power (dBm)", "radio transmit power 28 dBm"),
-        ("air.server_learning_rate", 0.5, "air server learning rate", "air server learning rate 0.5"),
+        ("server.learning_rate", 0.5, "server learning rate", "server learning rate 0.5"),
         ("scheme.name", "proposed", "scheme", "proposed"),
     ],
 )

@@ -24,7 +24,7 @@ from server_app.settings import compose_settings
         ("rounds=2.5", "rounds = 2.5 is not a whole number"),
         ("seed=-1", "seed = -1 is below its least value 0"),
         ("seed=true", "seed = True is not a whole number"),
-        ("training.optimizer=lion", "training.optimizer = 'lion' is not one of: sgd, adam"),
+        ("training.optimizer=lion", "training.optimizer = 'lion'; valid: sgd, adam, adamw"),
         ("training.batch_size=0", "training.batch_size = 0 is below its least value 1"),
         ("training.momentum=0.9", "training.momentum = 0.9 with optimizer = 'adam'"),
         ("model.personal=conv", r"model.personal = 'conv' is not a list"),

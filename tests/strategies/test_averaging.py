@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from strategies.averaging import MaskedAverage, Positions
+from strategies.aggregation.masked_mean import MaskedAverage, Positions
 
 
 def _average(previous, uploads, shares=None):

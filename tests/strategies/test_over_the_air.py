@@ -9,7 +9,7 @@ from protocol.messages import TrainReport
 from radio import payload
 from server_app.job import build_strategy, prepare
 from server_app.settings import compose_settings
-from strategies.averaging import MaskedAverage
+from strategies.aggregation.masked_mean import MaskedAverage
 
 
 def _strategy(*overrides):
@@ -51,14 +51,14 @@ def _round(strategy, seed=0):
 def test_exact_counts_no_shrinkage_no_noise_equal_digital_masked_averaging():
     """To float32 rounding of weights of size 1 to 4: a few units of 2^-22."""
     strategy = _strategy("air.noise=false", "air.shrinkage=off")
-    _, digital, (moved, columns) = _round(strategy)
+    _, digital, (moved, columns, *_) = _round(strategy)
     np.testing.assert_allclose(moved, digital.weights, rtol=0, atol=2**-21)
     assert columns["mse_predicted"] == 0.0
 
 
 def test_a_weight_that_nobody_kept_keeps_its_value_through_the_noise():
     strategy = _strategy("air.num_selected=2", "air.snr_db=0")
-    weights, digital, (moved, _) = _round(strategy)
+    weights, digital, (moved, *_) = _round(strategy)
     alone = digital.counts == 0
     assert alone.sum() > 100
     np.testing.assert_array_equal(moved[alone], weights[alone])
@@ -68,7 +68,7 @@ def test_a_weight_that_nobody_kept_keeps_its_value_through_the_noise():
 @pytest.mark.parametrize("snr_db", [0, 10])
 def test_the_error_matches_the_analytic_variance(snr_db):
     strategy = _strategy(f"air.snr_db={snr_db}", "air.shrinkage=off")
-    _, digital, (moved, columns) = _round(strategy)
+    _, digital, (moved, columns, *_) = _round(strategy)
     error = moved.astype(np.float64) - digital.weights
     covered = digital.counts > 0
     assert (error[covered] ** 2).mean() == pytest.approx(columns["mse_predicted"], rel=0.05)
@@ -84,7 +84,7 @@ def test_the_error_matches_the_analytic_variance(snr_db):
 def test_shrinkage_lowers_the_error_under_strong_noise():
     errors = {}
     for shrinkage in ("off", "moment"):
-        _, digital, (moved, _) = _round(_strategy("air.snr_db=-20", f"air.shrinkage={shrinkage}"))
+        _, digital, (moved, *_) = _round(_strategy("air.snr_db=-20", f"air.shrinkage={shrinkage}"))
         errors[shrinkage] = np.square(moved - digital.weights).mean()
     assert errors["moment"] < 0.5 * errors["off"]
 

@@ -1,4 +1,4 @@
-"""Per-weight averaging over the devices that kept the weight (Liu et al. 2024, eq. (26))."""
+"""The masked mean, one upload at a time (Liu et al. 2024, eq. (26)): the only one in the project."""
 
 from __future__ import annotations
 
@@ -64,6 +64,7 @@ class MaskedAverage:
         self._addend = np.empty(_BLOCK, np.float64)  # for the values of one block; new memory costs a sixth
         self._device_weight: float | None = None
         self._share: npt.NDArray[np.float64] | None = None  # only where the devices' weights differ
+        self._all = 0.0  # sum of the devices' weights
 
     def add(
         self,
@@ -124,12 +125,25 @@ class MaskedAverage:
         self._recent += np.uint8(1)
         self._counted()
 
-    def result(self, previous: npt.NDArray[np.float32]) -> AverageResult:
-        """Return the mean over the contributors; a weight without any keeps its `previous` value."""
+    def result(
+        self, previous: npt.NDArray[np.float32], *, over_all: bool = False, silent: float = 0.0
+    ) -> AverageResult:
+        """Return the means; weights without a keeper keep their `previous` value.
+
+        Args:
+            previous: float32 (N,).
+            over_all: each mean is over all devices instead of the weight's keepers; who pruned it counts with
+                its `previous` value.
+            silent: weights of the devices that kept nothing, summed; they count only with `over_all`.
+        """
         self._flush()
         share = self._share if self._share is not None else self._counts * (self._device_weight or 1.0)
-        with np.errstate(invalid="ignore", over="ignore"):  # 0/0 where no device kept the weight
-            mean = (self._sum / share).astype(np.float32)
+        total = self._sum
+        if over_all:
+            everyone = self._all + silent
+            total, share = total + (everyone - share) * previous, np.broadcast_to(everyone, share.shape)
+        with np.errstate(invalid="ignore", over="ignore"):  # 0/0 where nobody kept the weight
+            mean = (total / share).astype(np.float32)
         weights = np.where(self._counts > 0, mean, previous)
         return AverageResult(weights, self._counts)
 
@@ -142,6 +156,7 @@ class MaskedAverage:
         elif self._share is None and device_weight != self._device_weight:
             self._flush()
             self._share = self._counts * np.float64(self._device_weight)
+        self._all += device_weight
 
     def _counted(self) -> None:
         self._recent_uploads += 1
