@@ -3,6 +3,7 @@
 | method | what it is | when |
 |---|---|---|
 | `fast` | batched many-start ascent, exact polish of the best | always; milliseconds |
+| `global` | branch and bound on phases: the optimum with a proof | to know; up to seconds |
 | `sca` | convex approximation from a few starts | to check `fast` |
 | `dc` | difference of convex functions with bisection (arXiv 2508.00341, Algorithm 1), cvxpy | reference |
 | `sdr` | semidefinite relaxation with random rounding, cvxpy | reference |
@@ -43,6 +44,7 @@ BEAMFORMERS.register_at(
     sca="radio.beamforming.sca:solve",
     dc="radio.beamforming.dc:solve",
     sdr="radio.beamforming.sdr:solve",
+    **{"global": "radio.beamforming.global_:solve"},  # a word of the language
 )
 
 

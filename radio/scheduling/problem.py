@@ -5,6 +5,7 @@ max over |S| = M and ||m|| = 1 of min over k in S of |m^H h_k|^2 (arXiv 2508.003
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -19,12 +20,17 @@ Users = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Selection:
-    """What a policy returns: users, and a beam if it has one (None: the beamformer finds it)."""
+    """What a policy returns: users, a beam if it has one (None: the beamformer finds it), and a bound.
+
+    `upper_bound`, if the policy has one, is exceeded by no choice of users and beam; with the status "proved"
+    it is as close to the gain as was asked for.
+    """
 
     users: Users
     beam: Complex | None = None
     status: str = "converged"
     iterations: int = 0
+    upper_bound: float | None = None
 
 
 @dataclass(frozen=True)
@@ -36,11 +42,11 @@ class Schedule:
         beam: (N,) complex, unit norm, canonical phase.
         min_gain: min over the users of |m^H h_k|^2.
         runtime_s: measured seconds of the policy and its beam (without the bounds).
-        upper_bound: no choice of M users and beam exceeds it (if asked for).
+        upper_bound: no choice of M users and beam exceeds it (if asked for, or if the policy proves it).
         set_upper_bound: no beam exceeds it for these users (if asked for).
         method: name of the policy.
-        status: how it ended.
-        iterations: of the policy, in its own unit.
+        status: how it ended; "proved": no choice is better, within the gap that the policy was given.
+        iterations: of the policy, in its own unit (`branch_and_bound`: nodes).
     """
 
     users: Users
@@ -57,6 +63,16 @@ class Schedule:
     def normalised_mse(self) -> float:
         """MSE of one channel use times P0 / noise power: 1 / min_gain (arXiv 2508.00341, eqs. (5)-(7))."""
         return 1.0 / self.min_gain
+
+    @property
+    def proved(self) -> bool:
+        """Whether no other choice is better, within the gap that the policy was given."""
+        return self.status == "proved"
+
+    @property
+    def gap_db(self) -> float | None:
+        """Upper bound over gain in dB: the most that a better choice could bring. None without a bound."""
+        return None if self.upper_bound is None else 10.0 * math.log10(self.upper_bound / self.min_gain)
 
 
 class BeamSolver(Protocol):
