@@ -210,9 +210,9 @@ def split(
             children.append(Node(own, value, node.sectors))
         return children
 
-    if len(open_users) and held > 1e-3 * (target - value):
-        return on_user()
     chosen = np.flatnonzero(batch.given.forced[row])
+    if len(open_users) and (held > 1e-3 * (target - value) or len(chosen) < 2):
+        return on_user()
     reach = batch.given.channels[row].conj() @ main[row]
     sectors = dict(node.sectors)
     if not sectors:

@@ -29,14 +29,8 @@ from radio.scheduling.registry import SCHEDULERS, policy
 
 __all__ = ["SCHEDULERS", "Schedule", "Selection", "policy", "schedule"]
 
-_FAMILIES = (
-    alternating,
-    baselines,
-    branch_and_bound,
-    exact,
-    greedy,
-    multistart,
-)  # importing them registers their policies
+# Importing them registers their policies.
+_FAMILIES = (alternating, baselines, branch_and_bound, exact, greedy, multistart)
 
 
 def schedule(
