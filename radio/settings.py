@@ -177,6 +177,6 @@ class SchedulerSettings:
 
     method: str = key("chooses users and beam: conf/scheduler, or package.module:object", used=AIR)
     beamformer: str = key(
-        "beam of given users: fast, global, sca, sdr, dc, or package.module:object", used=AIR
+        "beam of given users: fast, global, sca, sdr, dc, package.module:object", used=AIR
     )
     options: Mapping[str, Any] = key("parameters of the method", used=AIR)
