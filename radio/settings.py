@@ -176,7 +176,5 @@ class SchedulerSettings:
     """Who sends over the air, and with which receive beam."""
 
     method: str = key("chooses users and beam: conf/scheduler, or package.module:object", used=AIR)
-    beamformer: str = key(
-        "beam of given users: fast, global, sca, sdr, dc, package.module:object", used=AIR
-    )
+    beamformer: str = key("beam of given users: fast, global, sca, sdr, dc, package.module:object", used=AIR)
     options: Mapping[str, Any] = key("parameters of the method", used=AIR)
