@@ -194,7 +194,7 @@ class LocalWork:
     # Phases ------------------------------------------------------------------------------------
 
     def train_personal(self, *, steps: int, epochs: int | None) -> None:
-        """Take steps on v, u dense and frozen, eq. (6); none where there is no personal part."""
+        """Take steps on v, u frozen (Liu et al. 2024, eq. (6)); none where there is no personal part."""
         if not self.network.split.personal.size:
             return
         with self._during("personal"):
@@ -228,6 +228,8 @@ class LocalWork:
 
     def train_global(self, *, steps: int, epochs: int | None, personal: bool = False) -> None:
         """Prune as ordered, eq. (20), and take masked steps on u from the masked broadcast, eqs. (21), (22).
+
+        Equations of Liu et al. 2024.
 
         The last phase of a round. Only of the devices that share something.
 
