@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     cores = usable_processors()
     parser.add_argument("--jobs", type=int, default=cores, help="sweeps at once (default: one per core)")
     parser.add_argument("--out", type=Path, default=Path("report"), help="folder of the report")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     overrides = [name for name in options.names if "=" in name]
     if not any(override.startswith("size=") for override in overrides):
         overrides.append("size=quick")

@@ -22,7 +22,7 @@ from deploy.local_fleet import LocalFleet
 from engines.process_table import descendants, processes
 from engines.superlink import finished
 from protocol.archives import read_archive
-from records.ownership import LOCK_FILE, read_summary, status_of
+from records.ownership import holder_of, read_summary, status_of
 from server_app.checkpoint import checkpoints, latest
 
 ROUNDS = 3
@@ -89,7 +89,9 @@ def trial(number: int, fleet: LocalFleet, base: Path, seconds: float, rng: rando
         more = [f"resume={folder}"] if checkpoints(folder) else []
         fleet.run([*JOB, *more], folder)
     assert status_of(folder)[0] == "completed"
-    assert not (folder / LOCK_FILE).exists()
+    while holder_of(folder) is not None:  # its last act, after the summary
+        assert time.monotonic() < deadline + 10 * _PATIENCE, holder_of(folder)
+        time.sleep(0.1)
     assert not [*folder.rglob("*.partial"), *folder.rglob("*.tmp"), *folder.rglob("*.closing")]
     return what, folder
 

@@ -62,7 +62,7 @@ def test_every_experiment_is_run_once_and_the_one_that_measures_time_is_last(swe
 def test_a_failed_experiment_is_named_and_the_others_are_drawn(sweeps, capsys):
     commands, reports = sweeps
     with pytest.raises(SystemExit) as stop:
-        reproduce.main(["p1_fig5", "p1_fig6", "size=full", "seed=7", "--out", "page"])
+        reproduce.main(["p1_fig5", "p1_fig6", "--out", "page", "size=full", "seed=7"])
     assert stop.value.code == 1
     assert "not completed: p1_fig5" in capsys.readouterr().err
     assert all("size=full" in c and "seed=7" in c for c in commands)
