@@ -335,6 +335,9 @@ class LocalWork:
         """Return each device's result, or why it has none."""
         count, size, uploading = len(self._devices), self.network.split.global_part.size, self.uploading
         self.network.use(count)
+        buffers: Sequence[Arrays] = [{}] * count
+        if self.network.buffer_names:
+            buffers = self.network.copy_buffers()
         personal, global_part = self.network.hand_over()
         phases = [(personal, self._personal_losses)]
         if uploading:
@@ -342,9 +345,6 @@ class LocalWork:
         if self._importance is not None:
             phases.insert(0, (self._importance, self._trial_losses))
         phases += [(rows, []) for rows in (*self._state.values(), *self._sent.values())]
-        buffers: Sequence[Arrays] = [{}] * count
-        if self.network.buffer_names:
-            buffers = self.network.copy_buffers()
         errors = errors_of(phases, count)
         for device, held in enumerate(buffers):
             if errors[device] is None and not all(np.isfinite(values).all() for values in held.values()):
