@@ -23,7 +23,7 @@ def _cifar10(root: Path, monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
     folder = root / reader.base_folder
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
-    first = np.zeros(0)
+    first = np.zeros((0, 3072), np.uint8)
     sums = {}
     for name, _ in [*reader.train_list, *reader.test_list]:
         data = rng.integers(0, 256, (10, 3072), dtype=np.uint8)
