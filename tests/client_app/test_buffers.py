@@ -9,9 +9,9 @@ from torch import nn
 from client_app import state
 from client_app.algorithms import make_algorithm
 from client_app.fast.vmapped import VmappedNetwork
-from client_app.local_round import LocalTraining
+from client_app.local_round import DeviceRound, LocalTraining
 from client_app.network import ModuleNetwork, Network
-from client_app.results import DeviceRound, LocalResult
+from client_app.results import LocalResult
 from client_app.samples import TensorPool
 from protocol.training import TrainingSpec
 from task.split import split_parameters
