@@ -481,7 +481,7 @@ def load(path: str, settings: Settings, *, quiet: bool = False) -> Checkpoint:
     refused, incomplete = [], []
     for folder in found:
         try:
-            checkpoint = _open(folder)
+            checkpoint = open_checkpoint(folder)
         except CheckpointError as error:
             refused.append(f"{folder.name}: {error}")
             continue
@@ -500,7 +500,7 @@ def load(path: str, settings: Settings, *, quiet: bool = False) -> Checkpoint:
     raise ConfigError(f"resume = {path}: no usable checkpoint there: {_nothing(path, refused, incomplete)}")
 
 
-def _open(folder: Path) -> Checkpoint:
+def open_checkpoint(folder: Path) -> Checkpoint:
     """Read a checkpoint, and see that nothing of it has changed.
 
     Raises:

@@ -43,6 +43,7 @@ from task.check import check_task
 from task.dataset import Dataset
 from task.metrics import combined, lower_is_better
 from task.split import Split, flatten, persistent_buffers
+from task.trained import TaskFacts
 from task.whole_test import test_global
 
 if TYPE_CHECKING:
@@ -75,6 +76,25 @@ class Job:
     vectors: tuple[str, ...]
     data: DataFacts
     task: Task
+
+    @property
+    def facts(self) -> TaskFacts:
+        """Return what the trained network is, for those who use it without the data."""
+        data, spec = self.task.data, self.spec
+        real = not data.train[0].is_floating_point() and not data.pictures
+        mean, std = ((), ()) if real else data.statistics
+        return TaskFacts(
+            model=spec.model,
+            personal=tuple(spec.personal),
+            learning=spec.learning,
+            num_classes=data.num_classes or 0,
+            outputs=data.num_classes or math.prod(data.train[1].shape[1:]),
+            sample_shape=data.sample_shape,
+            sample_dtype=str(data.train[0].dtype).removeprefix("torch."),
+            mean=mean,
+            std=std,
+            label_names=data.label_names,
+        )
 
 
 def prepare(settings: Settings, *, on_nodes: bool = False) -> Job:

@@ -34,6 +34,7 @@ from server_app import checkpoint
 from server_app.checkpoint import FinishedRound, Writer
 from server_app.job import Job, build_strategy, prepare
 from server_app.progress import round_line, starved_line
+from server_app.results import TASK
 from server_app.settings import Settings
 from server_app.trackers import Tracker, open_tracker
 from strategies.base import DivergedError, WirelessStrategy
@@ -187,6 +188,7 @@ def _run_with(job: Job, grid: Grid, folder: Path, probe: ProbeSink | None) -> di
             )
         except HistoryError as error:
             raise ConfigError(f"resume = {settings.resume}: {error}") from error
+        write_file(folder / TASK, job.facts.to_json().encode())
         if start and start.run_folder == folder.resolve():
             checkpoint.discard_after(folder, start.round)
         strategy.summary()
