@@ -61,8 +61,12 @@ def checked(group: Any) -> None:
 
 def _admitted(hint: Any, value: Any, field: dataclasses.Field[Any], path: str) -> Any:
     value = _convert(hint, value, path)
-    if value is not None and not isinstance(value, str) and "key" in field.metadata:
-        _check(value, field.metadata["key"].limits, path)
+    if "key" in field.metadata:
+        each = enumerate(value) if isinstance(value, tuple) else [(None, value)]
+        for index, one in each:
+            if isinstance(one, int | float):
+                place = path if index is None else f"{path}[{index}]"
+                _check(one, field.metadata["key"].limits, place)
     return value
 
 
@@ -87,7 +91,7 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
         if value in words:
             return value
         try:
-            return _convert(options[0], value, path)
+            return _convert(_fitting(options, value), value, path)
         except ConfigError as error:
             raise ConfigError(f"{error}; also valid: {', '.join(words)}" if words else str(error)) from error
     if origin is typing.Literal:
@@ -105,6 +109,14 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
             raise ConfigError(f"{path} = {value!r} is not a group of keys")
         return dict(value)
     return _scalar(hint, value, path)
+
+
+def _fitting(options: Sequence[Any], value: Any) -> Any:
+    """Return the alternative that is a list or a group as the value is; else the first."""
+    for kind, origin in ((Mapping, Mapping), (list, tuple), (tuple, tuple)):
+        if isinstance(value, kind):
+            return next((option for option in options if typing.get_origin(option) is origin), options[0])
+    return options[0]
 
 
 def _scalar(hint: type, value: Any, path: str) -> Any:

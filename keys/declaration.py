@@ -161,13 +161,14 @@ def declarations(cls: Any) -> Mapping[str, Declaration]:
 def in_si(group: Any) -> dict[str, Any]:
     """Return the values of a group in SI units, under their names without the unit.
 
-    ``latency_threshold_ms = 25.0`` becomes ``latency_threshold: 0.025``; a key without a unit stays as it is.
+    ``latency_threshold_ms = 25.0`` becomes ``latency_threshold: 0.025``; a key without a unit stays as it is,
+    and so do lists and groups.
     """
     values = {}
     cls: Any = type(group)
     for name, declared in declarations(cls).items():
         value, unit = getattr(group, name), declared.unit
-        if isinstance(unit, Unit) and value is not None:
+        if isinstance(unit, Unit) and isinstance(value, int | float):
             value = float(unit.to_si(value))
         values[name.removesuffix(declared.suffix)] = value
     return values

@@ -14,6 +14,9 @@ from keys.declaration import Use
 _DENSE = "dense_equal_bandwidth"  # the allocation policy that prunes nothing
 _WITHOUT_LIMIT = (_DENSE, "fixed_ratio", "printed_formula")  # those that keep to no largest pruning ratio
 
+_TIME_OPTIMA = ("joint", "joint_physical_noise")
+_OPTIMA = (*_TIME_OPTIMA, "energy_aware")
+
 
 def _air(settings: Any) -> bool:
     return bool(settings.scheme.uplink != "ofdma")
@@ -81,6 +84,18 @@ RATIO_LIMIT = Use(
 INFEASIBLE = Use(
     f"with allocation policies other than {', '.join(_WITHOUT_LIMIT)}, and radio.max_pruning_ratio below 1",
     lambda s: _keeps_limit(s) and s.radio.max_pruning_ratio < 1,
+)
+OPTIMUM = Use(
+    f"by the allocation policies {', '.join(_OPTIMA)} or one of the user's own",
+    lambda s: _ofdma(s) and (s.scheme.allocation in _OPTIMA or ":" in s.scheme.allocation),
+)
+TIME_OPTIMUM = Use(
+    f"by the allocation policies {', '.join(_TIME_OPTIMA)} or one of the user's own",
+    lambda s: _ofdma(s) and (s.scheme.allocation in _TIME_OPTIMA or ":" in s.scheme.allocation),
+)
+ENERGY_AWARE = Use(
+    "by scheme.allocation=energy_aware or a policy of the user's own",
+    lambda s: _ofdma(s) and (s.scheme.allocation == "energy_aware" or ":" in s.scheme.allocation),
 )
 FIXED_RATIO = Use(
     "by scheme.allocation=fixed_ratio or a policy of the user's own",

@@ -12,7 +12,15 @@ from typing import Literal, get_args
 import numpy as np
 
 Purpose = Literal[
-    "init", "partition", "placement", "channel", "participation", "scheduling", "noise", "batches"
+    "init",
+    "partition",
+    "placement",
+    "channel",
+    "participation",
+    "scheduling",
+    "noise",
+    "batches",
+    "devices",
 ]
 
 # The position in this tuple is part of the key: append only, or old runs can no longer be repeated.

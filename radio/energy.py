@@ -501,7 +501,7 @@ def least_energy(terms: EnergyTerms, kept: ArrayLike, bandwidth_fraction: ArrayL
         power = np.where(sends & fits, np.minimum(u / g, terms.max_power), 0.0)
         # d(p t)/dn at fixed t is (1 + u) ln 2 / g, and n falls as 1 / b. At p_max the time is what gives way.
         price = (1 + u) * _LN2 / g
-        held = (airtime <= first) & (power >= terms.max_power * (1 - 1e-12))
+        held = (airtime <= first * (1 + 1e-9)) & (power >= terms.max_power * (1 - 1e-9))
         extra = np.maximum((2 * k * f**3 - worth_of_power(u) / g), 0.0) / loudest  # J per bit/Hz at p_max
         slope = np.where(sends & fits, -(price + np.where(held, extra, 0.0)) * bits / b, 0.0)
     none = np.where(fits, 0.0, np.inf)

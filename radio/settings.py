@@ -14,6 +14,7 @@ from keys.uses import (
     DENSE_AIR,
     DIGITAL,
     EMULATED,
+    ENERGY_AWARE,
     IMPERFECT,
     INFEASIBLE,
     LOG_DISTANCE,
@@ -38,6 +39,9 @@ Payload = Literal["delta", "model"]
 WhenOverLimit = Literal["relax", "drop"]
 OnOutage = Literal["late", "lost"]
 
+# One number for all devices, K numbers, or a distribution (`radio.devices`).
+PerDevice = float | tuple[float, ...] | Mapping[str, Any]
+
 # Path loss is a formula in dB, so the channel model takes it in dB.
 _LOSS = Unit("dB", "dB", float)
 
@@ -47,8 +51,12 @@ class RadioSettings:
     """Link budget, compute model and round budget of the uplink."""
 
     bandwidth_hz: float = key("B: uplink band, shared by all devices", unit="Hz", above=0, used=EMULATED)
-    transmit_power_dbm: float = key(
-        "p: of every device, whatever its share", unit=DBM, minimum=-100, maximum=100, used=OFDMA
+    transmit_power_dbm: PerDevice = key(
+        "p: of every device, whatever its share; the most where a policy chooses it",
+        unit=DBM,
+        minimum=-100,
+        maximum=100,
+        used=OFDMA,
     )
     noise_power_dbm: float = key(
         "sigma^2: receiver noise in the whole band", unit=DBM, minimum=-300, maximum=100, used=OFDMA
@@ -58,13 +66,33 @@ class RadioSettings:
         "fixed: the same noise power for every share; proportional: to the share", used=OFDMA
     )
     bits_per_weight: Bits = key("q: of an uploaded weight", unit="bit", used=DIGITAL)
-    cpu_hz: float = key("f_k: clock of a device's processor", unit="Hz", above=0, used=EMULATED)
-    cycles_per_weight: float = key(
+    cpu_hz: PerDevice = key(
+        "f_k: clock of a device's processor; the most where a policy chooses it",
+        unit="Hz", above=0, used=EMULATED,
+    )  # fmt: skip
+    cpu_min_hz: PerDevice | None = key(
+        "the least clock that a policy may choose; null: a thousandth of cpu_hz",
+        unit="Hz", above=0, used=ENERGY_AWARE,
+    )  # fmt: skip
+    cycles_per_weight: PerDevice = key(
         "C: per global weight and local step", unit="cycles", minimum=0, used=EMULATED
     )
-    cycles_per_weight_personal: float = key(
+    cycles_per_weight_personal: PerDevice = key(
         "the same for the personal part", unit="cycles", minimum=0, used=EMULATED & PERSONAL
     )
+    energy_per_cycle_squared: PerDevice = key(
+        "kappa, in J s^2: a cycle at f Hz costs kappa f^2 joules", minimum=0, used=OFDMA
+    )
+    energy_budget_j: PerDevice | None = key(
+        "E_k: of every device and round; null: no limit", unit="J", minimum=0, used=ENERGY_AWARE
+    )
+    battery_j: PerDevice | None = key(
+        "of every device at the start; null: never empty", unit="J", minimum=0, used=OFDMA
+    )
+    devices: str | None = key(
+        "CSV file with one row per device: columns named as the keys above take their place",
+        path=True, used=EMULATED,
+    )  # fmt: skip
     include_importance_cost: bool = key("charge the importance steps to the round budget", used=EMULATED)
     charge_mask_bits: bool = key("charge header and positions (at most 1 bit per weight)", used=OFDMA)
     rate_backoff_db: float = key(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 _PACKAGES = ("airflower", "flwr", "torch", "torchvision", "numpy", "scipy", "cvxpy", "hydra-core", "ray")
+ACCURACY_LEVELS = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.97, 0.99)
 
 
 def run_facts(*, seed: int, scheme: str, dataset: str) -> dict[str, Any]:
@@ -43,12 +44,28 @@ def summarise(rows: Sequence[Mapping[str, str]]) -> dict[str, Any]:
     if values := numbers("latency_s"):
         summary["total_latency_s"] = sum(values)
         summary["max_latency_s"] = max(values)
+    if values := numbers("energy_j"):
+        summary["total_energy_j"] = sum(values)
+        summary["energy_to_accuracy_j"] = energy_to_accuracy(rows)
     if values := numbers("pruning_ratio_mean"):
         summary["mean_pruning_ratio"] = sum(values) / len(values)
     summary["rounds_with_failures"] = sum(bool(row.get("failed")) for row in rows)
     if diverged := sum(numbers("diverged")):
         summary["diverged_evaluations"] = int(diverged)
     return summary
+
+
+def energy_to_accuracy(rows: Sequence[Mapping[str, str]]) -> dict[str, float]:
+    """Return the joules until the mean accuracy first reached a level, for the levels that it reached."""
+    found: dict[str, float] = {}
+    spent = 0.0
+    for row in rows:
+        spent += float(row.get("energy_j") or 0)
+        reached = float(row.get("accuracy_mean") or 0)
+        for level in ACCURACY_LEVELS:
+            if reached >= level:
+                found.setdefault(f"{level:g}", spent)
+    return found
 
 
 def starved_rounds(devices: Path, rows: Sequence[Mapping[str, str]]) -> dict[str, int]:

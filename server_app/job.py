@@ -26,6 +26,7 @@ from protocol.streams import generator, torch_seed
 from radio.latency import ComputeModel
 from server_app.channels import channel_model, try_channels
 from server_app.data_facts import DataFacts
+from server_app.devices import device_energy, device_values
 from server_app.settings import Settings
 from strategies.aggregation import ChosenAggregation, choose
 from strategies.base import WirelessStrategy
@@ -434,12 +435,17 @@ def ofdma_cell(job: Job) -> OfdmaCell:
     """Return the emulated cell in SI units."""
     radio = in_si(job.settings.radio)
     fixed_time, compute_time = device_times(job)
+    energy = device_energy(device_values(job.settings))
     return OfdmaCell(
         channel=channel_model(job.settings, job.settings.channel.antennas),
         fixed_time=fixed_time,
         compute_time=compute_time,
         bandwidth=radio["bandwidth"],
-        transmit_power=radio["transmit_power"],
+        transmit_power=energy.power,
+        energy=energy,
+        fairness=job.settings.scheme.fairness,
+        tie_break=job.settings.scheme.tie_break,
+        objective=job.settings.scheme.objective,
         noise_power=radio["noise_power"],
         latency_threshold=radio["latency_threshold"],
         bits_per_weight=radio["bits_per_weight"],
@@ -460,6 +466,7 @@ def device_times(job: Job) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.floa
     Devices differ where training is counted in epochs over parts of different size.
     """
     radio, training = job.settings.radio, job.settings.training
+    values = device_values(job.settings)
     taken = np.stack(job.steps, axis=1)
     fixed, compute = np.empty(len(taken)), np.empty(len(taken))
     for steps in sorted({tuple(row) for row in taken.tolist()}):
@@ -470,11 +477,11 @@ def device_times(job: Job) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.floa
             global_steps=steps[1],
             importance_steps=training.importance_steps,
             copy_steps=steps[2],
-            personal_cycles=radio.cycles_per_weight_personal,
-            global_cycles=radio.cycles_per_weight,
+            personal_cycles=values["cycles_per_weight_personal"],
+            global_cycles=values["cycles_per_weight"],
             include_importance_cost=radio.include_importance_cost,
         )
         members = (taken == steps).all(axis=1)
-        fixed[members] = model.fixed_time(radio.cpu_hz)
-        compute[members] = model.compute_time(radio.cpu_hz)
+        fixed[members] = model.fixed_time(values["cpu_hz"])[members]
+        compute[members] = model.compute_time(values["cpu_hz"])[members]
     return fixed, compute

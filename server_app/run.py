@@ -32,6 +32,7 @@ from records.recorder import DEVICES, ROUNDS, HistoryError, Recorder, read_table
 from records.summary import run_facts, starved_rounds, summarise
 from server_app import checkpoint
 from server_app.checkpoint import FinishedRound, Writer
+from server_app.devices import write_fleet
 from server_app.job import Job, build_strategy, prepare
 from server_app.progress import round_line, starved_line
 from server_app.results import TASK
@@ -191,6 +192,8 @@ def _run_with(job: Job, grid: Grid, folder: Path, probe: ProbeSink | None) -> di
         write_file(folder / TASK, job.facts.to_json().encode())
         if start and start.run_folder == folder.resolve():
             checkpoint.discard_after(folder, start.round)
+        if settings.channel.source != "measured":
+            write_fleet(folder, settings)
         strategy.summary()
         strategy.fleet.wait(
             grid,
@@ -266,7 +269,8 @@ def _rounds(
                 finished = FinishedRound(server_round, weights, state, recorder.marks)
             tracker.record(server_round, {**strategy.log.columns, **clock.seconds})
             log.info("%s", round_line(strategy.log, settings.rounds, clock.seconds))
-            silent = 0 if strategy.log.columns["replies"] else silent + 1
+            asked = strategy.log.columns["participants"]  # none, where no battery can pay for a round
+            silent = 0 if strategy.log.columns["replies"] or not asked else silent + 1
             if silent == settings.fleet.max_failed_rounds or (silent and server_round == settings.rounds):
                 raise RunFailedError(_why(strategy, silent))
             last = server_round == settings.rounds

@@ -221,6 +221,8 @@ class WirelessStrategy(Strategy):
         broadcast, buffers = weights_record(self._weights), self.buffers.record()
         self.buffers.begin()
         vectors = vectors_record(self.vectors) if self.vectors else None
+        for device, row in self._plan.absent.items():
+            self.log.device(device, row)
         mask = None if self._plan.mask is None else mask_record(self._plan.mask)
         present: list[tuple[Assignment, int]] = []
         for assignment in self._plan.assignments:

@@ -7,8 +7,8 @@ and account for the latency from what was really kept and sent.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -18,17 +18,21 @@ import numpy.typing as npt
 from protocol.streams import generator
 from radio import payload
 from radio.allocation import Allocation, AllocationStatus, WhenInfeasible
-from radio.allocation.policies import OfdmaProblem, get_policy
-from radio.channel import Cell, ChannelModel, Uplink
+from radio.allocation.energy_aware import Objective
+from radio.allocation.policies import OfdmaProblem, TieBreak, get_policy
+from radio.channel import Cell, ChannelModel, ChannelState, Uplink
 from radio.channel.cell import NoiseModel
 from radio.channel.rates import RateModel
 from radio.channel.scene import Streams
+from radio.energy import EnergyTerms, compute_energy, transmit_energy
 from radio.latency import device_latency, slack
 from radio.settings import OnOutage
 from strategies.aggregation import ChosenAggregation
 from strategies.base import WirelessStrategy
+from strategies.energy import ENERGY_COLUMNS, ENERGY_ROUND_COLUMNS, EXHAUSTED, Batteries, Energy
 from strategies.masked import MaskedReceiver
 from strategies.plan import Assignment, OfdmaPlan, RoundPlan, Slot, Weights
+from strategies.records import Value
 from strategies.settings import Weighting
 
 FloatVector = npt.NDArray[np.float64]
@@ -43,7 +47,7 @@ class OfdmaCell:
         fixed_time: T0 of each device, s, shape (K,).
         compute_time: G of each device, s, shape (K,).
         bandwidth: B, Hz, shared by all devices.
-        transmit_power: p, W.
+        transmit_power: p, W; a number or (K,).
         noise_power: sigma^2 over the whole band, W.
         noise_model: the same noise power for every share of the band, or proportional to the share.
         latency_threshold: T_th, s.
@@ -55,13 +59,15 @@ class OfdmaCell:
         csi_error: variance of its estimate of each antenna's channel, relative to the device's mean gain.
         margin: by which it divides the gains that it knows.
         on_outage: whether an upload over a channel worse than planned comes late or is lost.
+        energy: what devices may spend; None: nothing is known of joules.
+        fairness, tie_break, objective: as of `radio.allocation.policies.OfdmaProblem`.
     """
 
     channel: ChannelModel
     fixed_time: FloatVector
     compute_time: FloatVector
     bandwidth: float
-    transmit_power: float
+    transmit_power: float | FloatVector
     noise_power: float
     latency_threshold: float
     bits_per_weight: int = 32
@@ -73,14 +79,22 @@ class OfdmaCell:
     csi_error: float = 0.0
     margin: float = 1.0
     on_outage: OnOutage = "late"
+    energy: Energy | None = None
+    fairness: float = 0.0
+    tie_break: TieBreak = "none"
+    objective: Objective = "retained"
+
+    @property
+    def uplink(self) -> Uplink:
+        """Return the link budget."""
+        return Uplink(self.bandwidth, self.transmit_power, self.noise_power, self.noise_model)
 
     def emulate(self, stream: Streams) -> Cell:
         """Return the cell itself; `stream` as for `radio.channel.Cell`."""
-        uplink = Uplink(self.bandwidth, self.transmit_power, self.noise_power, self.noise_model)
         return Cell(
             self.channel,
             stream,
-            uplink,
+            self.uplink,
             relative_error=self.csi_error,
             delay=self.csi_delay,
             margin=self.margin,
@@ -95,6 +109,24 @@ class OfdmaCell:
 _STATUS_NAMES = {int(status): status.name.lower() for status in AllocationStatus}
 
 
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """An allocation and what it takes, by device."""
+
+    gain: FloatVector
+    allocation: Allocation
+    num_pruned: npt.NDArray[np.int64]
+    bits: list[int]
+    latency: FloatVector
+    true_latency: FloatVector
+    outage: npt.NDArray[np.bool_]
+    lost: npt.NDArray[np.bool_]
+    frequency: FloatVector = field(default_factory=lambda: np.zeros(0))
+    power: FloatVector = field(default_factory=lambda: np.zeros(0))
+    joules: tuple[FloatVector, FloatVector] | None = None
+    able: npt.NDArray[np.bool_] = field(default_factory=lambda: np.ones(1, np.bool_))
+
+
 class OfdmaStrategy(WirelessStrategy):
     """Pruned uploads over orthogonal shares of the band."""
 
@@ -103,6 +135,7 @@ class OfdmaStrategy(WirelessStrategy):
         "pruning_ratio_mean",
         "multiplier",
         "latency_threshold_s",
+        *ENERGY_ROUND_COLUMNS,
     )
     scheme_device_columns = (
         "channel_gain_db",
@@ -110,6 +143,9 @@ class OfdmaStrategy(WirelessStrategy):
         "pruning_ratio",
         "allocation",
         "planned_latency_s",
+        "cpu_frequency_hz",
+        "transmit_power_w",
+        *ENERGY_COLUMNS,
     )
 
     def __init__(
@@ -128,6 +164,7 @@ class OfdmaStrategy(WirelessStrategy):
         self.pruning_ratio = pruning_ratio
         self.weighting = weighting
         self.aggregation = aggregation
+        self.batteries = Batteries(cell.energy) if cell.energy is not None else None
         self.emulated = cell.emulate(partial(generator, self.seed))
         self._try_policy(policy)
 
@@ -137,54 +174,145 @@ class OfdmaStrategy(WirelessStrategy):
         known = super().round_columns
         return known if self.cell.knows_channels else (*known, "outage_share")
 
+    def state(self) -> Mapping[str, npt.NDArray[np.generic]]:
+        """Return what a resumed run needs beyond the global part: the batteries too."""
+        return {**super().state(), **(self.batteries.state() if self.batteries else {})}
+
+    def restore(self, state: Mapping[str, npt.NDArray[np.generic]]) -> None:
+        """Take back what `state` returned."""
+        super().restore(state)
+        if self.batteries:
+            self.batteries.restore(state)
+
     def plan(self, server_round: int, devices: Sequence[int]) -> RoundPlan:
-        """Draw the channels and let the policy share out the band."""
-        cell, chosen = self.cell, np.asarray(devices)
-        state = self.emulated.draw(server_round).of(chosen)
-        gain, known = state.gain, state.planned.rates
-        allocation = self._allocate(known, chosen)
-        planned_rate = known.rate(allocation.bandwidth_fraction)
+        """Draw the channels and let the policy share out the band.
+
+        A device whose part costs more than its battery or budget holds sits the round out, and the band is
+        shared again among the others.
+        """
+        everyone = self.emulated.draw(server_round)
+        chosen = np.asarray(devices, dtype=np.int64)
+        while True:
+            part = self._share(everyone.of(chosen), chosen)
+            able = part.able
+            if able.all():
+                break
+            chosen = chosen[able]
+            if not chosen.size:
+                break
+        absent = sorted(set(devices) - set(chosen.tolist()))
+        rows = {device: self._exhausted(device) for device in absent}
+        columns: dict[str, Value] = {"latency_threshold_s": self.cell.latency_threshold}
+        if self.batteries is not None:
+            columns["exhausted"] = len(absent)
+        if not chosen.size:
+            columns["energy_j"] = 0.0
+            return RoundPlan(
+                (), columns=columns, detail=OfdmaPlan(self.cell.bits_per_weight, {}), absent=rows
+            )
+        return self._planned(part, chosen, columns, rows)
+
+    def _exhausted(self, device: int) -> dict[str, Value]:
+        assert self.batteries is not None
+        return {"status": EXHAUSTED, **self.batteries.pay(device, 0.0, 0.0)}
+
+    def _share(self, state: ChannelState, chosen: npt.NDArray[np.int_]) -> _Part:
+        """Allocate, and account for what it takes: bits, seconds and joules."""
+        cell = self.cell
+        known, rates, true_rates = state.planned.gain, state.planned.rates, state.rates
+        allocation = self._allocate(rates, chosen, known)
         num_pruned = prune_counts(allocation.pruning_ratio, self.num_weights)
         kept = self.num_weights - num_pruned
         charged = {number: self._charged_bits(number) for number in set(kept.tolist())}
         bits = [charged[number] for number in kept.tolist()]
-        work = cell.fixed_time[chosen], cell.compute_time[chosen], kept / self.num_weights, bits
+        fixed, compute = cell.fixed_time[chosen], cell.compute_time[chosen]
+        own = None if cell.energy is None else cell.energy.of(chosen)
+        frequency = None if own is None else own.frequency
+        power = None if own is None else own.power
+        if own is not None and allocation.frequency is not None:
+            frequency = allocation.frequency
+            fixed, compute = fixed * own.frequency / frequency, compute * own.frequency / frequency
+        if own is not None and allocation.power is not None:
+            power = np.where(allocation.power > 0, allocation.power, own.power)
+            rates, true_rates = cell.uplink.rates(known, power), cell.uplink.rates(state.gain, power)
+        planned_rate, rate = (one.rate(allocation.bandwidth_fraction) for one in (rates, true_rates))
+        work = fixed, compute, kept / self.num_weights, bits
         latency = device_latency(*work, planned_rate)
-        rate = state.rates.rate(allocation.bandwidth_fraction)
-        outage = np.zeros(len(devices), np.bool_)
-        true_latency = latency
+        outage = np.zeros(chosen.size, np.bool_)
         if not cell.knows_channels:  # else the true rate is the planned one, or above it by the margin
             outage = (kept > 0) & (rate < planned_rate)
+        lost, true_latency = outage & (cell.on_outage == "lost"), latency
         if state.known is not None:
-            true_latency = np.where(outage & (cell.on_outage == "lost"), latency, device_latency(*work, rate))
+            true_latency = np.where(lost, latency, device_latency(*work, rate))
+        rate = np.where(lost, planned_rate, rate)
+        part = _Part(state.gain, allocation, num_pruned, bits, latency, true_latency, outage, lost)
+        if own is None or frequency is None or power is None:
+            return part
+        airtime = device_latency(0.0, 0.0, 0.0, bits, rate)
+        cycles = (
+            cell.fixed_time[chosen] + kept / self.num_weights * cell.compute_time[chosen]
+        ) * own.frequency
+        joules = compute_energy(cycles, frequency, own.capacitance), transmit_energy(power, airtime)
+        left = self.batteries.left[chosen] if self.batteries else own.battery
+        # The policies that know of budgets keep to them but for who cannot even do its own part.
+        most = left if allocation.frequency is None else np.minimum(left, own.budget)
+        able = joules[0] + joules[1] <= most * (1 + 1e-9)
+        return replace(part, frequency=frequency, power=power, joules=joules, able=able)
+
+    def _planned(
+        self,
+        part: _Part,
+        chosen: npt.NDArray[np.int_],
+        columns: dict[str, Value],
+        absent: Mapping[int, Mapping[str, Value]],
+    ) -> RoundPlan:
+        """Put a part into words, and take what it costs from the batteries."""
+        allocation = part.allocation
+        if not self.cell.knows_channels:
+            columns["outage_share"] = float(part.outage.mean())
         infeasible = (allocation.status == AllocationStatus.INFEASIBLE).tolist()
-        lost = outage & (cell.on_outage == "lost")
+        devices = chosen.tolist()
         slots = {
-            device: Slot(bits[i], float(true_latency[i]), counts=not infeasible[i], lost=bool(lost[i]))
+            device: Slot(
+                part.bits[i],
+                float(part.true_latency[i]),
+                counts=not infeasible[i],
+                lost=bool(part.lost[i]),
+            )
             for i, device in enumerate(devices)
         }
-        columns = zip(
-            (10 * np.log10(gain)).tolist(),
+        rows = zip(
+            (10 * np.log10(part.gain)).tolist(),
             allocation.bandwidth_fraction.tolist(),
             allocation.pruning_ratio.tolist(),
             map(_STATUS_NAMES.__getitem__, allocation.status.tolist()),
-            latency.tolist(),
+            part.latency.tolist(),
             strict=True,
         )
-        assignments = tuple(
-            Assignment(device, pruned, dict(zip(self.scheme_device_columns, values, strict=True)))
-            for device, pruned, values in zip(devices, num_pruned.tolist(), columns, strict=True)
-        )
+        described: list[dict[str, Value]] = [
+            dict(zip(self.scheme_device_columns, values, strict=False)) for values in rows
+        ]
+        if part.joules is not None and self.batteries is not None:
+            columns["energy_j"] = float(part.joules[0].sum() + part.joules[1].sum())
+            for i, device in enumerate(devices):
+                described[i]["cpu_frequency_hz"] = float(part.frequency[i])
+                sends = part.bits[i] > 0
+                described[i]["transmit_power_w"] = float(part.power[i]) if sends else 0.0
+                spent = float(part.joules[0][i]), float(part.joules[1][i])
+                described[i].update(self.batteries.pay(device, *spent))
         multiplier = float(allocation.multiplier)
         return RoundPlan(
-            assignments,
+            tuple(
+                Assignment(device, pruned, row)
+                for device, pruned, row in zip(devices, part.num_pruned.tolist(), described, strict=True)
+            ),
             columns={
                 "pruning_ratio_mean": float(allocation.pruning_ratio.mean()),
                 "multiplier": multiplier if np.isfinite(multiplier) else None,
-                "latency_threshold_s": cell.latency_threshold,
-                **({} if cell.knows_channels else {"outage_share": float(outage.mean())}),
+                **columns,
             },
-            detail=OfdmaPlan(cell.bits_per_weight, slots, tuple(self.vectors)),
+            detail=OfdmaPlan(self.cell.bits_per_weight, slots, tuple(self.vectors)),
+            absent=absent,
         )
 
     def receive(self, server_round: int, plan: RoundPlan, weights: Weights) -> MaskedReceiver:
@@ -192,7 +320,7 @@ class OfdmaStrategy(WirelessStrategy):
         limited = self.norm_limit.norm != np.inf
         return MaskedReceiver(plan, weights, self.weighting, self.aggregation, limited=limited)
 
-    def _allocate(self, rates: RateModel, chosen: npt.NDArray[np.int_]) -> Allocation:
+    def _allocate(self, rates: RateModel, chosen: npt.NDArray[np.int_], gain: FloatVector) -> Allocation:
         cell = self.cell
         size = payload.linear_size(
             self.num_weights,
@@ -208,8 +336,35 @@ class OfdmaStrategy(WirelessStrategy):
             overhead_bits=size.overhead_bits + self.buffers.bits,
             max_pruning_ratio=cell.max_pruning_ratio,
             when_infeasible=cell.when_infeasible,
+            fairness=cell.fairness,
+            tie_break=cell.tie_break,
+            energy=self._energy_terms(chosen, gain, size),
+            objective=cell.objective,
         )
         return self.policy(problem, pruning_ratio=self.pruning_ratio)
+
+    def _energy_terms(
+        self, chosen: npt.NDArray[np.int_], gain: FloatVector, size: payload.LinearSize
+    ) -> EnergyTerms | None:
+        """Return what decides the time and energy of these devices; None where nothing is known of joules."""
+        cell = self.cell
+        if cell.energy is None or self.batteries is None:
+            return None
+        own = cell.energy.of(chosen)
+        return EnergyTerms.of(
+            fixed_cycles=cell.fixed_time[chosen] * own.frequency,
+            global_cycles=cell.compute_time[chosen] * own.frequency,
+            payload_bits=size.bits_per_weight * self.num_weights,
+            overhead_bits=size.overhead_bits + self.buffers.bits,
+            gain_over_noise=gain / cell.noise_power,
+            bandwidth=cell.bandwidth,
+            max_power=own.power,
+            min_frequency=own.min_frequency,
+            max_frequency=own.frequency,
+            threshold=cell.latency_threshold,
+            budget=np.minimum(own.budget, self.batteries.left[chosen]),
+            capacitance=own.capacitance,
+        )
 
     def _try_policy(self, name: str) -> None:
         """Allocate once, at mean gains: a policy that cannot work is found before anything is trained.
@@ -218,9 +373,9 @@ class OfdmaStrategy(WirelessStrategy):
             ValueError: with what the policy raised, or what is wrong with what it returned.
         """
         everyone = np.arange(self.fleet.num_devices)
-        rates = self.emulated.mean_state().rates
+        state = self.emulated.mean_state()
         try:
-            found = self._allocate(rates, everyone)
+            found = self._allocate(state.rates, everyone, state.gain)
             shapes = np.shape(found.bandwidth_fraction), np.shape(found.pruning_ratio), np.shape(found.status)
         except ValueError:
             raise

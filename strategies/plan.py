@@ -145,6 +145,7 @@ class RoundPlan:
     mask: npt.NDArray[np.bool_] | None = None
     columns: Mapping[str, Value] = field(default_factory=dict)
     detail: OfdmaPlan | AirPlan | MeasuredPlan | None = None
+    absent: Mapping[int, Mapping[str, Value]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,14 +9,19 @@ from typing import Any, Literal
 from keys import key
 from keys.uses import (
     DIGITAL,
+    ENERGY_AWARE,
     FIXED_RATIO,
     MEASURED,
     NORM_LIMIT,
     NOT_PRUNED_AIR,
     OFDMA,
+    OPTIMUM,
     PROBE,
+    TIME_OPTIMUM,
     TRAINING,
 )
+from radio.allocation.energy_aware import Objective
+from radio.allocation.policies import TieBreak
 from strategies.limits import Action
 
 Weighting = Literal["uniform", "samples"]
@@ -31,6 +36,16 @@ class SchemeSettings:
     uplink: Uplink = key("how uploads reach the server")
     allocation: str = key("a policy of radio/allocation/policies.py, or package.module:function", used=OFDMA)
     pruning_ratio: float | None = key("for allocation=fixed_ratio", minimum=0, maximum=1, used=FIXED_RATIO)
+    fairness: float = key(
+        "alpha of the fairness between devices: 0 the sum, 1 proportional, large towards max-min",
+        minimum=0, used=OPTIMUM,
+    )  # fmt: skip
+    tie_break: TieBreak = key(
+        "which of several optima: none, the one with least band; least_latency", used=TIME_OPTIMUM
+    )
+    objective: Objective = key(
+        "most retained weights, or least_energy at exactly radio.max_pruning_ratio", used=ENERGY_AWARE
+    )
     personalization: bool = key("false: every parameter is global, whatever model.personal says")
     weighting: Weighting = key("of devices in the average", used=NOT_PRUNED_AIR)
     aggregation: str = key(

@@ -47,6 +47,9 @@ QUANTITIES = {
     "elapsed_s": Quantity("emulated time", "s", 1.0, "last"),
     "uplink_bits": Quantity("uplink per round", "Mbit", 1e-6),
     "sent_bits": Quantity("uplink so far", "Gbit", 1e-9, "last"),
+    "energy_j": Quantity("energy of a round", "mJ", 1e3),
+    "spent_j": Quantity("energy so far", "J", 1.0, "last"),
+    "exhausted": Quantity("devices with an empty battery", span=_COUNT),
     "wire_bytes": Quantity("received per round", "MB", 1e-6),
     "symbols": Quantity("channel uses per round"),
     "compute_s": Quantity("time of computing", "ms", 1e3),
@@ -92,7 +95,9 @@ KEYS = {
     "radio.bandwidth_hz": Key("bandwidth", "MHz", 1e-6),
     "radio.cpu_hz": Key("CPU clock", "GHz", 1e-9),
     "radio.cycles_per_weight": Key("CPU cycles per weight and step"),
+    "radio.energy_budget_j": Key("energy budget per device and round", "mJ", 1e3),
     "scheme.name": Key("scheme"),
+    "scheme.fairness": Key("fairness α"),
     "scheme.pruning_ratio": Key("pruning ratio"),
     "model.name": Key("model"),
     "engine.name": Key("engine"),
@@ -192,7 +197,7 @@ def _rank(value: Any) -> tuple[int, float, str]:
 def rounds(run: Run, column: str) -> tuple[FloatVector, FloatVector]:
     """Return the rounds that have a value in the column, and the values; derived columns too."""
     rows = run.table("rounds.csv")
-    source = {"elapsed_s": "latency_s", "sent_bits": "uplink_bits"}.get(column, column)
+    source = {"elapsed_s": "latency_s", "sent_bits": "uplink_bits", "spent_j": "energy_j"}.get(column, column)
     if column.startswith("measured_"):
         rows = run.table("timing.csv")
     index = np.array([number(row.get("round")) for row in rows])

@@ -24,7 +24,6 @@ from numpy.typing import NDArray
 from scipy.optimize import brentq
 
 from radio.allocation.optimum import InfeasibleAllocationError, WhenInfeasible
-from radio.allocation.uploaders import choose_uploaders
 from radio.arrays import BoolArray, FloatArray, choice
 from radio.roots import decreasing_root_in_rows
 
@@ -175,8 +174,8 @@ class Buyers:
             return -float((np.exp(slope) / steep).sum())
 
 
-def share_out(buyers: Buyers) -> Sharing:
-    """Share the band; the needs at the lower ends must fit into it."""
+def share_out(buyers: Buyers, hint: float | None = None) -> Sharing:
+    """Share the band; the needs at the lower ends must fit into it. `hint`: a log price near by."""
     curve = buyers.curve
     most = curve.need(buyers.high)
     if float(most.sum()) <= 1.0:
@@ -191,6 +190,13 @@ def share_out(buyers: Buyers) -> Sharing:
 
     low = buyers.lowest
     high, step = low, 1.0
+    if hint is not None and hint > low:
+        at_hint = float(surplus(np.array([hint]), np.arange(1))[0][0])
+        if at_hint > 0:
+            low = high = hint
+            step = 0.25
+        elif hint - 0.25 > low and float(surplus(np.array([hint - 0.25]), np.arange(1))[0][0]) > 0:
+            low, high, step = hint - 0.25, hint - 0.25, 0.25
     for _ in range(_PRICE_DOUBLINGS):
         high = high + step
         value, _slope = surplus(np.array([high]), np.arange(1))
@@ -374,12 +380,10 @@ def share_out_charged(curve: Divisible, weight: FloatArray, alpha: float, charge
 
     A silent device keeps nothing, with utility 0. For alpha >= 1 that is infinitely bad, so that all upload;
     if their least needs fill the band, those with the largest are silent. Otherwise the price is sought at
-    which the answers, silence among them, fill the band; where a device breaks even there and only a part of
-    it would fit, who uploads is settled by a short branch and bound (`radio.allocation.uploaders`), and `gap`
-    says how far the optimum can be.
+    which the answers, silence among them, fill the band. Where a device breaks even there and only a part of
+    it would fit, the best of the sets around that price is taken, and `gap` says how far the optimum can be.
     """
     n = weight.size
-    everyone = np.arange(n)
     least = np.where(charged, curve.need(curve.low), 0.0)
     able = (weight > 0) & (least < 1)
     if not charged.any():
@@ -392,51 +396,37 @@ def share_out_charged(curve: Divisible, weight: FloatArray, alpha: float, charge
         members[order] = fits
         return _scattered(curve, weight, alpha, np.flatnonzero(members & able), 0.0)
     gains = _UploadGains(curve, weight, alpha, charged, least)
-    known, price, bound = gains.settle(able)
-    best = _scattered(curve, weight, alpha, everyone[known[0]], 0.0)
-    for members in known[1:]:
-        other = _scattered(curve, weight, alpha, everyone[members], 0.0)
-        if gains.gained(other.kept) > gains.gained(best.kept):
-            best = other
+    found, bound = gains.settle(able)
+    best = max(found, key=lambda one: gains.gained(one.kept))
+    if bound - gains.gained(best.kept) > 1e-10 * float(weight.sum()) and n <= _MOST_EXCHANGED:
+        best = gains.exchanged(best, able)
     scale = float(weight.sum()) / (1.0 - alpha)
     gap = bound - gains.gained(best.kept)
     if gap <= 1e-10 * scale:
         return best
-    if n > _MOST_SEARCHED:
-        return Chosen(best.kept, best.share, best.log_price, gap)
-    # An answer to a price is a search of its own here: few sets can be tried, and the gap says what is left.
-    kinds = np.unique(curve_key(curve, weight), axis=0, return_inverse=True)[1].reshape(-1)
-    choice = choose_uploaders(
-        gains, able, kinds, scale=scale, price=price, known=[best.share > 0], trials=_TRIALS
-    )
-    chosen = _scattered(curve, weight, alpha, np.flatnonzero(choice.share > 0), 0.0)
-    return Chosen(chosen.kept, chosen.share, chosen.log_price, choice.gap)
+    return Chosen(best.kept, best.share, best.log_price, gap)
 
 
-_TRIALS = 4  # nodes of the search
-_SETTLINGS = 12
-_MOST_SEARCHED = 2000  # devices for whom the search over sets of uploaders is worth its time
+_SETTLINGS = 6  # sets of uploaders that are tried
+_EXCHANGES = 4  # further ones, by one device each
+_MOST_EXCHANGED = 200  # devices for whom they are worth their time
 
 
-def curve_key(curve: Divisible, weight: FloatArray) -> FloatArray:
-    """Return what tells devices with equal curves: needs at a few points, and the weight; (n, 5)."""
-    points = [curve.need(curve.low + part * (curve.high - curve.low)) for part in (0.0, 0.5, 1.0)]
-    return np.column_stack([*points, curve.high, weight])
-
-
-def _scattered(curve: Divisible, weight: FloatArray, alpha: float, members: Rows, gap: float) -> Chosen:
+def _scattered(
+    curve: Divisible, weight: FloatArray, alpha: float, members: Rows, gap: float, hint: float | None = None
+) -> Chosen:
     """Share the band between some devices; the others keep nothing."""
     kept, share = np.zeros(weight.size), np.zeros(weight.size)
     if not members.size:
         return Chosen(kept, share, -np.inf, gap)
-    found = share_out(Buyers(curve.rows(members), weight[members], alpha))
+    found = share_out(Buyers(curve.rows(members), weight[members], alpha), hint)
     kept[members] = found.kept
     share[members] = np.where(found.kept > 0, found.share, 0.0)
     return Chosen(kept, share, found.log_price, gap)
 
 
 class _UploadGains:
-    """What `radio.allocation.uploaders` asks of a round; utilities are 0 for who is silent."""
+    """What uploads gain at a price; utilities are 0 for who is silent."""
 
     def __init__(
         self, curve: Divisible, weight: FloatArray, alpha: float, charged: BoolArray, least: FloatArray
@@ -456,23 +446,19 @@ class _UploadGains:
         share = self._curve.need(self._last)
         return share, self._weight * utility(self._last, self._alpha) - price * share
 
-    def share_out(self, members: BoolArray) -> tuple[FloatArray, float, float]:
-        """Share the band between the members; who only breaks even occupies band for nothing."""
-        rows = np.flatnonzero(members)
-        found = _scattered(self._curve, self._weight, self._alpha, rows, 0.0)
-        return found.share, found.price, self.gained(found.kept)
-
-    def settle(self, able: BoolArray) -> tuple[list[BoolArray], float, float]:
-        """Let devices come and go by the price that their own shares make; return sets, price and bound.
+    def settle(self, able: BoolArray) -> tuple[list[Chosen], float]:
+        """Let devices come and go by the price that their own shares make; return the optima and a bound.
 
         Where the answers to the price of a set are that set, it is the optimum: the bound is reached.
         """
         members = self._fitting(able, self._weight / np.maximum(self._curve.need(self._buyers.high), 1e-300))
-        seen: list[BoolArray] = []
-        price, bound = 0.0, np.inf
+        seen, found = list[BoolArray](), list[Chosen]()
+        bound = np.inf
         for _ in range(_SETTLINGS):
             seen.append(members)
-            price = self.share_out(members)[1]
+            rows = np.flatnonzero(members)
+            found.append(_scattered(self._curve, self._weight, self._alpha, rows, 0.0))
+            price = found[-1].price
             _, profit = self.respond(price)
             taking = able & ((profit > 0) | ~self._charged)
             bound = min(bound, price + float(profit[taking].sum()))
@@ -480,7 +466,31 @@ class _UploadGains:
             if any((taking == before).all() for before in seen):
                 break
             members = taking
-        return seen, price, bound
+        return found, bound
+
+    def exchanged(self, best: Chosen, able: BoolArray) -> Chosen:
+        """Try to add the most promising device or to leave out the weakest, as long as it helps."""
+        tried = 0
+        while tried < _EXCHANGES:
+            members = best.share > 0
+            _, profit = self.respond(max(best.price, 0.0))
+            outside = [one for one in np.argsort(-profit) if able[one] and not members[one]][:1]
+            inside = [one for one in np.argsort(profit) if members[one]][:1]
+            better = best
+            for one in (*outside, *inside):
+                tried += 1
+                changed = members.copy()
+                changed[one] = not changed[one]
+                if float(self.least_share[changed].sum()) >= 1.0:
+                    continue
+                rows, near = np.flatnonzero(changed), best.log_price
+                other = _scattered(self._curve, self._weight, self._alpha, rows, 0.0, near)
+                if self.gained(other.kept) > self.gained(better.kept):
+                    better = other
+            if better is best:
+                break
+            best = better
+        return best
 
     def _fitting(self, wanted: BoolArray, merit: FloatArray) -> BoolArray:
         """Return those whose least needs fit into the band together, the best first."""

@@ -83,7 +83,6 @@ def choose_uploaders(
     scale: float,
     price: float,
     known: Iterable[BoolArray] = (),
-    trials: int | None = None,
 ) -> Choice:
     """Return the best choice of uploaders and their shares.
 
@@ -94,14 +93,12 @@ def choose_uploaders(
         scale: sum of the weights; gains are found to 1e-10 of it.
         price: a first price of the band, > 0.
         known: choices to start from.
-        trials: most nodes of the search; None: as `work` allows.
     """
     search = _Search(gains, kinds, scale)
     search.consider(np.zeros_like(usable))
     for members in known:
         search.consider(members)
-    limit = trials or max(least_trials, work // kinds.size)
-    return search.run(_Node(np.zeros_like(usable), usable.copy(), price), limit)
+    return search.run(_Node(np.zeros_like(usable), usable.copy(), price))
 
 
 class _Search:
@@ -124,7 +121,8 @@ class _Search:
         if found[2] > self._best[2] + (self._tolerance if np.isfinite(self._best[2]) else 0.0):
             self._best = found
 
-    def run(self, root: _Node, limit: int) -> Choice:
+    def run(self, root: _Node) -> Choice:
+        limit = max(least_trials, work // self._kinds.size)
         order = count()
         waiting: list[tuple[float, int, _Node]] = [(-np.inf, next(order), root)]
         gap = 0.0

@@ -31,13 +31,13 @@ class Uplink:
 
     Attributes:
         bandwidth: B, Hz, shared by all devices.
-        transmit_power: p, W.
+        transmit_power: p, W; a number or (K,).
         noise_power: sigma^2 over the whole band, W.
         noise_model: the same noise power for every share of the band, or proportional to the share.
     """
 
     bandwidth: float
-    transmit_power: float
+    transmit_power: float | FloatArray
     noise_power: float
     noise_model: NoiseModel = "fixed"
 
@@ -46,12 +46,13 @@ class Uplink:
             positive(name, getattr(self, name))
         choice("noise_model", self.noise_model, NoiseModel)
 
-    def rates(self, gain: FloatArray) -> RateModel:
-        """Return the rates over channels of these power gains, (..., K)."""
+    def rates(self, gain: FloatArray, transmit_power: ArrayLike | None = None) -> RateModel:
+        """Return the rates over channels of these power gains, (..., K), at these powers if given."""
+        power = self.transmit_power if transmit_power is None else transmit_power
         if self.noise_model == "proportional":
             density = self.noise_power / self.bandwidth
-            return proportional_noise(gain, self.bandwidth, self.transmit_power, density)
-        return fixed_noise(gain, self.bandwidth, self.transmit_power, self.noise_power)
+            return proportional_noise(gain, self.bandwidth, power, density)
+        return fixed_noise(gain, self.bandwidth, power, self.noise_power)
 
 
 @dataclass(frozen=True)
