@@ -396,8 +396,8 @@ def share_out_charged(curve: Divisible, weight: FloatArray, alpha: float, charge
         members[order] = fits
         return _scattered(curve, weight, alpha, np.flatnonzero(members & able), 0.0)
     gains = _UploadGains(curve, weight, alpha, charged, least)
-    found, bound = gains.settle(able)
-    best = max(found, key=lambda one: gains.gained(one.kept))
+    tried, bound = gains.settle(able)
+    best: Chosen = max(tried, key=lambda one: gains.gained(one.kept))
     if bound - gains.gained(best.kept) > 1e-10 * float(weight.sum()) and n <= _MOST_EXCHANGED:
         best = gains.exchanged(best, able)
     scale = float(weight.sum()) / (1.0 - alpha)

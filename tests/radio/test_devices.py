@@ -78,6 +78,6 @@ def test_a_file_with_a_row_per_device(tmp_path: Path) -> None:
     ],
 )
 def test_what_a_file_may_not_hold(tmp_path: Path, text: str, said: str) -> None:
-    with pytest.raises(ValueError, match="fleet.csv") as error:
+    with pytest.raises(ValueError, match=r"fleet\.csv") as error:
         read(tmp_path, text)
     assert said in str(error.value)
