@@ -78,7 +78,7 @@ def _overrides(options: argparse.Namespace, method: str, seed: int) -> list[str]
         "partition.test_samples_per_device=50",
         *("dataset=mnist", "model=lenet5", "training=fedavg"),
         *("fleet.num_devices=100", "air.num_selected=10", "air.antennas=8"),
-        *("air.payload=model", "air.snr_db=-14"),
+        *(() if method == "error_free" else ("air.payload=model", "air.snr_db=-14")),
         *options.overrides,
     ]
 

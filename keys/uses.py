@@ -34,9 +34,27 @@ def _keeps_limit(settings: Any) -> bool:
     return _ofdma(settings) and settings.scheme.allocation not in _WITHOUT_LIMIT
 
 
-def _prunes(settings: Any) -> bool:
+def _asks_what_to_do(settings: Any) -> bool:
+    """Return whether the policy asks what to do where the largest ratio cannot be met; some always drop."""
+    return _keeps_limit(settings) and settings.scheme.allocation != "equal_bandwidth"
+
+
+def _dense_air(settings: Any) -> bool:
+    return bool(settings.scheme.uplink == "over_the_air")
+
+
+def _pruned_air(settings: Any) -> bool:
+    return bool(settings.scheme.uplink == "over_the_air_pruned")
+
+
+def _bitmap(settings: Any) -> bool:
+    return _pruned_air(settings) and settings.air.count_mode == "bitmap"
+
+
+def _ranks(settings: Any) -> bool:
+    """Return whether each device ranks its weights; a mask of the server leaves nothing to rank."""
     if _air(settings):
-        return bool(settings.scheme.uplink == "over_the_air_pruned")
+        return _pruned_air(settings) and settings.air.count_mode != "common_mask"
     return _measured(settings) or settings.scheme.allocation != _DENSE
 
 
@@ -46,18 +64,46 @@ def _personal(settings: Any) -> bool:
     return bool(settings.personal_patterns) or algorithm == "ditto" or ":" in algorithm
 
 
+# Schedulers that bring a beam of their own.
+_OWN_BEAM = (
+    "subgradient", "iterative_reweighted", "random_beamforming", "strategies.actor_critic:actor_critic",
+)  # fmt: skip
+
+
+def _solves_beams(settings: Any) -> bool:
+    if settings.scheduler.method not in _OWN_BEAM:
+        return _air(settings)
+    return _dense_air(settings) and settings.air.recompute_beam and _errs(settings)
+
+
+def _errs(settings: Any) -> bool:
+    return bool(settings.air.noise or settings.air.channel_error_variance > 0)
+
+
 EMULATED = Use("with an emulated channel (not channel=measured)", lambda s: not _measured(s))
 MEASURED = Use("with channel=measured", _measured)
 OFDMA = Use("with the emulated OFDMA uplink", _ofdma)
 DIGITAL = Use("with a digital uplink (OFDMA or measured)", lambda s: not _air(s))
 AIR = Use("over the air (scheme=over_the_air, error_free or aircomp_pruned)", _air)
-DENSE_AIR = Use("by scheme=over_the_air and error_free", lambda s: s.scheme.uplink == "over_the_air")
-PRUNED_AIR = Use("by scheme=aircomp_pruned", lambda s: s.scheme.uplink == "over_the_air_pruned")
-COMMON_MASK = Use("air.count_mode=common_mask", lambda s: s.air.count_mode == "common_mask")
-OWN_MASKS = Use("air.count_mode other than common_mask", lambda s: s.air.count_mode != "common_mask")
-NOT_PRUNED_AIR = Use(
-    "by schemes other than aircomp_pruned", lambda s: s.scheme.uplink != "over_the_air_pruned"
+# Without noise, and where the channels are known, every way of sending a sum gives the sum.
+IMPERFECT_AIR = Use(
+    "by scheme=over_the_air and error_free where the air errs (air.noise, air.channel_error_variance)",
+    lambda s: _dense_air(s) and _errs(s),
 )
+SNR = Use(
+    "over the air with air.noise=true, or for the masks of air.count_mode=bitmap",
+    lambda s: _air(s) and (s.air.noise or _bitmap(s)),
+)
+BEAMFORMER = Use(
+    f"over the air by schedulers other than {', '.join(_OWN_BEAM)}, and where air.recompute_beam acts",
+    _solves_beams,
+)
+PRUNED_AIR = Use("by scheme=aircomp_pruned", _pruned_air)
+NOISE = Use("air.noise=true", lambda s: s.air.noise)
+COMMON_MASK = Use("air.count_mode=common_mask", lambda s: s.air.count_mode == "common_mask")
+BITMAP = Use("by scheme=aircomp_pruned with air.count_mode=bitmap", _bitmap)
+NOT_PRUNED_AIR = Use("by schemes other than aircomp_pruned", lambda s: not _pruned_air(s))
+NOT_DENSE_AIR = Use("by schemes other than over_the_air and error_free", lambda s: not _dense_air(s))
 PLACES = Use(
     "with the emulated OFDMA uplink, or over the air with air.path_loss=true (not channel.model=trace)",
     lambda s: (_ofdma(s) or (_air(s) and s.air.path_loss)) and s.channel.model != "trace",
@@ -82,8 +128,9 @@ RATIO_LIMIT = Use(
     lambda s: _measured(s) or _keeps_limit(s),
 )
 INFEASIBLE = Use(
-    f"with allocation policies other than {', '.join(_WITHOUT_LIMIT)}, and radio.max_pruning_ratio below 1",
-    lambda s: _keeps_limit(s) and s.radio.max_pruning_ratio < 1,
+    f"with allocation policies other than equal_bandwidth, {', '.join(_WITHOUT_LIMIT)}, and "
+    "radio.max_pruning_ratio below 1",
+    lambda s: _asks_what_to_do(s) and s.radio.max_pruning_ratio < 1,
 )
 OPTIMUM = Use(
     f"by the allocation policies {', '.join(_OPTIMA)} or one of the user's own",
@@ -101,7 +148,11 @@ FIXED_RATIO = Use(
     "by scheme.allocation=fixed_ratio or a policy of the user's own",
     lambda s: _ofdma(s) and (s.scheme.allocation == "fixed_ratio" or ":" in s.scheme.allocation),
 )
-PRUNING = Use("by schemes that prune", _prunes)
+RANKING = Use("by schemes in which each device chooses what it prunes", _ranks)
+TRIAL_STEPS = Use(
+    "by schemes in which each device chooses what it prunes, except by training.importance=magnitude, random",
+    lambda s: _ranks(s) and s.training.importance not in ("magnitude", "random"),
+)
 PERSONAL = Use(
     "with a personal part (scheme.personalization=true and model.personal), or by training.algorithm=ditto",
     _personal,

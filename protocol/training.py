@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from keys import checked, key
-from keys.uses import GLOBAL_STEPS, PERSONAL, PERSONAL_PHASE, PERSONAL_STEPS, PRUNING
+from keys.uses import GLOBAL_STEPS, PERSONAL, PERSONAL_PHASE, PERSONAL_STEPS, RANKING, TRIAL_STEPS
 
 IMPORTANCES = ("update", "first_order", "magnitude", "random")
 OPTIMIZERS = ("sgd", "adam", "adamw")
@@ -46,7 +46,7 @@ class TrainingSpec:
         default=2,
     )
     importance_steps: int = key(
-        "tau_hat: trial steps that rank the weights", unit="steps", minimum=1, default=1
+        "tau_hat: trial steps that rank the weights", unit="steps", minimum=1, used=TRIAL_STEPS, default=1
     )
     personal_epochs: int | None = key(
         "passes over the device's training images, instead of personal_steps",
@@ -82,10 +82,10 @@ class TrainingSpec:
     importance: str = key(
         "of a weight: update (|change|, eq. (20)), first_order ((gradient x weight)^2), magnitude, random, "
         "or package.module:function",
-        used=PRUNING, default="update",
+        used=RANKING, default="update",
     )  # fmt: skip
     prune_bias: bool = key(
-        "whether biases compete with the weights; else they go last", used=PRUNING, default=True
+        "whether biases compete with the weights; else they go last", used=RANKING, default=True
     )
     precision: Literal["float32", "bfloat16"] = key(
         "of the products inside the layers; bfloat16 only where that is faster (AMX, AMD, GPUs)",

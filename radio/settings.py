@@ -10,21 +10,26 @@ from keys import Unit, key
 from keys.uses import (
     AGES,
     AIR,
+    BEAMFORMER,
+    BITMAP,
     COMMON_MASK,
-    DENSE_AIR,
     DIGITAL,
     EMULATED,
     ENERGY_AWARE,
     IMPERFECT,
+    IMPERFECT_AIR,
     INFEASIBLE,
     LOG_DISTANCE,
     MOVES,
+    NOISE,
+    NOT_DENSE_AIR,
     OFDMA,
-    OWN_MASKS,
     PERSONAL,
     PLACES,
     PRUNED_AIR,
     RATIO_LIMIT,
+    SNR,
+    TRIAL_STEPS,
 )
 from radio.air.sparse import CountMode, Shrinkage
 from radio.air.transceiver import Mode
@@ -61,7 +66,7 @@ class RadioSettings:
     noise_power_dbm: float = key(
         "sigma^2: receiver noise in the whole band", unit=DBM, minimum=-300, maximum=100, used=OFDMA
     )
-    latency_threshold_ms: float = key("T_th: what a round may take", unit=MS, above=0)
+    latency_threshold_ms: float = key("T_th: what a round may take", unit=MS, above=0, used=NOT_DENSE_AIR)
     noise_model: NoiseModel = key(
         "fixed: the same noise power for every share; proportional: to the share", used=OFDMA
     )
@@ -93,7 +98,9 @@ class RadioSettings:
         "CSV file with one row per device: columns named as the keys above take their place",
         path=True, used=EMULATED,
     )  # fmt: skip
-    include_importance_cost: bool = key("charge the importance steps to the round budget", used=EMULATED)
+    include_importance_cost: bool = key(
+        "charge the importance steps to the round budget", used=EMULATED & TRIAL_STEPS
+    )
     charge_mask_bits: bool = key("charge header and positions (at most 1 bit per weight)", used=OFDMA)
     rate_backoff_db: float = key(
         "margin that a plan leaves: it goes by gains that are this much lower",
@@ -168,35 +175,33 @@ class AirSettings:
     antennas: int = key("N: receive antennas", minimum=1, used=AIR)
     snr_db: float = key(
         "transmit power over receiver noise per antenna, at the mean channel gain",
-        unit=DB, minimum=-200, maximum=300, used=AIR,
+        unit=DB, minimum=-200, maximum=300, used=SNR,
     )  # fmt: skip
     noise: bool = key("false: the error-free reference", used=AIR)
     path_loss: bool = key(
         "false: all users with unit mean gain; true: the places of the channel group", used=AIR
     )
-    normalization: Mode = key("of what is sent: per user, or common to all", used=DENSE_AIR)
+    normalization: Mode = key("of what is sent: per user, or common to all", used=IMPERFECT_AIR)
     packing: Packing = key("iq: two weights per channel use; real: one, with half the noise", used=AIR)
     payload: Payload = key(
-        "delta: updates; model: weights, as in the paper (needs 30 dB more SNR)", used=DENSE_AIR
+        "delta: updates; model: weights, as in the paper (needs 30 dB more SNR)", used=IMPERFECT_AIR
     )
     channel_error_variance: float = key(
         "of the server's channel estimate, relative to a unit gain", minimum=0, used=AIR
     )
     recompute_beam: bool = key(
-        "solve for the beam again when the sizes of the updates are known", used=DENSE_AIR
+        "solve for the beam again when the sizes of the updates are known", used=IMPERFECT_AIR
     )
     certificate: bool = key("also bound the joint optimum of every round (semidefinite relaxation)", used=AIR)
     count_mode: CountMode = key(
         "how the server knows how many users sent a weight: by bitmaps, by a common mask, or not at all",
         used=PRUNED_AIR,
     )
-    shrinkage: Shrinkage = key("moment: shrink each weight's update by its noise", used=PRUNED_AIR)
+    shrinkage: Shrinkage = key("moment: shrink each weight's update by its noise", used=PRUNED_AIR & NOISE)
     explore: float = key(
         "share of random entries in a common mask", minimum=0, maximum=1, used=PRUNED_AIR & COMMON_MASK
     )
-    min_count: int = key(
-        "a weight retained by fewer users stays as it is", minimum=1, used=PRUNED_AIR & OWN_MASKS
-    )
+    min_count: int = key("a weight retained by fewer users stays as it is", minimum=1, used=BITMAP)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,5 +209,7 @@ class SchedulerSettings:
     """Who sends over the air, and with which receive beam."""
 
     method: str = key("chooses users and beam: conf/scheduler, or package.module:object", used=AIR)
-    beamformer: str = key("beam of given users: fast, global, sca, sdr, dc, package.module:object", used=AIR)
+    beamformer: str = key(
+        "beam of given users: fast, global, sca, sdr, dc, package.module:object", used=BEAMFORMER
+    )
     options: Mapping[str, Any] = key("parameters of the method", used=AIR)

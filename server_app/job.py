@@ -21,6 +21,7 @@ import torch
 
 from client_app.algorithms import Steps, check_training, steps_per_round
 from keys import ConfigError, in_si
+from keys.uses import TRIAL_STEPS
 from protocol.messages import DeviceSpec
 from protocol.streams import generator, torch_seed
 from radio.latency import ComputeModel
@@ -479,7 +480,7 @@ def device_times(job: Job) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.floa
             copy_steps=steps[2],
             personal_cycles=values["cycles_per_weight_personal"],
             global_cycles=values["cycles_per_weight"],
-            include_importance_cost=radio.include_importance_cost,
+            include_importance_cost=radio.include_importance_cost and TRIAL_STEPS.holds(job.settings),
         )
         members = (taken == steps).all(axis=1)
         fixed[members] = model.fixed_time(values["cpu_hz"])[members]

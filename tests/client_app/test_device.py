@@ -1,5 +1,7 @@
 """What a device answers to an order, and what it keeps."""
 
+import hashlib
+
 import numpy as np
 import pytest
 from flwr.app import Context, RecordDict
@@ -123,6 +125,22 @@ def test_the_personal_part_stays_with_the_device_and_is_what_it_is_tested_with(t
     assert before.num_samples == after.num_samples == 20
     assert after.loss < 0.9 * before.loss
     assert device.test(test, _context()).loss == before.loss  # another device of that number: nothing yet
+
+
+def test_a_checkpoint_holds_the_part_after_its_round_and_its_report_says_which_bytes(tmp_path):
+    job, context = _job("training.personal_learning_rate=0.2"), _context()
+    spec, weights = job.spec.to_json(), weights_record(job.initial_weights)
+    for number in (1, 2):
+        device.train(_order(job, N, number), context)
+    report = device.save(SaveOrder(directory=str(tmp_path), round=2, spec=spec), context)
+    (stored,) = (path for path in tmp_path.rglob("*") if path.is_file())
+    assert report.round == 2
+    assert (report.size, report.sha256) == (
+        stored.stat().st_size,
+        hashlib.sha256(stored.read_bytes()).hexdigest(),
+    )
+    later = EvaluateOrder(3, spec, weights, str(tmp_path), "another run", "", 2)
+    assert device.test(later, _context()).loss == device.test(EvaluateOrder(3, spec, weights), context).loss
 
 
 @pytest.mark.parametrize("rate", [0, -1.0, True, "fast"])

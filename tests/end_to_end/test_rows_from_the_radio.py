@@ -48,6 +48,7 @@ SOME = {
     "coarse": ("proposed", "pruning_only", "equal_bandwidth", "fixed_ratio", "personalization_only"),
 }
 WHOLE = ("pruning_only", "fedavg")  # no personal part
+DENSE = ("personalization_only", "fedavg")
 FAULTS = {"narrow": "1:raise", "coarse": "2:truncate"}
 
 
@@ -60,8 +61,11 @@ def _cases():
 @pytest.mark.parametrize(("scheme", "radio"), list(_cases()))
 def test_every_row_follows_from_gains_and_payloads(tmp_path, monkeypatch, scheme, radio):
     values, faults = DEFAULT | RADIOS[radio], FAULTS.get(radio, "")
+    if scheme in DENSE:  # nothing is ranked
+        values["include_importance_cost"] = False
     monkeypatch.setenv("AIRFLOWER_TEST_FAULTS", faults)
-    unused = ("cycles_per_weight_personal",) if scheme in WHOLE else ()
+    unused = ["cycles_per_weight_personal"] if scheme in WHOLE else []
+    unused += ["include_importance_cost"] if scheme in DENSE else []
     changed = [f"radio.{name}={value}" for name, value in RADIOS[radio].items() if name not in unused]
     fading = "channel=rayleigh_single" if radio in ("narrow", "half") else "channel=rayleigh_mrc"
     if scheme not in ("simultaneous", *WHOLE):

@@ -93,12 +93,13 @@ def test_starved_devices_upload_nothing_and_still_train_their_personal_part(tmp_
     ],
 )
 def test_every_scheme_runs(tmp_path, scheme):
-    summary = run_small(tmp_path, f"scheme={scheme}", "rounds=2")
+    summary = run_small(tmp_path, f"scheme={scheme}", "rounds=2", figure=scheme == "proposed")
     assert summary["status"] == "completed"
     assert summary["scheme"] == scheme
     stored = json.loads((tmp_path / "summary.json").read_text())
     assert stored["final_accuracy_mean"] == summary["final_accuracy_mean"]
-    assert (tmp_path / "figure.png").stat().st_size > 10_000
+    if scheme == "proposed":
+        assert (tmp_path / "figure.png").stat().st_size > 10_000
 
 
 def test_sampling_devices_leaves_the_others_alone(tmp_path):

@@ -4,8 +4,9 @@
     python tests/mutation/mutate.py --only ofdma --count 20
     python tests/mutation/mutate.py --save found.json      # then, after writing tests: --again found.json
 
-The tree is copied, each fault is put into the copy, and the tests that `targets.toml` names for its file
-run in a process of their own until one fails. A fault is killed if a test fails, or needs far more processor
+The tree is copied and each fault is put into the copy. Of the tests that `targets.toml` names for its file,
+those that come by its line without the fault run in a process of their own, the shortest first, until one
+fails. A fault is killed if a test fails, or needs far more processor
 time than without the fault. Survivors are shown as diffs. Faults that change no result are listed in
 `targets.toml`, each with its reason, and do not count. The same seed draws the same faults of the same files.
 """
@@ -25,13 +26,19 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import TYPE_CHECKING, Any
 
 from faults import Fault, faults
+
+if TYPE_CHECKING:
+    import pytest
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -150,23 +157,25 @@ def _try_all(tree: Path, drawn: Sequence[Fault], tests: dict[str, list[str]]) ->
     for name in HEAVY:
         importlib.import_module(name)
     os.chdir(tree)
-    survivors, normal = [], {}
+    survivors, known = [], {}
     for number, fault in enumerate(drawn, 1):
-        if fault.file not in normal:
-            failed, seconds, output = _run(tests[fault.file], float("inf"))
-            if failed:
-                raise SystemExit(f"the tests of {fault.file} fail without a fault:\n{output}")
-            normal[fault.file] = seconds
-            print(f"{fault.file}: {seconds:.0f} s without a fault", flush=True)
+        if fault.file not in known:
+            known[fault.file] = _visits(tree / fault.file, tests[fault.file])
+            seconds = sum(visit.seconds for visit in known[fault.file])
+            print(
+                f"{fault.file}: {len(known[fault.file])} tests, {seconds:.0f} s without a fault", flush=True
+            )
+        chosen = _chosen(known[fault.file], fault)
         place = tree / fault.file
         place.write_text(fault.text)
-        limit = max(LEAST_SECONDS, PATIENCE * normal[fault.file])
-        failed, seconds, output = _run(tests[fault.file], limit)
+        limit = max(LEAST_SECONDS, PATIENCE * sum(visit.seconds for visit in chosen))
+        failed, seconds, output = _run([visit.test for visit in chosen], limit)
         place.write_text(fault.source)
         word = "killed" if failed else "SURVIVED"
         noticed = next((line for line in output.splitlines() if line.startswith("FAILED")), "")
         print(
-            f"{number}/{len(drawn)} {word} {seconds:.1f} s {fault.file}:{fault.line} {fault.kind} {noticed}",
+            f"{number}/{len(drawn)} {word} {seconds:.1f} s, {len(chosen)} tests: "
+            f"{fault.file}:{fault.line} {fault.kind} {noticed}",
             flush=True,
         )
         if not failed:
@@ -174,13 +183,92 @@ def _try_all(tree: Path, drawn: Sequence[Fault], tests: dict[str, list[str]]) ->
     return survivors
 
 
-def _run(names: Sequence[str], cpu_seconds: float) -> tuple[bool, float, str]:
+@dataclass(frozen=True)
+class Visit:
+    """What a test does in a file: how long it takes, and the lines of the file that it comes by."""
+
+    test: str
+    seconds: float
+    lines: frozenset[int]
+
+
+def _visits(file: Path, names: Sequence[str]) -> list[Visit]:
+    """Run the tests of a file without a fault and return what each does there.
+
+    Raises:
+        SystemExit: if one fails.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        found = Path(folder) / "visits.json"
+        failed, _, output = _run(names, float("inf"), plugins=[_Watcher(file, found)])
+        if failed:
+            raise SystemExit(f"the tests of {file} fail without a fault:\n{output}")
+        return [
+            Visit(test, seconds, frozenset(lines)) for test, seconds, lines in json.loads(found.read_text())
+        ]
+
+
+def _chosen(visits: Sequence[Visit], fault: Fault) -> list[Visit]:
+    """Return the tests that come by a fault, the shortest first; all of them if none is seen to."""
+    spoilt = set(range(fault.line, fault.line + fault.old.count("\n") + 1))
+    there = [visit for visit in visits if visit.lines & spoilt]
+    return sorted(there or visits, key=lambda visit: visit.seconds)
+
+
+class _Watcher:
+    """A pytest plugin that notes the lines of one file that each test comes by, in this process.
+
+    What happens while a test is set up counts for all tests of its module: they may share what was set up.
+    """
+
+    def __init__(self, file: Path, found: Path) -> None:
+        self._file, self._found = str(file), found
+        self._lines: set[int] = set()
+        self._tests: dict[str, tuple[float, set[int]]] = {}
+        self._shared: dict[str, set[int]] = {}
+        self._began = 0.0
+
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:
+        self._began, self._lines = time.process_time(), self._shared.setdefault(_module(item.nodeid), set())
+        sys.settrace(self._trace)
+        threading.settrace(self._trace)
+
+    def pytest_runtest_call(self, item: pytest.Item) -> None:
+        self._lines = set()
+
+    def pytest_runtest_teardown(self, item: pytest.Item) -> None:
+        sys.settrace(None)
+        threading.settrace(None)
+        self._tests[item.nodeid] = (time.process_time() - self._began, self._lines)
+
+    def pytest_sessionfinish(self) -> None:
+        self._found.write_text(
+            json.dumps(
+                [
+                    (test, seconds, sorted(lines | self._shared[_module(test)]))
+                    for test, (seconds, lines) in self._tests.items()
+                ]
+            )
+        )
+
+    def _trace(self, frame: FrameType, event: str, value: object) -> Callable[..., Any] | None:
+        if frame.f_code.co_filename != self._file:
+            return None
+        self._lines.add(frame.f_lineno)
+        return self._trace
+
+
+def _module(test: str) -> str:
+    return test.partition("::")[0]
+
+
+def _run(names: Sequence[str], cpu_seconds: float, plugins: Sequence[object] = ()) -> tuple[bool, float, str]:
     """Run tests in a fork; return whether one failed (or took too long), the seconds and the output."""
     with tempfile.TemporaryFile() as output:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         child = os.fork()
         if child == 0:
-            _child(names, cpu_seconds, output.fileno())
+            _child(names, cpu_seconds, output.fileno(), plugins)
         status = _wait(child)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         output.seek(0)
@@ -189,7 +277,7 @@ def _run(names: Sequence[str], cpu_seconds: float) -> tuple[bool, float, str]:
     return status != 0, seconds, text
 
 
-def _child(names: Sequence[str], cpu_seconds: float, output: int) -> None:
+def _child(names: Sequence[str], cpu_seconds: float, output: int, plugins: Sequence[object]) -> None:
     os.setsid()
     os.dup2(output, 1)
     os.dup2(output, 2)
@@ -200,7 +288,7 @@ def _child(names: Sequence[str], cpu_seconds: float, output: int) -> None:
 
     status: int = 70
     with contextlib.suppress(BaseException):
-        status = int(pytest.main([*OPTIONS, *names]))
+        status = int(pytest.main([*OPTIONS, *names], list(plugins)))
     sys.stdout.flush()
     os._exit(status)
 

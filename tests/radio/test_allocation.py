@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from decimal import Decimal, localcontext
 from itertools import product
 from typing import Any
 
@@ -20,11 +21,11 @@ from radio.allocation import (
 )
 from radio.allocation.certificates import verify_kkt
 from radio.allocation.policies import printed_values
-from radio.allocation.proportional_noise import allocate_proportional_noise
+from radio.allocation.proportional_noise import _Devices, allocate_proportional_noise
 from radio.allocation.reference import allocate_cvxpy
 from radio.arrays import FloatArray
 from radio.channel import ChannelModel, draw_gain, mean_gain, place_devices
-from radio.channel.rates import fixed_noise, full_band_rate, proportional_noise, rate
+from radio.channel.rates import ProportionalNoise, fixed_noise, full_band_rate, proportional_noise, rate
 from radio.latency import slack
 from radio.profiles import get_profile
 
@@ -532,6 +533,49 @@ def test_proportional_noise_keeps_relaxes_or_drops_for_a_limit(
     if not taking.all():
         with pytest.raises(InfeasibleAllocationError, match="max_pruning_ratio"):
             case.solve(max_pruning_ratio=limit)
+    # Who is left out sends nothing and holds no band.
+    assert (rho[~taking] == 1).all()
+    assert (b[~taking] == 0).all()
+
+
+@pytest.mark.parametrize("seed", [2, 3, 6])
+def test_proportional_noise_says_whom_a_limit_holds_back(seed: int) -> None:
+    """Where the optimum would prune a device more than the limit, the limit binds for some device."""
+    case = physical_case(seed, True)
+    free = case.solve()
+    limit = 0.97 * free.pruning_ratio.max()
+    found = case.solve(max_pruning_ratio=limit, when_infeasible="relax")
+    bound = found.status == FLOOR
+    assert bound.any()
+    np.testing.assert_allclose(found.pruning_ratio[bound], found.max_pruning_ratio, atol=1e-9)
+    assert not (free.status == FLOOR).any()
+
+
+@pytest.mark.parametrize("ratio", [10.0**k for k in range(-14, 4, 2)])
+def test_the_gain_of_more_band_is_exact_at_every_signal_to_noise_ratio(ratio: float) -> None:
+    """Of w (1 - rho): w (D Q + m G) R'(b) / (R G + Q)^2, in 60 digits."""
+    b, band, d, g, q, m, w = 0.1, 2e7, 0.02, 0.005, 2e6, 1e4, 1.5
+    snr = ratio * b
+    devices = _Devices(
+        ProportionalNoise(np.array([snr]), band), *(np.array([value]) for value in (d, g, q, m, w))
+    )
+    value, slope = devices.log_marginal(np.array([np.log(b)]))
+
+    def exact(share: Decimal) -> Decimal:
+        x = Decimal(snr) / share
+        log2 = (1 + x).ln() / Decimal(2).ln()
+        rate = share * Decimal(band) * log2
+        derivative = Decimal(band) * (log2 - x / (1 + x) / Decimal(2).ln())
+        weight = Decimal(w) * (Decimal(d) * Decimal(q) + Decimal(m) * Decimal(g))
+        return (weight * derivative / (rate * Decimal(g) + Decimal(q)) ** 2).ln()
+
+    with localcontext() as context:
+        context.prec = 60
+        here, step = Decimal(b), Decimal("1e-20")
+        expected = exact(here)
+        rise = (exact(here * (1 + step)) - expected) / step
+    assert value[0] == pytest.approx(float(expected), rel=1e-6)
+    assert slope[0] == pytest.approx(float(rise), rel=1e-3)
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -57,6 +57,32 @@ def test_more_partners_find_more_and_no_budget_finds_nothing() -> None:
     assert none == still
 
 
+def test_as_many_local_optima_are_improved_as_asked_for() -> None:
+    """Without budget for more than one exchange each, a further one costs a handful of beams, not dozens."""
+    channels = _draw(0, users=16, antennas=4)
+
+    def solved(improved: int) -> int:
+        found = schedule(
+            channels, 5, method="multistart", rng=np.random.default_rng(0), settled=200, budget=1,
+            improved=improved,
+        )  # fmt: skip
+        return found.iterations
+
+    none, one, two = solved(0), solved(1), solved(2)
+    assert none < one < two
+    assert two - none <= 2 * 20
+    assert solved(10**6) > two  # there are more
+
+
+def test_no_start_is_better_than_more_starts() -> None:
+    """Every kind of start adds to the others: with all of them the result is no worse than with fewer."""
+    for seed in STUCK:
+        channels = _draw(seed)
+        all_of_them = schedule(channels, 3, method="multistart", rng=np.random.default_rng(0)).min_gain
+        assert all_of_them >= _gain(channels) * (1 - 1e-3)
+        assert all_of_them >= _gain(channels, random_starts=50, settled=20) * (1 - 1e-3)
+
+
 def test_users_too_weak_to_help_change_nothing() -> None:
     """They are left out of the search, and the users that are found keep their own numbers."""
     channels = _draw(0)

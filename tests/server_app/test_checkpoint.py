@@ -291,8 +291,8 @@ def test_a_run_that_is_told_to_stop_leaves_its_last_finished_round(tmp_path, who
 def test_a_run_killed_behind_its_last_round_has_only_its_summary_left_to_do(copy, stored):
     summary = json.loads((copy / "summary.json").read_text())
     (copy / "summary.json").write_text(json.dumps({**summary, "status": "running"}))
-    (copy / "figure.png").unlink()
-    again = run_small(copy, *FEW, "rounds=4", f"resume={copy}", "checkpoint_every=1")
+    assert not (copy / "figure.png").exists()
+    again = run_small(copy, *FEW, "rounds=4", f"resume={copy}", "checkpoint_every=1", figure=True)
     assert again == summary
     assert records(copy) == records(stored)
     assert (copy / "figure.png").is_file()

@@ -30,7 +30,7 @@ class SlowGrid(Grid):
     def __init__(self, device, delay=None, twice=False):
         TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
         self.device, self.delay, self.twice = dict(device), delay or {}, twice
-        self.pulls, self.pending, self.asked = 0, {}, []
+        self.pulls, self.pending, self.asked, self.collectors = 0, {}, [], []
 
     def get_node_ids(self):
         return list(self.device)
@@ -93,6 +93,42 @@ def test_the_round_closes_with_whoever_answered():
     replies = exchange(grid, _messages([1, 2, 3]), 0.3)
     assert [reply.metadata.src_node_id for reply in replies] == [1, 3]
     assert time.monotonic() - started >= 0.3
+
+
+class Watched:
+    """A collector that brings two replies at a time and notes that it was closed."""
+
+    def __init__(self, grid, identifiers, seconds):
+        self.closed = False
+        grid.collectors.append(self)
+        self.left = [Message(RecordDict(), reply_to=grid.pending[name][0]) for name in identifiers]
+
+    def take(self, seconds):
+        assert self.left, "asked for more although all are there"
+        taken, self.left = self.left[:2], self.left[2:]
+        return taken
+
+    def close(self):
+        self.closed = True
+
+
+def test_a_round_is_over_as_soon_as_all_have_answered(monkeypatch):
+    monkeypatch.setattr("strategies.exchange.Collector", Watched)
+    grid = SlowGrid({1: 0, 2: 1, 3: 2})
+    assert len(list(exchange(grid, _messages([1, 2, 3]), 3600.0))) == 3
+    assert grid.collectors[0].closed
+
+
+def test_nobody_looks_for_replies_any_more_when_a_round_has_failed(monkeypatch):
+    def fails(self, seconds):
+        raise ConnectionError("the link is gone")
+
+    monkeypatch.setattr("strategies.exchange.Collector", Watched)
+    monkeypatch.setattr(Watched, "take", fails)
+    grid = SlowGrid({1: 0})
+    with pytest.raises(ConnectionError):
+        exchange(grid, _messages([1]), 3600.0)
+    assert grid.collectors[0].closed
 
 
 class HangingGrid(SlowGrid):

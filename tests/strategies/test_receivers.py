@@ -8,8 +8,11 @@ from radio import payload
 from server_app.job import build_strategy, prepare
 from server_app.settings import compose_settings
 from strategies import intake as intake_module
+from strategies.air_receiver import air_plan
 from strategies.intake import Intake
 from strategies.limits import UploadError
+from strategies.masked import MaskedReceiver
+from strategies.plan import OfdmaPlan, RoundPlan
 
 SMALL = ("model=mlp", "partition.samples_per_device=20", "partition.test_samples_per_device=10")
 
@@ -124,3 +127,14 @@ def test_a_round_in_which_nothing_is_sent_leaves_the_global_part_and_takes_its_t
     assert columns["uncovered_share"] == 1.0
     assert not covered.any()
     assert (weights == 1).all()
+
+
+@pytest.mark.parametrize("detail", [None, OfdmaPlan(32, {})])
+def test_what_the_air_adds_needs_a_plan_of_the_air(detail):
+    with pytest.raises(TypeError, match="an AirPlan is needed"):
+        air_plan(RoundPlan((), detail=detail))
+
+
+def test_an_average_needs_a_plan_of_a_digital_uplink():
+    with pytest.raises(TypeError, match="no digital uplink"):
+        MaskedReceiver(RoundPlan(()), np.zeros(3, np.float32))

@@ -1,0 +1,246 @@
+"""For every key: other values, and settings in which the records of a run would show them, if any would.
+
+A trial changes one key of a tiny job. Its setting is chosen so that the key's meaning shows: who is dropped
+shows only where somebody cannot make it, a step size of the personal part only where one is trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+SCHEMES = (
+    "proposed", "simultaneous", "equal_bandwidth", "equal_bandwidth_joint_rho", "personalization_only",
+    "pruning_only", "fedavg", "fixed_ratio", "printed_formula", "over_the_air", "error_free",
+    "aircomp_pruned", "measured",
+)  # fmt: skip
+
+# Every scheme that prunes does so here, partly, and no two devices hold equally many images.
+BASE: dict[str, Any] = {
+    "model.name": "mlp", "model.options": {}, "model.personal": ["fc2*"], "rounds": 2, "fleet.num_devices": 4,
+    "partition.name": "dirichlet", "partition.options": {"alpha": 0.5}, "partition.samples_per_device": None,
+    "partition.test_samples_per_device": 10, "radio.bandwidth_hz": 1.2e7, "radio.latency_threshold_ms": 10.0,
+    "air.num_selected": 3, "air.snr_db": 20.0, "training.batch_size": 16, "engine.workers": 1,
+}  # fmt: skip
+OF_SCHEME: dict[str, dict[str, Any]] = {
+    "aircomp_pruned": {"radio.bandwidth_hz": 2e7, "radio.latency_threshold_ms": 0.6},
+    "measured": {
+        "channel.source": "measured", "measured.probe": False, "measured.initial_pruning_ratio": 0.25,
+        "radio.latency_threshold_ms": 100.0,
+    },
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A key that is set to another value, in a setting of its own.
+
+    Attributes:
+        values: to try, by scheme; "" for all others.
+        setting: further keys, in both jobs.
+        schemes: with which the trial makes sense; empty: all.
+        faults: as in `strange_app`.
+    """
+
+    key: str
+    values: Mapping[str, Any]
+    setting: Mapping[str, Any] = field(default_factory=dict)
+    schemes: Sequence[str] = ()
+    faults: str = ""
+
+    def value(self, scheme: str) -> Any:
+        """Return the other value under this scheme."""
+        return self.values.get(scheme, self.values[""])
+
+
+def _t(key: str, value: Any, setting: Mapping[str, Any] | None = None, **more: Any) -> Trial:
+    others = more.pop("others", {})
+    return Trial(key, {"": value, **others}, setting or {}, **more)
+
+
+_LIMIT = {"radio.max_pruning_ratio": 0.1}
+_NOTHING_HEARD = {"air.noise": False, "air.channel_error_variance": 0.0}
+_IMPERFECT = {"air.channel_error_variance": 0.05}
+_OWN_MASKS = {"air.count_mode": "bitmap", "radio.latency_threshold_ms": 2.5, "radio.cycles_per_weight": 200.0}
+_COUNT_FREE = {**_OWN_MASKS, "air.count_mode": "count_free"}
+_PLACES = {"air.path_loss": True}
+_AIRS = ("over_the_air", "error_free", "aircomp_pruned")
+_OFDMA = SCHEMES[:9]
+_SGD = {"training.optimizer": "sgd"}
+_EPOCHS = {"training.personal_epochs": 1, "training.global_epochs": 1}
+_CHARGED = {"radio.include_importance_cost": True}
+_SOME = {"fleet.devices_per_round": 3, "air.num_selected": 2}
+# What no operator states is asked for by a transfer; what was measured then decides.
+_TIMED = {"measured.initial_pruning_ratio": 0.0}
+
+_POOR = {"random_starts": 0, "matched_starts": 1, "candidates": 1, "climb": 1, "settled": 1, "improved": 0}
+
+TRIALS: tuple[Trial, ...] = (
+    _t("seed", 2),
+    _t("rounds", 3),
+    _t("evaluate_every", 2),
+    _t("evaluate_global", True),
+    _t("fleet.num_devices", 5),
+    _t("fleet.devices_per_round", 3),
+    _t("fleet.min_replies", 4, {"air.num_selected": 4}, faults="1:raise"),
+    _t("fleet.upload_norm_limit", 0.01, {"fleet.upload_norm_action": "clip"}),
+    _t("fleet.upload_norm_action", "clip", {"fleet.upload_norm_limit": 0.01}),
+    _t("fleet.upload_norm_action", "clip", {"fleet.upload_norm_limit": None}),
+    _t("fleet.max_own_images", 10**4, {"scheme.weighting": "samples"}, faults="all:own-images"),
+    _t("fleet.divergence_loss", 1e-3),
+    _t("fleet.evaluate", "participants", _SOME),
+    _t("radio.bandwidth_hz", 1.8e7),
+    _t("radio.transmit_power_dbm", 20.0),
+    _t("radio.noise_power_dbm", -100.0),
+    _t("radio.latency_threshold_ms", 8.0, others={"aircomp_pruned": 0.5, "measured": 50.0}),
+    _t("radio.noise_model", "proportional"),
+    _t("radio.bits_per_weight", 16),
+    _t("radio.cpu_hz", 1e9),
+    _t("radio.cycles_per_weight", 300.0),
+    _t("radio.cycles_per_weight_personal", 3000.0),
+    _t("radio.include_importance_cost", True),
+    _t("radio.include_importance_cost", True, {"training.importance": "magnitude"}),
+    _t("radio.include_importance_cost", True, _OWN_MASKS, schemes=("aircomp_pruned",)),
+    _t("radio.charge_mask_bits", False),
+    _t("radio.max_pruning_ratio", 0.1),
+    _t("radio.when_infeasible", "drop", _LIMIT),
+    _t("radio.when_infeasible", "drop"),
+    _t("channel.source", "measured", others={"measured": "emulated"}),
+    _t("channel.antennas", 8),
+    *(
+        _t(f"channel.{name}", value, setting)
+        for name, value in (
+            ("placement", "random"), ("cell_radius_m", 900.0), ("min_distance_m", 200.0),
+            ("path_loss_intercept_db", 120.0), ("path_loss_slope_db", 30.0), ("shadowing_std_db", 8.0),
+        )
+        for setting in ({}, _PLACES)
+    ),
+    _t("measured.window", 1, {"rounds": 4}),
+    _t("measured.margin", 0.5),
+    _t("measured.initial_pruning_ratio", 0.75),
+    _t("measured.probe", True, _TIMED, faults="all:unstated"),
+    _t("model.name", "lenet5"),
+    _t("model.options", {"hidden": 20}),
+    _t("model.personal", ["fc1.bias"]),
+    _t("dataset.transform", "none"),
+    _t("dataset.augment", "crop_flip"),
+    _t("task.loss_options", {"label_smoothing": 0.2}),
+    _t("task.metrics", ["balanced_accuracy"]),
+    _t("partition.name", "iid", {"partition.options": {}}),
+    _t("partition.options", {"alpha": 5.0}),
+    _t("partition.samples_per_device", 20),
+    _t("partition.test_samples_per_device", 12),
+    _t("training.algorithm", "fedprox", {"training.global_steps": 3}),
+    _t("training.options", {"mu": 1.0}, {"training.algorithm": "fedprox", "training.global_steps": 3}),
+    _t("training.personal_steps", 3),
+    _t("training.personal_steps", 3, _EPOCHS),
+    _t("training.personal_epochs", 1),
+    _t("training.global_steps", 3),
+    _t("training.global_steps", 3, _EPOCHS),
+    _t("training.global_epochs", 1),
+    _t("training.importance_steps", 3),
+    _t("training.importance_steps", 3, _CHARGED),
+    _t("training.importance_steps", 3, {"training.importance": "random", **_CHARGED}),
+    _t("training.importance_steps", 3, _OWN_MASKS, schemes=("aircomp_pruned",)),
+    _t("training.personal_learning_rate", 0.01),
+    _t("training.global_learning_rate", 0.01),
+    _t("training.batch_size", 8),
+    _t("training.optimizer", "sgd"),
+    _t("training.momentum", 0.9, _SGD),
+    _t("training.weight_decay", 0.1),
+    _t("training.importance", "random"),
+    _t("training.importance", "random", _OWN_MASKS, schemes=("aircomp_pruned",)),
+    _t("training.prune_bias", False),
+    _t("training.prune_bias", False, _OWN_MASKS, schemes=("aircomp_pruned",)),
+    _t("training.kernels", "plain", {"model.name": "cnn", "rounds": 1, "fleet.num_devices": 2,
+                                     "air.num_selected": 2}, schemes=("proposed",)),
+    _t("scheme.uplink", "over_the_air", others=dict.fromkeys(_AIRS, "ofdma")),
+    _t("scheme.allocation", "equal_bandwidth", others={"equal_bandwidth": "joint"}),
+    _t("scheme.pruning_ratio", 0.3),
+    _t("scheme.personalization", False, others=dict.fromkeys(
+        ("pruning_only", "fedavg", "over_the_air", "error_free"), True)),
+    _t("scheme.weighting", "samples"),
+    _t("air.num_selected", 2),
+    _t("air.antennas", 4),
+    _t("air.snr_db", 10.0),
+    _t("air.snr_db", 10.0, {"air.noise": False}),
+    _t("air.snr_db", 10.0, {"air.noise": False, **_OWN_MASKS}, schemes=("aircomp_pruned",)),
+    _t("air.noise", False, others={"error_free": True}),
+    _t("air.path_loss", True),
+    _t("air.normalization", "common"),
+    _t("air.normalization", "common", _IMPERFECT),
+    _t("air.packing", "real"),
+    _t("air.payload", "model"),
+    _t("air.payload", "model", _IMPERFECT),
+    _t("air.channel_error_variance", 0.05),
+    _t("air.recompute_beam", True),
+    _t("air.recompute_beam", True, _IMPERFECT),
+    _t("air.certificate", True),
+    _t("air.count_mode", "count_free"),
+    _t("air.shrinkage", "off"),
+    _t("air.shrinkage", "off", _NOTHING_HEARD),
+    _t("air.explore", 0.5),
+    _t("air.explore", 0.5, _OWN_MASKS),
+    _t("air.min_count", 2),
+    _t("air.min_count", 2, _OWN_MASKS),
+    _t("air.min_count", 3, _COUNT_FREE),
+    _t("scheduler.method", "random_beamforming"),
+    *(
+        _t("scheduler.beamformer", "tests.end_to_end.strange_app:poor_beam", {"scheduler.method": method},
+           schemes=("fedavg", "aircomp_pruned"))
+        for method in ("multistart", "policy_greedy", "random_selection", "random_beamforming",
+                       "iterative_reweighted", "subgradient", "brute_force")
+    ),
+    _t("scheduler.options", _POOR, {"fleet.num_devices": 10, "air.num_selected": 6}),
+    # What decides nothing: the records stay as they are.
+    _t("checkpoint_every", 1),
+    _t("report", {"title": "another"}),
+    _t("fleet.start_timeout_s", 300.0),
+    _t("fleet.min_devices", 2),
+    _t("fleet.round_timeout_s", 300.0),
+    _t("fleet.max_failed_rounds", 5),
+    _t("fleet.identity", "index"),
+    _t("engine.workers", 2),
+    _t("engine.state_memory_mib", 0.0),
+    _t("engine.batch_devices", 2),
+    _t("dataset.download", True),
+    _t("dataset.root", "/nowhere"),
+    _t("tracker.name", "tensorboard"),
+)  # fmt: skip
+
+# Declared, but nothing reads them yet: the trial shows it, and passes by itself when something does.
+AWAITED = ("evaluate_global", "task.metrics")
+
+# Declared since the trials were written: each wants a trial.
+UNTRIED = (
+    "channel.coherence_step_ms", "channel.csi_delay_rounds", "channel.csi_error_variance", "channel.mobility",
+    "channel.mobility_options", "channel.model", "channel.on_outage", "channel.options", "channel.path_loss",
+    "channel.path_loss_options", "channel.shadowing_distance_m", "radio.rate_backoff_db",
+    "scheme.aggregation", "scheme.aggregation_options", "server.learning_rate", "server.optimizer",
+    "server.options", "training.clip_norm", "training.optimizer_options", "training.schedule",
+    "training.schedule_options",
+)  # fmt: skip
+
+# Keys that no run of a few rounds in one process can show, and what else looks at them.
+ELSEWHERE = {
+    "resume": "goes on with another run: tests/server_app/test_checkpoint.py",
+    "fleet.roster": "says whose index is whose: tests/strategies/test_exchange_and_fleet.py",
+    "measured.probe_bytes": "decides how well is measured, not what: tests/server_app/test_probe_sink.py",
+    "measured.probe_host": "an address: tests/deployment/test_measured_radio.py",
+    "measured.probe_port": "an address: tests/deployment/test_measured_radio.py",
+    "measured.probe_address": "an address: tests/deployment/test_measured_radio.py",
+    "dataset.name": "needs the files of another data set: tests/end_to_end/test_mnist.py",
+    "dataset.options": "of data sets with parameters: tests/task",
+    "dataset.transform_options": "of a transform of one's own: tests/task",
+    "dataset.augment_options": "checked against the augmentation: tests/task",
+    "task.loss": "another loss needs other targets: tests/task",
+    "model.buffers": "needs a network with running statistics: tests/client_app",
+    "training.precision": "shows on some processors only: tests/client_app/test_precision.py",
+    "scheme.name": "is what the records are called",
+    "engine.name": "what runs the devices: tests/end_to_end/test_ray_engine.py, tests/deployment",
+    "engine.device": "needs a GPU: tests/client_app/test_batched.py",
+    "study.name": "a job that trains nothing: tests/experiments/test_studies.py",
+    "study.draws": "of studies: test_every_key.py",
+    "tracker.database": "of mlflow: tests/experiments/test_trackers.py",
+}

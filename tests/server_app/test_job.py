@@ -1,0 +1,60 @@
+"""From settings to the parts of a run."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from server_app.job import device_spec, device_times, prepare
+from server_app.settings import compose_settings
+
+
+def _run_key(*overrides):
+    return device_spec(compose_settings(["model=mlp", *overrides])).run_key
+
+
+def test_a_run_is_the_same_in_whatever_order_its_options_are_written():
+    options = ("+model.options.hidden=20", "+model.options.depth=2")
+    one, other = _run_key(*options), _run_key(*reversed(options))
+    assert one == other
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["seed=2", "model.options.hidden=20", "scheme=fedavg", "training.batch_size=8", "dataset=mnist"],
+)
+def test_what_a_device_keeps_belongs_to_one_kind_of_run(override):
+
+    assert _run_key(override) != _run_key()
+
+
+def test_whether_files_may_be_fetched_makes_no_other_run():
+    assert _run_key("dataset=mnist", "dataset.download=true") == _run_key(
+        "dataset=mnist", "dataset.download=false"
+    )
+
+
+@pytest.mark.parametrize(
+    ("overrides", "charged"),
+    [
+        ((), 1),
+        (("training.importance=first_order", "training.importance_steps=3"), 3),
+        (("scheme=aircomp_pruned", "air.count_mode=bitmap"), 1),
+        # No trial step is taken there, so none is charged.
+        (("training.importance=magnitude",), 0),
+        (("training.importance=random",), 0),
+        (("scheme=personalization_only",), 0),
+        (("scheme=fedavg",), 0),
+        (("scheme=over_the_air",), 0),
+        (("scheme=aircomp_pruned",), 0),
+    ],
+)
+def test_ranking_is_charged_where_there_is_any(overrides, charged):
+    """T0 = (tau_v C N_v + charged C N_u) / f, Liu et al. 2024, eq. (24)."""
+    settings = compose_settings(["model=mlp", *overrides])
+    radio = settings.radio
+    fixed, _ = device_times(prepare(replace(settings, radio=replace(radio, include_importance_cost=True))))
+    without, _ = device_times(prepare(settings))
+    size = 19885 if not settings.personal_patterns else 19625
+    expected = charged * size * radio.cycles_per_weight / radio.cpu_hz
+    np.testing.assert_allclose(fixed - without, expected, rtol=1e-9, atol=1e-15)
