@@ -65,9 +65,7 @@ def _personal(settings: Any) -> bool:
 
 
 # Schedulers that bring a beam of their own.
-_OWN_BEAM = (
-    "subgradient", "iterative_reweighted", "random_beamforming", "strategies.actor_critic:actor_critic",
-)  # fmt: skip
+_OWN_BEAM = ("subgradient", "iterative_reweighted", "random_beamforming")
 
 
 def _solves_beams(settings: Any) -> bool:
