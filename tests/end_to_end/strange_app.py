@@ -4,6 +4,8 @@ What they do is in AIRFLOWER_TEST_FAULTS, as in `faulty_app`, which also knows t
 counts with a thousand images more, "unstated" leaves the uplink's rate to a timed transfer.
 """
 
+from typing import Any
+
 import numpy as np
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
@@ -20,7 +22,7 @@ def _strange(message: Message, context: Context, reply: Message) -> Message:
     if reply.has_error():
         return reply
     device = int(str(context.node_config["partition-id"]))
-    metrics = reply.content["metrics"]
+    metrics: Any = reply.content["metrics"]
     fault = faulty_app._fault(context)
     if fault == "own-images":
         metrics["num-examples"] += 1000 * (device + 1)

@@ -188,7 +188,7 @@ def test_a_key_is_refused_where_it_changes_nothing_and_nowhere_else(number):
         _check(scheme, TRIALS[number])
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("number", _NUMBERS)
 def test_under_every_scheme(scheme, number):
