@@ -220,7 +220,8 @@ UNTRIED = (
     "scheme.aggregation", "scheme.aggregation_options", "server.learning_rate", "server.optimizer",
     "server.options", "training.clip_norm", "training.optimizer_options", "training.schedule",
     "training.schedule_options", "radio.cpu_min_hz", "radio.energy_per_cycle_squared",
-    "radio.energy_budget_j", "radio.battery_j", "radio.devices", "scheme.fairness", "scheme.tie_break", "scheme.objective",
+    "radio.energy_budget_j", "radio.battery_j", "radio.devices", "scheme.fairness", "scheme.tie_break",
+    "scheme.objective",
 )  # fmt: skip
 
 # Keys that no run of a few rounds in one process can show, and what else looks at them.
