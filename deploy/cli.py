@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
 
-from keys import ConfigError
+from schema import ConfigError
 
 log = logging.getLogger(__name__)
 

@@ -36,9 +36,9 @@ from deploy import warm
 from engines.diagnose import trouble
 from engines.superlink import commands, free_ports
 from engines.temporary import SOCKET, short_folder
-from keys import ConfigError
 from protocol.guard import Guard
 from protocol.messages import MessageError
+from schema import ConfigError
 from task.datasets import DatasetUnavailableError
 from task.datasets.image_folder import describe_images
 

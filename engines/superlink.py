@@ -23,11 +23,11 @@ from typing import Any
 
 from engines.diagnose import trouble
 from engines.process_table import descendants
-from keys import ConfigError, build, path_keys
 from protocol.interrupts import request
 from protocol.own_files import for_other_processes
 from records.ownership import KILLED, RUNNING, SUMMARY, is_over, read_summary
 from records.recorder import write_json
+from schema import ConfigError, build, path_keys
 from server_app.run import LOG_FILE, STOP_FILE, RunFailedError
 from server_app.settings import Settings, flatten
 from server_app.settings.overrides import joined, override

@@ -6,7 +6,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from keys import ConfigError
+from schema import ConfigError
 
 # A socket's path has at most 107 bytes on Linux and 103 on macOS. Ray adds up to 70 to its folder.
 RAY, SOCKET = 36, 90

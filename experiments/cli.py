@@ -13,8 +13,8 @@ import sys
 from pathlib import Path
 
 from experiments.command_line import ComposedJob, compose
-from keys import ConfigError
 from protocol.interrupts import interruptible
+from schema import ConfigError
 from server_app.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ def execute(job: ComposedJob) -> None:
 
 def _attempt(job: ComposedJob) -> None:
     """Run a job and say how it failed, if it does."""
-    from keys import ConfigError
+    from schema import ConfigError
 
     try:
         run_job(job.settings, job.folder)

@@ -18,9 +18,9 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.sweep import DEFAULT_JOB, DEFAULT_SWEEP, say_how_it_ended, subfolder, sweep_name
-from keys import ConfigError
 from protocol.own_files import find_own_modules
 from records.ownership import new_folder
+from schema import ConfigError
 from server_app.settings import Settings, explained, search_own_configuration, settings_from_config
 from server_app.settings.effects import check_uses, given_keys, without_effect
 from server_app.settings.overrides import as_meant, override

@@ -13,8 +13,8 @@ from typing import Any, get_type_hints
 
 from omegaconf import OmegaConf
 
-from keys import ConfigError, Declaration, declarations
 from registry import suggest
+from schema import ConfigError, Declaration, declarations
 from server_app.settings import Settings, compose_config
 from server_app.settings.overrides import override
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from keys import checked, key
-from keys.uses import GLOBAL_STEPS, PERSONAL, PERSONAL_PHASE, PERSONAL_STEPS, RANKING, TRIAL_STEPS
+from schema import checked, key
+from schema.uses import GLOBAL_STEPS, PERSONAL, PERSONAL_PHASE, PERSONAL_STEPS, RANKING, TRIAL_STEPS
 
 IMPORTANCES = ("update", "first_order", "magnitude", "random")
 OPTIMIZERS = ("sgd", "adam", "adamw")

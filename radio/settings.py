@@ -6,8 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from keys import Unit, key
-from keys.uses import (
+from radio.air.sparse import CountMode, Shrinkage
+from radio.air.transceiver import Mode
+from radio.air.zero_forcing import Packing
+from radio.channel.cell import NoiseModel
+from radio.channel.fading import Placement
+from radio.payload import Bits
+from radio.units import DB, DBM, MS
+from schema import Unit, key
+from schema.uses import (
     AGES,
     AIR,
     BEAMFORMER,
@@ -31,13 +38,6 @@ from keys.uses import (
     SNR,
     TRIAL_STEPS,
 )
-from radio.air.sparse import CountMode, Shrinkage
-from radio.air.transceiver import Mode
-from radio.air.zero_forcing import Packing
-from radio.channel.cell import NoiseModel
-from radio.channel.fading import Placement
-from radio.payload import Bits
-from radio.units import DB, DBM, MS
 
 Source = Literal["emulated", "measured"]
 Payload = Literal["delta", "model"]

@@ -7,8 +7,8 @@ from typing import overload
 import numpy as np
 from numpy.typing import ArrayLike
 
-from keys import Unit
 from radio.arrays import FloatArray, finite, positive
+from schema import Unit
 
 
 @overload

@@ -25,9 +25,9 @@ try:
 except ImportError:  # not a POSIX system: the process number alone says whether an owner lives
     fcntl = None  # type: ignore[assignment]
 
-from keys import ConfigError
 from protocol.guard import Guard, OpenSummary
 from records.recorder import write_json
+from schema import ConfigError
 
 LOCK_FILE = "run.lock"
 SUMMARY = "summary.json"

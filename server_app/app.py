@@ -8,10 +8,10 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from keys import build
 from protocol.interrupts import Interrupted, interruptible
 from protocol.own_files import find_own_modules
 from records.ownership import new_folder
+from schema import build
 from server_app.run import run
 from server_app.settings import Settings, compose_settings
 from server_app.settings.overrides import split

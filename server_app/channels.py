@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from keys import ConfigError, in_si
 from radio.channel import Cell, ChannelModel
+from schema import ConfigError, in_si
 from server_app.settings import Settings
 
 
@@ -41,7 +41,10 @@ def try_channels(cell: Cell, rounds: int) -> None:
     analog = cell.uplink is None
     expected = (cell.model.num_devices, cell.model.antennas)[: 1 + analog]
     try:
-        found = np.shape(cell.draw_vectors(1).true if analog else cell.draw(1).gain)
+        draw = cell.fading.vectors if analog else cell.fading.gain
+        found = np.shape(draw(cell.mean_gain, 1))
+        if found == expected:
+            _ = cell.draw_vectors(1) if analog else cell.draw(1)
     except Exception as error:  # of a channel of the user's own, any
         cause = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
         raise ConfigError(f"channel: {cause}") from error

@@ -29,7 +29,6 @@ import numpy.typing as npt
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from keys import ConfigError
 from protocol.archives import (
     ArchiveError,
     digest_of,
@@ -43,6 +42,7 @@ from protocol.messages import SAVE, UNKNOWN_ROUND, MessageError, SaveOrder, Save
 from protocol.untrusted import last_line, safe_text
 from records.ownership import status_of
 from records.recorder import HistoryError, Mark, Marks, Recorder, read_until
+from schema import ConfigError
 from server_app.settings import Settings, decides_nothing
 from strategies.base import NOT_CONNECTED, WirelessStrategy
 from strategies.exchange import exchange

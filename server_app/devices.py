@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from keys import ConfigError, declarations
 from protocol.archives import write_file
 from protocol.streams import generator
 from radio.devices import Range, draw_values, read_devices
 from radio.units import dbm_to_watt
+from schema import ConfigError, declarations
 from server_app.settings import Settings
 from strategies.energy import Energy
 

@@ -20,11 +20,11 @@ import numpy.typing as npt
 import torch
 
 from client_app.algorithms import Steps, check_training, steps_per_round
-from keys import ConfigError, in_si
-from keys.uses import TRIAL_STEPS
 from protocol.messages import DeviceSpec
 from protocol.streams import generator, torch_seed
 from radio.latency import ComputeModel
+from schema import ConfigError, in_si
+from schema.uses import TRIAL_STEPS
 from server_app.channels import channel_model, try_channels
 from server_app.data_facts import DataFacts
 from server_app.devices import device_energy, device_values
@@ -46,7 +46,7 @@ from task.dataset import Dataset
 from task.metrics import combined, lower_is_better
 from task.split import Split, flatten, persistent_buffers
 from task.trained import TaskFacts
-from task.whole_test import test_global
+from task.global_evaluation import test_global
 
 if TYPE_CHECKING:
     from strategies.over_the_air import AirInterface

@@ -21,7 +21,6 @@ from flwr.app import ArrayRecord, ConfigRecord
 from flwr.serverapp import Grid
 from omegaconf import OmegaConf
 
-from keys import ConfigError
 from protocol import interrupts
 from protocol.archives import write_file
 from protocol.interrupts import held
@@ -30,6 +29,7 @@ from records.figure import draw_run
 from records.ownership import SUMMARY, guarded, owned, refuse_used, settle
 from records.recorder import DEVICES, ROUNDS, HistoryError, Recorder, read_table, write_json
 from records.summary import run_facts, starved_rounds, summarise
+from schema import ConfigError
 from server_app import checkpoint
 from server_app.checkpoint import FinishedRound, Writer
 from server_app.devices import write_fleet

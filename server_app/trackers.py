@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from keys import ConfigError
+from schema import ConfigError
 from server_app.settings import Settings, flatten
 from strategies.records import Value
 

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from keys import key
-from keys.uses import (
+from radio.allocation.energy_aware import Objective
+from radio.allocation.policies import TieBreak
+from schema import key
+from schema.uses import (
     DIGITAL,
     ENERGY_AWARE,
     FIXED_RATIO,
@@ -20,8 +22,6 @@ from keys.uses import (
     TIME_OPTIMUM,
     TRAINING,
 )
-from radio.allocation.energy_aware import Objective
-from radio.allocation.policies import TieBreak
 from strategies.limits import Action
 
 Weighting = Literal["uniform", "samples"]

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from keys import key
-from keys.uses import PERSONALIZATION
+from schema import key
+from schema.uses import PERSONALIZATION
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,10 +9,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-BOTTOM = {"registry", "keys"}  # every package may import them
+BOTTOM = {"registry", "schema"}  # every package may import them
 ALLOWED = {
     "registry": set(),
-    "keys": set(),
+    "schema": set(),
     "radio": {"numpy", "scipy", "cvxpy"},
     "task": {"torch", "torchvision", "numpy", "sklearn", "PIL", "datasets", "flwr_datasets"},
     "protocol": {"numpy", "flwr"},
@@ -26,7 +26,7 @@ ALLOWED = {
 # From the ground up: a package may import those of a lower rank, and itself.
 RANK = {
     "registry": -2,
-    "keys": -1,
+    "schema": -1,
     "radio": 0,
     "task": 0,
     "protocol": 0,
@@ -105,3 +105,11 @@ def test_cvxpy_is_only_in_reference_solvers_and_loaded_late() -> None:
             if isinstance(node, ast.Import | ast.ImportFrom):
                 names = [alias.name for alias in node.names] + [getattr(node, "module", "") or ""]
                 assert not any(name.startswith("cvxpy") for name in names), path
+
+
+@pytest.mark.parametrize("package", sorted(RANK))
+def test_no_module_has_a_name_that_flower_leaves_out_of_an_app(package: str) -> None:
+    """`flwr build` packs no ``test_*.py`` and no ``*_test.py``, whatever the app says."""
+    for path in _files(package):
+        assert not path.name.startswith("test_"), path
+        assert not path.name.endswith("_test.py"), path

@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from keys import ConfigError
 from protocol.archives import digest_of
 from records.recorder import TIMING
 from registry import Registry
+from schema import ConfigError
 from server_app.settings import Settings
 from server_app.trackers import open_tracker
 from strategies.records import Value

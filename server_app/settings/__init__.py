@@ -1,7 +1,7 @@
 """The settings of a run: composed once, on the server, from ``conf/`` and what the user gives.
 
-Each key is declared where it is used (`keys.key`), the tree is `server_app.settings.tree.Settings`. dB, dBm
-and milliseconds appear only there and in ``conf/``: the rest of the code takes SI units (`keys.in_si`).
+Each key is declared where it is used (`schema.key`), the tree is `server_app.settings.tree.Settings`. dB, dBm
+and milliseconds appear only there and in ``conf/``: the rest of the code takes SI units (`schema.in_si`).
 """
 
 from server_app.settings.compose import (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from keys import ConfigError
+from schema import ConfigError
 from server_app.settings.tree import Settings
 
 

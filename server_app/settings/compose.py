@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from keys import ConfigError, build
 from protocol.own_files import own_configuration
 from registry import suggest
+from schema import ConfigError, build
 from server_app.settings.checks import check_together
 from server_app.settings.effects import check_uses, given_keys
 from server_app.settings.overrides import as_meant, remedy

@@ -1,6 +1,6 @@
 """A key that the user sets and that has no effect in this job is an error, before anything runs.
 
-When a key has an effect is declared with it (`keys.key`); here is what follows for what a user gave.
+When a key has an effect is declared with it (`schema.key`); here is what follows for what a user gave.
 """
 
 from __future__ import annotations
@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from keys import ConfigError, declarations
-from keys.uses import TRAINING
+from schema import ConfigError, declarations
+from schema.uses import TRAINING
 
 if TYPE_CHECKING:
     from server_app.settings.tree import Settings

@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from keys import open_keys, path_keys
+from schema import open_keys, path_keys
 from server_app.settings.tree import Settings
 
 # A text that is itself without quotes. Everything else is quoted: too often costs two characters.

@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import keys
-from keys import Unit, key
-from keys.uses import MLFLOW, STUDY, TRAINING
+import schema
 from protocol.training import TrainingSpec
 from radio.settings import AirSettings, ChannelSettings, RadioSettings, SchedulerSettings
+from schema import Unit, key
+from schema.uses import MLFLOW, STUDY, TRAINING
 from strategies.settings import FleetSettings, MeasuredSettings, SchemeSettings, ServerSettings
 from task.settings import DatasetSettings, ModelSettings, PartitionSettings, TaskSettings
 
@@ -134,12 +134,12 @@ class Settings:
 
 def decides_nothing(name: str) -> bool:
     """Return whether a key, or all keys of a group, can change where or how a run is done, but no record."""
-    return keys.decides_nothing(Settings, name)
+    return schema.decides_nothing(Settings, name)
 
 
 def names_that_decide_nothing() -> list[str]:
     """Return all keys and groups of that kind, and the groups that only stand for values of others."""
-    names = {*keys.declarations(Settings), *(field.name for field in dataclasses.fields(Settings))}
+    names = {*schema.declarations(Settings), *(field.name for field in dataclasses.fields(Settings))}
     return [*_STAND_FOR_OTHERS, *sorted(name for name in names if decides_nothing(name))]
 
 

@@ -85,7 +85,7 @@ def test_other_files_of_the_same_name_are_refused(tmp_path, data_root, monkeypat
     (other / "MNIST").symlink_to(data_root / "FashionMNIST")
     monkeypatch.setenv("AIRFLOWER_DATA_ROOT", str(other))
     run_context.cache_clear()
-    assert "labels differ" in introduce(HelloOrder(spec), _node()).problem
+    assert "labels (or groups) differ" in introduce(HelloOrder(spec), _node()).problem
 
 
 def test_where_data_lie_is_no_part_of_what_a_device_stores_its_state_under(tmp_path):

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from engines.inprocess import InProcessGrid
-from keys import ConfigError
 from records.recorder import read_table
+from schema import ConfigError
 from server_app.settings import compose_settings
 from tests.end_to_end.jobs import SMALL, final_weights, run_job, run_small
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from keys import ConfigError
+from schema import ConfigError
 from server_app.settings import compose_settings
 from tests.end_to_end.jobs import final_weights, records, run_small
 
@@ -133,6 +133,9 @@ class misshapen:
 
     def gain(self, mean: Any, server_round: int) -> Any:
         return np.ones(3)
+
+    def vectors(self, mean: Any, server_round: int) -> Any:
+        return np.ones((3, 64))
 
 
 def test_every_channel_of_ours_composes() -> None:

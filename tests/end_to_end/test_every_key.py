@@ -24,8 +24,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from engines.inprocess import open_grid
-from keys import ConfigError, declarations
 from records.recorder import read_table
+from schema import ConfigError, declarations
 from server_app.run import RunFailedError, run
 from server_app.settings import Settings, compose_config, settings_from_config
 from server_app.settings.effects import without_effect

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from keys import ConfigError
 from records.recorder import read_table
+from schema import ConfigError
 from server_app.job import build_strategy, prepare
 from server_app.run import RunFailedError
 from server_app.settings import compose_settings

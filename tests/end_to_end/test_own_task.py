@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from engines.inprocess import open_grid
-from keys import ConfigError
+from schema import ConfigError
 from server_app.job import prepare
 from server_app.run import run
 from server_app.settings import compose_settings

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from keys import ConfigError
 from records.recorder import read_table
+from schema import ConfigError
 from tests.end_to_end.jobs import final_weights, records, run_small
 
 

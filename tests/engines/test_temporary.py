@@ -8,7 +8,7 @@ import pytest
 
 from engines import temporary
 from engines.temporary import RAY, SOCKET, short_folder
-from keys import ConfigError
+from schema import ConfigError
 
 
 @pytest.mark.parametrize("longest", [RAY, SOCKET])

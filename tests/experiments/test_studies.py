@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from experiments.studies import resolve, run_study
-from keys import ConfigError
 from records.recorder import read_table
+from schema import ConfigError
 from server_app.job import build_strategy, prepare
 from server_app.run import record_run
 from server_app.settings import compose_settings

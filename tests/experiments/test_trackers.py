@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from experiments.studies import run_study
-from keys import ConfigError
 from records.recorder import read_table
+from schema import ConfigError
 from server_app.settings import compose_settings
 from server_app.trackers import numbers
 from tests.experiments.small_sweeps import run_tiny

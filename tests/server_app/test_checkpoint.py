@@ -13,8 +13,8 @@ import pytest
 from flwr.app import ConfigRecord, RecordDict
 
 from client_app import state
-from keys import ConfigError
 from protocol.messages import SAVED
+from schema import ConfigError
 from server_app import checkpoint
 from tests.end_to_end.jobs import final_weights, records, run_small
 

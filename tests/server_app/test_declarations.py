@@ -9,9 +9,9 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.help import help_text
-from keys import ConfigError, Unit, build, checked, decides_nothing, declarations, in_si, key, open_keys
 from radio.settings import RadioSettings
 from radio.units import MS
+from schema import ConfigError, Unit, build, checked, decides_nothing, declarations, in_si, key, open_keys
 from server_app.settings import Settings, compose_config, compose_settings
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -3,7 +3,7 @@
 import pytest
 
 from experiments.command_line import sweep_of
-from keys import ConfigError
+from schema import ConfigError
 from server_app.job import build_strategy, prepare
 from server_app.settings import compose_settings
 

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from benchmarks.records import JOBS
-from keys import ConfigError, declarations
+from schema import ConfigError, declarations
 from server_app.settings import Settings, compose_settings, decides_nothing
 
 

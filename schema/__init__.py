@@ -10,8 +10,8 @@ The type of a key is its annotation. `server_app.settings` puts the groups toget
 the values.
 """
 
-from keys.build import ConfigError, build, checked
-from keys.declaration import (
+from schema.build import ConfigError, build, checked
+from schema.declaration import (
     SI_UNITS,
     Declaration,
     Unit,

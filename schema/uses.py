@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from keys.declaration import Use
+from schema.declaration import Use
 
 _DENSE = "dense_equal_bandwidth"  # the allocation policy that prunes nothing
 _WITHOUT_LIMIT = (_DENSE, "fixed_ratio", "printed_formula")  # those that keep to no largest pruning ratio
