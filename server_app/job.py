@@ -43,10 +43,10 @@ from strategies.server_optimizers import ServerStep
 from task.build import Learning, Task, TaskError, build_task
 from task.check import check_task
 from task.dataset import Dataset
+from task.global_evaluation import test_global
 from task.metrics import combined, lower_is_better
 from task.split import Split, flatten, persistent_buffers
 from task.trained import TaskFacts
-from task.global_evaluation import test_global
 
 if TYPE_CHECKING:
     from strategies.over_the_air import AirInterface
