@@ -20,6 +20,7 @@ from pathlib import Path
 
 import torch
 
+from protocol.own_files import find_own_modules
 from server_app.results import ResultsError, load_run
 from task.trained import TrainedModel
 
@@ -42,6 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help=f"file to write: {', '.join(WRITERS)}; may be given several times",
     )  # fmt: skip
     options = parser.parse_args(arguments)
+    find_own_modules()  # the network may be the user's own
     try:
         for path in options.to:
             if path.suffix not in WRITERS:

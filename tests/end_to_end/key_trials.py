@@ -206,7 +206,6 @@ TRIALS: tuple[Trial, ...] = (
     _t("engine.batch_devices", 2),
     _t("dataset.download", True),
     _t("dataset.root", "/nowhere"),
-    _t("tracker.name", "tensorboard"),
 )  # fmt: skip
 
 # Declared, but nothing reads them yet: the trial shows it, and passes by itself when something does.
@@ -244,5 +243,6 @@ ELSEWHERE = {
     "engine.device": "needs a GPU: tests/client_app/test_batched.py",
     "study.name": "a job that trains nothing: tests/experiments/test_studies.py",
     "study.draws": "of studies: test_every_key.py",
+    "tracker.name": "its libraries are extras: tests/experiments/test_trackers.py",
     "tracker.database": "of mlflow: tests/experiments/test_trackers.py",
 }
