@@ -11,6 +11,7 @@ import pytest
 PAGES = sorted(
     page for page in (Path(__file__).parents[1] / "docs" / "extend").glob("*.md") if page.stem != "README"
 )
+OWN = Path(__file__).parents[1] / "docs" / "bring_your_own.md"
 BLOCK = re.compile(r"(?:`(?P<name>[\w./-]+)`:\n\n)?```(?P<kind>\w+)\n(?P<text>.*?)```", re.DOTALL)
 
 
@@ -20,7 +21,7 @@ def test_the_overview_lists_every_page() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", [*PAGES, OWN], ids=lambda page: page.stem)
 def test_the_page_runs_as_printed(page: Path, tmp_path: Path) -> None:
     commands = 0
     for block in BLOCK.finditer(page.read_text()):

@@ -10,6 +10,8 @@ from protocol.streams import generator
 from radio.air.sparse import choose_common_mask
 from radio.scheduling import schedule
 from records.recorder import read_table
+from server_app.settings import compose_config, settings_from_config
+from server_app.settings.effects import given_keys, without_effect
 from tests.end_to_end.jobs import final_weights, run_job
 from tests.end_to_end.plain_air import Air, average, draw_channels, pruned_update
 from tests.end_to_end.plain_learning import Learning, Setting
@@ -42,11 +44,14 @@ class Case:
         ours = [text for text in self.learning.overrides() if not text.startswith((weighting, "radio.bits"))]
         if self.learning.by_samples:
             ours.append(f"{weighting}=samples")
-        return [
+        given = [
             f"scheme={self.scheme}", f"server.learning_rate={self.server}",
             "scheduler=policy_greedy", *ours, f"rounds={ROUNDS}",
             *(f"air.{key}={value}" for key, value in self.air.items()),
         ]  # fmt: skip
+        # What a scheme does not use must not be set: it is what it would be.
+        idle = without_effect(settings_from_config(compose_config(given)), given_keys(given))
+        return [text for text in given if text.partition("=")[0] not in idle]
 
 
 DENSE = {
