@@ -108,7 +108,14 @@ def _goes_on(folder: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SIGNALS)
-@pytest.mark.parametrize("engine", ["inprocess", "ray", "flower"])
+@pytest.mark.parametrize(
+    "engine",
+    [
+        "inprocess",
+        pytest.param("ray", marks=pytest.mark.exhaustive),
+        pytest.param("flower", marks=pytest.mark.exhaustive),
+    ],
+)
 def test_a_run_is_stopped(tmp_path, scratch, engine, name):
     folder = tmp_path / "out"
     every = "checkpoint_every=1" if name == "SIGKILL" else "checkpoint_every=0"
@@ -142,6 +149,7 @@ def test_a_sweep_is_stopped(tmp_path, scratch, name):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", SIGNALS)
 def test_a_reproduction_is_stopped(tmp_path, scratch, name):
     """Its sweeps have processes of their own; also when it is killed, they store what they have."""

@@ -75,5 +75,5 @@ def test_an_unknown_experiment_is_refused(sweeps, capsys):
     with pytest.raises(SystemExit) as stop:
         reproduce.main(["p1_fig7"])
     assert stop.value.code == 2
-    assert "no experiment p1_fig7; there are: aircomp_vs_ofdma" in capsys.readouterr().err
+    assert "no experiment p1_fig7; there are: accuracy_and_bits" in capsys.readouterr().err
     assert not sweeps[0]
