@@ -11,7 +11,7 @@ import flwr
 import pytest
 
 pytest.importorskip("hatchling")
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.exhaustive
 
 ROOT = Path(__file__).parents[2]
 SMALL = ("model=mlp", "rounds=1", "partition.samples_per_device=40", "partition.test_samples_per_device=20")

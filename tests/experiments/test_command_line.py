@@ -28,7 +28,7 @@ def files(folder: Path) -> list[str]:
         (("-m", "model.personal=[fc2*],[conv*]"), "model.personal.*conv.* matches no parameter.*in the job"),
         (("-m", "scheme.allocation=joint,nowhere:at_all"), "cannot be imported.*in the job"),
         (("-m", "seed=1,2", "resume=nowhere"), "resume = nowhere: no usable checkpoint"),
-        (("-m", "study.name=planning,nosuch"), "study.name = nosuch is unknown"),
+        (("-m", "study.name=planning,nosuch"), "study.name = 'nosuch' is unknown"),
         (("-m", "seed=1,x"), "seed = 'x' is not a whole number"),
         (("seed=1,2",), "Ambiguous value"),
         (("radio.cpu_hz=(1",), "a text with such characters is quoted"),

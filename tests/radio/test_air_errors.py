@@ -230,4 +230,7 @@ def test_without_noise_the_prediction_is_the_error(
     )
     assert (found.realised_mse is None) == (not found.updated.any())
     if found.realised_mse is not None:
-        assert found.predicted_mse == pytest.approx(found.realised_mse, rel=1e-5, abs=1e-12)
+        # The weights that come out are float32: an error e of a weight w is known to w 2^-24.
+        rounding = 2**-23 * max(1.0, *(float(np.abs(values).max()) for values, _ in parts))
+        slack = 2 * rounding * np.sqrt(found.realised_mse) + rounding**2
+        assert found.predicted_mse == pytest.approx(found.realised_mse, rel=1e-9, abs=slack)

@@ -279,7 +279,7 @@ def test_equals_every_set_tried(case):
     check_against_every_set(case, range(5))
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("case", CASES)
 def test_equals_every_set_tried_on_200_draws(case):
     check_against_every_set(case, range(200))

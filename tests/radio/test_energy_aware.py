@@ -61,7 +61,7 @@ def test_never_below_a_reference_by_scipy() -> None:
     random_instances(6)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_never_below_a_reference_by_scipy_on_a_thousand_instances() -> None:
     random_instances(1000)
 
@@ -160,7 +160,7 @@ def test_a_limit_that_does_not_fit_is_refused_relaxed_or_dropped() -> None:
     check_feasible(terms, dropped)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_hundred_thousand_devices() -> None:
     terms = draw_terms(1, 100_000, load=3.0)
     found = allocate_energy(terms)

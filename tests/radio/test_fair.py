@@ -72,7 +72,7 @@ def test_agrees_with_a_cone_solver(alpha: float) -> None:
         compare(seed, alpha)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("alpha", ALPHAS)
 def test_agrees_with_a_cone_solver_on_two_hundred_instances(alpha: float) -> None:
     for seed in range(200):
