@@ -37,7 +37,7 @@ problems = st.integers(0, 2**32 - 1).map(draw_problem)
 
 @settings(deadline=None, max_examples=40)
 @given(problems)
-@pytest.mark.parametrize("name", sorted(POLICIES))
+@pytest.mark.parametrize("name", sorted(set(POLICIES) - {"energy_aware"}))  # needs energy: test_energy_aware
 def test_contract_of_every_policy(name: str, problem: OfdmaProblem) -> None:
     plan = get_policy(name)(problem, pruning_ratio=0.5 if name == "fixed_ratio" else None)
     b, rho = plan.bandwidth_fraction, plan.pruning_ratio

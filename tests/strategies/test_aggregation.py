@@ -201,7 +201,7 @@ def test_one_of_ones_own(tmp_path, monkeypatch):
     found = _stream(chosen, current, uploads, masks, np.ones(4)).weights
     np.testing.assert_allclose(found, current + 0.25 * (mean - current), rtol=1e-5)
     for name, words in [
-        ("explodes", "not finite"),
+        ("explodes", "must be finite"),
         ("short", "float32 of shape"),
         ("fails", "KeyError: 'no such thing'"),
     ]:
