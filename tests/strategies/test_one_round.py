@@ -15,6 +15,7 @@ from radio import payload
 from server_app.job import build_strategy, prepare
 from server_app.settings import compose_settings
 from strategies.base import DivergedError
+from strategies.plan import Outcome
 
 DEVICES, N = 5, 260
 START = np.linspace(-1, 1, N).astype(np.float32)
@@ -167,7 +168,7 @@ def test_weights_that_are_no_numbers_end_the_run(grid):
 
     def overflows(*arguments):
         receiver = receive(*arguments)
-        receiver.finish = lambda: (np.full(N, np.inf, np.float32), {})
+        receiver.finish = lambda: Outcome(np.full(N, np.inf, np.float32), {})
         return receiver
 
     strategy.receive = overflows

@@ -50,7 +50,7 @@ def _round(strategy, seed=0):
 
 def test_exact_counts_no_shrinkage_no_noise_equal_digital_masked_averaging():
     """To float32 rounding of weights of size 1 to 4: a few units of 2^-22."""
-    strategy = _strategy("air.noise=false", "air.shrinkage=off")
+    strategy = _strategy("air.noise=false")
     _, digital, (moved, columns, *_) = _round(strategy)
     np.testing.assert_allclose(moved, digital.weights, rtol=0, atol=2**-21)
     assert columns["mse_predicted"] == 0.0
