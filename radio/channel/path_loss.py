@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -169,37 +170,25 @@ def _visibility(distance: FloatArray, scale: float) -> FloatArray:
     return np.asarray(18.0 / near + np.exp(-near / scale) * (1.0 - 18.0 / near))
 
 
-@PATH_LOSSES.register("umi")
-def umi(
+def _urban(
+    law: type[Urban],
     model: ChannelModel,
     *,
+    server_height_m: float,
     carrier_ghz: float = 3.5,
-    server_height_m: float = 10.0,
     device_height_m: float = 1.5,
     shadowing: bool = True,
-) -> UrbanMicro:
-    """Return the UMi street canyon of 3GPP TR 38.901."""
-    return UrbanMicro(
+) -> PathLoss:
+    """Return an urban law with the options of ``channel.path_loss_options``."""
+    built: Any = law(
         carrier_hz=carrier_ghz * 1e9,
         server_height=server_height_m,
         device_height=device_height_m,
         shadowing=shadowing,
     )
+    found: PathLoss = built
+    return found
 
 
-@PATH_LOSSES.register("uma")
-def uma(
-    model: ChannelModel,
-    *,
-    carrier_ghz: float = 3.5,
-    server_height_m: float = 25.0,
-    device_height_m: float = 1.5,
-    shadowing: bool = True,
-) -> UrbanMacro:
-    """Return the UMa of 3GPP TR 38.901."""
-    return UrbanMacro(
-        carrier_hz=carrier_ghz * 1e9,
-        server_height=server_height_m,
-        device_height=device_height_m,
-        shadowing=shadowing,
-    )
+PATH_LOSSES.register("umi")(partial(_urban, UrbanMicro, server_height_m=10.0))
+PATH_LOSSES.register("uma")(partial(_urban, UrbanMacro, server_height_m=25.0))

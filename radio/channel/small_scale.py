@@ -7,6 +7,7 @@ g come from the stream ("channel", g), so that any round can be drawn alone and 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -102,7 +103,8 @@ class Multipath:
         if spatial_correlation > 0:
             correlation = float(spatial_correlation) ** np.abs(order[:, None] - order)
             self._colour = np.linalg.cholesky(correlation).T
-        self._plain = not (self._kappa or self._colour is not None or self._memory.any())
+        self._remembers = bool(self._memory.any())
+        self._plain = not (self._kappa or self._colour is not None or self._remembers)
         self._process = Process(lambda: self._fresh(1), self._step, scene.keep)
 
     def _fresh(self, server_round: int) -> ComplexArray:
@@ -126,8 +128,7 @@ class Multipath:
         """Return (K, N) complex channels."""
         if self._plain:
             return draw_vectors(self._scene.model, mean, self._scene.stream("channel", server_round))
-        has_memory = bool(self._memory.any())
-        z = self._process.at(server_round) if has_memory else self._fresh(server_round)
+        z = self._process.at(server_round) if self._remembers else self._fresh(server_round)
         if self._colour is not None:
             z = z @ self._colour
         if self._kappa:
@@ -137,64 +138,11 @@ class Multipath:
         return np.asarray(np.sqrt(mean)[:, np.newaxis] * z)
 
 
+# One model under the names by which its parts are known, each with that part switched on.
 FADINGS.register("multipath")(Multipath)
-
-
-@FADINGS.register("rician")
-def rician(
-    scene: Scene,
-    *,
-    k_factor: float = 4.0,
-    spatial_correlation: float = 0.0,
-    speed_kmh: float | list[float] | None = None,
-    carrier_ghz: float = 3.5,
-) -> Multipath:
-    """Return a channel with a line of sight; `Multipath` with kappa = 4 (6 dB) unless said."""
-    return Multipath(
-        scene,
-        k_factor=k_factor,
-        spatial_correlation=spatial_correlation,
-        speed_kmh=speed_kmh,
-        carrier_ghz=carrier_ghz,
-    )
-
-
-@FADINGS.register("correlated")
-def correlated(
-    scene: Scene,
-    *,
-    spatial_correlation: float = 0.7,
-    k_factor: float = 0.0,
-    speed_kmh: float | list[float] | None = None,
-    carrier_ghz: float = 3.5,
-) -> Multipath:
-    """Return antennas that see alike; `Multipath` with c = 0.7 unless said."""
-    return Multipath(
-        scene,
-        k_factor=k_factor,
-        spatial_correlation=spatial_correlation,
-        speed_kmh=speed_kmh,
-        carrier_ghz=carrier_ghz,
-    )
-
-
-@FADINGS.register("gauss_markov")
-def gauss_markov(
-    scene: Scene,
-    *,
-    speed_kmh: float | list[float] = 3.0,
-    carrier_ghz: float = 3.5,
-    k_factor: float = 0.0,
-    spatial_correlation: float = 0.0,
-) -> Multipath:
-    """Return channels that remember; `Multipath` at 3 km/h unless said."""
-    return Multipath(
-        scene,
-        k_factor=k_factor,
-        spatial_correlation=spatial_correlation,
-        speed_kmh=speed_kmh,
-        carrier_ghz=carrier_ghz,
-    )
+FADINGS.register("rician")(partial(Multipath, k_factor=4.0))  # 6 dB
+FADINGS.register("correlated")(partial(Multipath, spatial_correlation=0.7))
+FADINGS.register("gauss_markov")(partial(Multipath, speed_kmh=3.0))
 
 
 def clarke(speed: FloatArray, carrier_hz: float, seconds: float) -> FloatArray:
