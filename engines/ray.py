@@ -17,6 +17,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -101,8 +102,12 @@ def _start_ray(arguments: dict[str, Any]) -> None:
         signal.signal(signal.SIGTERM, handler)
 
 
+@cache
 def credentials() -> dict[str, str]:
-    """Return variables for a Ray of our own: it listens on all addresses, to those with its token."""
+    """Return variables for a Ray of our own: it listens on all addresses, to those with its token.
+
+    Ray reads the token once per process, so every run of this process (the jobs of a sweep) has the same one.
+    """
     return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 
 
