@@ -21,8 +21,9 @@ from engines.allocator import keep_freed_memory
 from engines.inprocess import InProcessGrid
 from protocol.messages import read_weights, weights_record
 from protocol.streams import torch_seed
-from server_app.job import Job, build_strategy, prepare
+from server_app.job import Job, prepare
 from server_app.settings import compose_settings
+from server_app.strategy import build_strategy
 from task import Dataset
 from task.datasets import DATASETS
 

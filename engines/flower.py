@@ -35,7 +35,7 @@ from engines.temporary import RAY, short_folder
 from protocol.guard import Guard
 from protocol.interrupts import held
 from records.ownership import SUMMARY, lock_variables, owned, refuse_used
-from server_app.run import continues
+from server_app.resume import continues
 from server_app.settings import Settings
 
 

@@ -32,11 +32,12 @@ def check_fully(settings: Settings, seen: set[str]) -> None:
     deciding = {name: value for name, value in settings.to_dict().items() if name not in _NO_MATTER}
     identity = json.dumps(deciding, sort_keys=True, default=str)
     if identity not in seen:
-        from server_app.job import build_strategy, prepare
+        from server_app.job import prepare
+        from server_app.strategy import build_strategy
 
         build_strategy(prepare(settings))
         seen.add(identity)
     if settings.resume:
-        from server_app.checkpoint import load
+        from server_app.resume import load_checkpoint
 
-        load(settings.resume, settings)
+        load_checkpoint(settings)

@@ -25,8 +25,8 @@ from omegaconf import OmegaConf
 from client_app.algorithms import make_algorithm
 from protocol.archives import ArchiveError, read_archive
 from protocol.streams import torch_seed
+from records import checkpoint
 from records.recorder import DEVICE_TIMING, DEVICES, ROUNDS, TIMING
-from server_app import checkpoint
 from task.trained import TaskFacts, TrainedModel, WeightsError, trained_model
 
 SUMMARY, CONFIG, TASK = "summary.json", "config.yaml", "task.json"

@@ -7,7 +7,6 @@ finished round as a checkpoint, and a summary that says so.
 from __future__ import annotations
 
 import logging
-import os
 import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -25,22 +24,25 @@ from protocol import interrupts
 from protocol.archives import write_file
 from protocol.interrupts import held
 from protocol.messages import read_weights, weights_record
+from records import checkpoint
+from records.checkpoint import FinishedRound, Writer
 from records.figure import draw_run
-from records.ownership import SUMMARY, guarded, owned, refuse_used, settle
+from records.ownership import SUMMARY, guarded, owned, refuse_used
 from records.recorder import DEVICES, ROUNDS, HistoryError, Recorder, read_table, write_json
 from records.summary import run_facts, starved_rounds, summarise
 from schema import ConfigError
-from server_app import checkpoint
-from server_app.checkpoint import FinishedRound, Writer
 from server_app.devices import write_fleet
-from server_app.job import Job, build_strategy, prepare
+from server_app.job import Job, prepare
 from server_app.progress import round_line, starved_line
 from server_app.results import TASK
+from server_app.resume import continues, load_checkpoint, open_checkpoint
 from server_app.settings import Settings
+from server_app.strategy import build_strategy
 from server_app.trackers import Tracker, open_tracker
 from strategies.base import DivergedError, WirelessStrategy
 from strategies.exchange import exchange
 from strategies.probe_sink import ProbeSink
+from strategies.settings import MeasuredSettings
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +85,7 @@ def record_run(settings: Settings, folder: Path, work: Callable[[], Mapping[str,
     with owned(folder):
         in_place = continues(settings, folder)
         if in_place:  # what is wrong is to be found before anything of that run is overwritten
-            checkpoint.load(str(settings.resume), settings, quiet=True)
+            load_checkpoint(settings, quiet=True)
         else:
             refuse_used(folder)
         write_file(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(settings.to_dict())).encode())
@@ -109,11 +111,6 @@ def record_run(settings: Settings, folder: Path, work: Callable[[], Mapping[str,
     return summary
 
 
-def continues(settings: Settings, folder: Path) -> bool:
-    """Return whether a run goes on in the folder of the one that it continues."""
-    return bool(settings.resume) and checkpoint.source_of(str(settings.resume)) == folder.resolve()
-
-
 @contextmanager
 def _log_file(path: Path, *, append: bool) -> Iterator[None]:
     """Keep what the project's own loggers say in the run folder, whatever the application does with it."""
@@ -133,20 +130,14 @@ def _log_file(path: Path, *, append: bool) -> Iterator[None]:
         handler.close()
 
 
-def _run(settings: Settings, grid: Grid, folder: Path, on_nodes: bool) -> dict[str, Any]:
-    with uplink_probe(settings) as probe:
-        return _run_with(prepare(settings, on_nodes=on_nodes), grid, folder, probe)
-
-
 @contextmanager
-def uplink_probe(settings: Settings) -> Iterator[ProbeSink | None]:
-    """Listen for timed transfers while a run on measured radio lasts.
+def uplink_probe(measured: MeasuredSettings | None) -> Iterator[ProbeSink | None]:
+    """Listen for timed transfers while a run on measured radio, if it is one, lasts.
 
     Raises:
         ConfigError: if the address cannot be listened on.
     """
-    measured = settings.measured
-    if settings.channel.source != "measured" or not measured.probe:
+    if measured is None or not measured.probe:
         yield None
         return
     try:
@@ -162,9 +153,10 @@ def uplink_probe(settings: Settings) -> Iterator[ProbeSink | None]:
         yield sink
 
 
-def _run_with(job: Job, grid: Grid, folder: Path, probe: ProbeSink | None) -> dict[str, Any]:
-    settings = job.settings
-    with _open_checkpoint(settings, folder) as start:
+def _run(settings: Settings, grid: Grid, folder: Path, on_nodes: bool) -> dict[str, Any]:
+    measured = settings.measured if settings.channel.source == "measured" else None
+    with uplink_probe(measured) as probe, open_checkpoint(settings) as start:
+        job = prepare(settings, on_nodes=on_nodes)
         # The name of a run decides nothing of it: only where devices keep what belongs to it.
         strategy = build_strategy(
             job,
@@ -205,7 +197,7 @@ def _run_with(job: Job, grid: Grid, folder: Path, probe: ProbeSink | None) -> di
         log.info("%s", data.line())
         if warning := data.warning():
             log.warning("%s", warning)
-        writer = Writer(folder, settings, recorder, start)
+        writer = Writer(folder, settings.to_dict(), recorder, start)
         with open_tracker(settings, folder) as tracker:
             _rounds(job, strategy, grid, recorder, tracker, writer)
     rows = read_table(folder / ROUNDS)
@@ -221,21 +213,6 @@ def _run_with(job: Job, grid: Grid, folder: Path, probe: ProbeSink | None) -> di
         "checkpoint_round": writer.stored_round,
         "records": recorder.digests,
     }
-
-
-@contextmanager
-def _open_checkpoint(settings: Settings, folder: Path) -> Iterator[checkpoint.Checkpoint | None]:
-    """Open the checkpoint that the run continues, and own the folder that it lies in."""
-    if not settings.resume:
-        yield None
-        return
-    source = checkpoint.source_of(settings.resume)
-    if not (source / checkpoint.FOLDER).is_dir() or not os.access(source, os.W_OK):
-        yield checkpoint.load(settings.resume, settings)
-        return
-    settle(source)
-    with owned(source):
-        yield checkpoint.load(settings.resume, settings)
 
 
 def _rounds(

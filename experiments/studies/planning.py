@@ -11,8 +11,10 @@ from experiments.studies import StudyResult
 from protocol.streams import generator
 from radio.allocation.policies import printed_values
 from radio.latency import slack
-from server_app.job import build_strategy, ofdma_cell, prepare
+from server_app.job import prepare
+from server_app.links import ofdma_cell
 from server_app.settings import Settings
+from server_app.strategy import build_strategy
 from strategies.ofdma import OfdmaStrategy
 from strategies.plan import OfdmaPlan
 

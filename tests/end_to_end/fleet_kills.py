@@ -22,8 +22,8 @@ from deploy.local_fleet import LocalFleet
 from engines.process_table import descendants, processes
 from engines.superlink import finished
 from protocol.archives import read_archive
+from records.checkpoint import checkpoints, latest
 from records.ownership import holder_of, read_summary, status_of
-from server_app.checkpoint import checkpoints, latest
 
 ROUNDS = 3
 JOB = (

@@ -10,7 +10,7 @@ from unittest import mock
 import numpy as np
 
 from engines.inprocess import open_grid
-from server_app.checkpoint import latest
+from records.checkpoint import latest
 from server_app.run import run
 from server_app.settings import Settings, compose_settings
 

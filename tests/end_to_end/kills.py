@@ -26,8 +26,8 @@ import numpy as np
 from experiments.cli import run_job
 from protocol.archives import read_archive
 from protocol.interrupts import interruptible
+from records.checkpoint import checkpoints, latest
 from records.ownership import status_of
-from server_app.checkpoint import checkpoints, latest
 from server_app.settings import compose_settings
 
 JOB = (

@@ -5,9 +5,10 @@ import pytest
 
 from records.recorder import read_table
 from schema import ConfigError
-from server_app.job import build_strategy, prepare
+from server_app.job import prepare
 from server_app.run import RunFailedError
 from server_app.settings import compose_settings
+from server_app.strategy import build_strategy
 from strategies.base import DivergedError
 from tests.end_to_end.jobs import final_weights, records, run_small
 

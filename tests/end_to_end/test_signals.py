@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from engines.process_table import descendants, processes
+from records.checkpoint import checkpoints
 from records.ownership import status_of
 from records.recorder import read_table
-from server_app.checkpoint import checkpoints
 
 SMALL = ("model=mlp", "partition.samples_per_device=40", "partition.test_samples_per_device=20")
 JOB = (*SMALL, "fleet.num_devices=3", "rounds=1000")

@@ -9,9 +9,10 @@ import pytest
 from experiments.studies import resolve, run_study
 from records.recorder import read_table
 from schema import ConfigError
-from server_app.job import build_strategy, prepare
+from server_app.job import prepare
 from server_app.run import record_run
 from server_app.settings import compose_settings
+from server_app.strategy import build_strategy
 
 SMALL = ("model=mlp", "study.draws=8")
 

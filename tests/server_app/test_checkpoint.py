@@ -14,8 +14,10 @@ from flwr.app import ConfigRecord, RecordDict
 
 from client_app import state
 from protocol.messages import SAVED
+from records import checkpoint
+from records.checkpoint import writer
+from records.checkpoint.collect import _stored
 from schema import ConfigError
-from server_app import checkpoint
 from tests.end_to_end.jobs import final_weights, records, run_small
 
 FEW = ("fleet.num_devices=4", "fleet.devices_per_round=2", "rounds=6")
@@ -218,7 +220,7 @@ def test_a_disk_that_takes_no_checkpoint_does_not_end_the_run(tmp_path, whole, m
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "write_archive", full)
+    monkeypatch.setattr(writer, "write_archive", full)
     summary = run_small(tmp_path, *FEW, "checkpoint_every=2")
     assert records(tmp_path) == records(whole)
     assert "cannot be stored: [Errno 28] No space left on device" in caplog.text
@@ -309,7 +311,7 @@ def test_a_wrong_configuration_leaves_the_records_of_the_run_that_it_would_conti
 def test_the_words_of_a_device_that_stored_nothing_of_use_are_safe_to_show(tmp_path):
     said = ConfigRecord({"round": "\x1b]0;=cmd\u202e\n" + 10_000 * "x", "sha256": "", "size": 0, "own": 0})
     reply: Any = SimpleNamespace(has_error=lambda: False, content=RecordDict({SAVED: said}))
-    part = checkpoint._stored(3, reply, 5, tmp_path)
+    part = _stored(3, reply, 5, tmp_path)
     assert not part.stored
     assert part.reason.isprintable()
     assert len(part.reason) <= 500

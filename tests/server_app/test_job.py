@@ -5,7 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from server_app.job import device_spec, device_times, prepare
+from server_app.job import device_spec, prepare
+from server_app.links import device_times
 from server_app.settings import compose_settings
 
 

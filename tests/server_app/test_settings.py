@@ -4,8 +4,9 @@ import pytest
 
 from experiments.command_line import sweep_of
 from schema import ConfigError
-from server_app.job import build_strategy, prepare
+from server_app.job import prepare
 from server_app.settings import compose_settings
+from server_app.strategy import build_strategy
 
 
 @pytest.mark.parametrize(

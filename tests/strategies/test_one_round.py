@@ -12,8 +12,9 @@ from engines.inprocess import InProcessGrid
 from protocol.messages import METRICS, EvaluateOrder, TrainOrder, TrainReport, read_weights, weights_record
 from protocol.streams import generator
 from radio import payload
-from server_app.job import build_strategy, prepare
+from server_app.job import prepare
 from server_app.settings import compose_settings
+from server_app.strategy import build_strategy
 from strategies.base import DivergedError
 from strategies.plan import Outcome
 

@@ -5,8 +5,9 @@ import pytest
 
 from protocol.messages import TrainReport
 from radio import payload
-from server_app.job import build_strategy, prepare
+from server_app.job import prepare
 from server_app.settings import compose_settings
+from server_app.strategy import build_strategy
 from strategies import intake as intake_module
 from strategies.air_receiver import air_plan
 from strategies.intake import Intake

@@ -1,0 +1,86 @@
+"""Has every connected device store its personal part for a checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from flwr.app import Message
+from flwr.serverapp import Grid
+
+from protocol.messages import SAVE, UNKNOWN_ROUND, MessageError, SaveOrder, SaveReport
+from protocol.untrusted import last_line, safe_text
+from records.checkpoint.manifest import DevicePart, file_name
+from strategies.base import NOT_CONNECTED, WirelessStrategy
+from strategies.exchange import exchange
+
+
+def collect(
+    folder: Path,
+    server_round: int,
+    keep: tuple[int, ...],
+    grid: Grid,
+    strategy: WirelessStrategy,
+    timeout: float,
+) -> dict[int, DevicePart]:
+    """Ask every connected device; return what is known of the part of each device of the fleet.
+
+    Args:
+        folder: for the files of devices without a folder of their own.
+        server_round: the round that the checkpoint is of.
+        keep: rounds whose parts a device is to keep in a folder of its own.
+        grid, strategy: of the run.
+        timeout: s to wait for answers.
+    """
+    fleet = strategy.fleet
+
+    def order(device: int, node: int) -> Message:
+        what = SaveOrder(
+            directory=str(folder.resolve()),
+            round=server_round,
+            spec=strategy.spec,
+            keep=keep,
+            resume_dir=strategy.resume_dir,
+            run=strategy.run,
+            resume_run=strategy.resume_run,
+            resume_round=strategy.resume_round,
+            resume_part=strategy.resume_parts.get(device, UNKNOWN_ROUND),
+        )
+        group = f"{server_round}/{device}"
+        return Message(what.to_records(), dst_node_id=node, message_type=SAVE, group_id=group)
+
+    nodes = {device: node for device in fleet.connected if (node := fleet.node_of(device)) is not None}
+    parts = {
+        device: DevicePart(UNKNOWN_ROUND, stored=False, reason="no answer before the time was up")
+        for device in nodes
+    }
+    messages = [order(device, node) for device, node in nodes.items()]
+    for reply in exchange(grid, messages, timeout):
+        device = fleet.device_of(reply.metadata.src_node_id)
+        if device is None and reply.has_error():  # by the SuperLink, of a node that is dead
+            group = reply.metadata.group_id.rpartition("/")[2]
+            device = int(group) if group.isdecimal() else None
+        if device is not None and device in parts:
+            parts[device] = _stored(device, reply, server_round, folder)
+    absent = DevicePart(UNKNOWN_ROUND, stored=False, reason=NOT_CONNECTED)
+    return {device: parts.get(device, absent) for device in range(fleet.num_devices)}
+
+
+def _stored(device: int, reply: Message, server_round: int, folder: Path) -> DevicePart:
+    """Return what a device's answer says of its part."""
+    if reply.has_error():
+        reason = last_line(reply.error.reason or f"error {reply.error.code}")
+        return DevicePart(UNKNOWN_ROUND, stored=False, reason=reason)
+    try:
+        report = SaveReport.from_records(reply.content, server_round)
+    except MessageError as error:
+        return DevicePart(UNKNOWN_ROUND, stored=False, reason=safe_text(error))
+    part = DevicePart(report.round, True, report.own, report.sha256, report.size)
+    if report.round and not report.own:
+        try:
+            there = (folder / file_name(device, report.round)).stat().st_size == report.size
+        except OSError:
+            there = False
+        if not there:
+            reason = "its file is not on the server; a device on another machine needs a state-dir"
+            return DevicePart(UNKNOWN_ROUND, stored=False, reason=reason)
+    return part

@@ -1,0 +1,119 @@
+"""From settings to the uplink of a run, in SI units: emulated bands and beams, or a measured network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from radio.latency import ComputeModel
+from schema import in_si
+from schema.uses import TRIAL_STEPS
+from server_app.channels import channel_model
+from server_app.devices import device_energy, device_values
+from strategies.measured import MeasuredLink
+from strategies.ofdma import OfdmaCell
+from strategies.settings import MeasuredSettings
+
+if TYPE_CHECKING:
+    from server_app.job import Job
+    from strategies.over_the_air import AirInterface
+
+
+def measured_link(measured: MeasuredSettings, radio: Mapping[str, Any]) -> MeasuredLink:
+    """Return the budget of a round on real nodes; `radio` holds its settings in SI units."""
+    return MeasuredLink(
+        threshold=radio["latency_threshold"],
+        bits_per_weight=radio["bits_per_weight"],
+        window=measured.window,
+        margin=measured.margin,
+        initial_pruning_ratio=measured.initial_pruning_ratio,
+        max_pruning_ratio=radio["max_pruning_ratio"],
+    )
+
+
+def air_interface(job: Job) -> AirInterface:
+    """Return the analog uplink in SI and linear units."""
+    from strategies.over_the_air import AirInterface
+
+    air, scheduler, radio = job.settings.air, job.settings.scheduler, in_si(job.settings.radio)
+    fixed_time, compute_time = device_times(job)
+    return AirInterface(
+        channel=channel_model(job.settings, air.antennas),
+        path_loss=air.path_loss,
+        snr=in_si(air)["snr"],
+        noise=air.noise,
+        num_selected=air.num_selected,
+        method=scheduler.method,
+        beamformer=scheduler.beamformer,
+        scheduler_options=scheduler.options,
+        mode=air.normalization,
+        packing=air.packing,
+        payload=air.payload,
+        channel_error_variance=air.channel_error_variance,
+        csi_delay=job.settings.channel.csi_delay_rounds,
+        recompute_beam=air.recompute_beam,
+        certificate=air.certificate,
+        bandwidth=radio["bandwidth"],
+        fixed_time=fixed_time,
+        compute_time=compute_time,
+        latency_threshold=radio["latency_threshold"],
+    )
+
+
+def ofdma_cell(job: Job) -> OfdmaCell:
+    """Return the emulated cell in SI units."""
+    radio = in_si(job.settings.radio)
+    fixed_time, compute_time = device_times(job)
+    energy = device_energy(device_values(job.settings))
+    return OfdmaCell(
+        channel=channel_model(job.settings, job.settings.channel.antennas),
+        fixed_time=fixed_time,
+        compute_time=compute_time,
+        bandwidth=radio["bandwidth"],
+        transmit_power=energy.power,
+        energy=energy,
+        fairness=job.settings.scheme.fairness,
+        tie_break=job.settings.scheme.tie_break,
+        objective=job.settings.scheme.objective,
+        noise_power=radio["noise_power"],
+        latency_threshold=radio["latency_threshold"],
+        bits_per_weight=radio["bits_per_weight"],
+        noise_model=radio["noise_model"],
+        charge_mask_bits=radio["charge_mask_bits"],
+        max_pruning_ratio=radio["max_pruning_ratio"],
+        when_infeasible=radio["when_infeasible"],
+        csi_delay=job.settings.channel.csi_delay_rounds,
+        csi_error=job.settings.channel.csi_error_variance,
+        margin=radio["rate_backoff"],
+        on_outage=job.settings.channel.on_outage,
+    )
+
+
+def device_times(job: Job) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Return T0 and G of every device, in s, shape (K,) each.
+
+    Devices differ where training is counted in epochs over parts of different size.
+    """
+    radio, training = job.settings.radio, job.settings.training
+    values = device_values(job.settings)
+    taken = np.stack(job.steps, axis=1)
+    fixed, compute = np.empty(len(taken)), np.empty(len(taken))
+    for steps in sorted({tuple(row) for row in taken.tolist()}):
+        model = ComputeModel(
+            personal_weights=job.split.personal.size,
+            global_weights=job.split.global_part.size,
+            personal_steps=steps[0],
+            global_steps=steps[1],
+            importance_steps=training.importance_steps,
+            copy_steps=steps[2],
+            personal_cycles=values["cycles_per_weight_personal"],
+            global_cycles=values["cycles_per_weight"],
+            include_importance_cost=radio.include_importance_cost and TRIAL_STEPS.holds(job.settings),
+        )
+        members = (taken == steps).all(axis=1)
+        fixed[members] = model.fixed_time(values["cpu_hz"])[members]
+        compute[members] = model.compute_time(values["cpu_hz"])[members]
+    return fixed, compute
