@@ -61,7 +61,7 @@ def _ranks(settings: Any) -> bool:
 def _personal(settings: Any) -> bool:
     """Return whether something is trained that stays on the device; an algorithm of one's own may do so."""
     algorithm = settings.training.algorithm
-    return bool(settings.personal_patterns) or algorithm == "ditto" or ":" in algorithm
+    return settings.personal_patterns != () or algorithm == "ditto" or ":" in algorithm
 
 
 # Schedulers that bring a beam of their own.

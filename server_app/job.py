@@ -91,7 +91,7 @@ def prepare(settings: Settings, *, on_nodes: bool = False) -> Job:
             parts=spec.partition,
             num_devices=spec.num_devices,
             model=spec.model,
-            personal=spec.personal,
+            personal=settings.personal_patterns,
             deal=generator(settings.seed, "partition"),
             init=torch.Generator().manual_seed(torch_seed(settings.seed, "init")),
             learning=Learning(**spec.learning),
@@ -183,7 +183,7 @@ def device_spec(settings: Settings) -> DeviceSpec:
         "seed": settings.seed,
         "num_devices": settings.fleet.num_devices,
         "model": {"name": settings.model.name, "options": dict(settings.model.options)},
-        "personal": settings.personal_patterns,
+        "personal": settings.personal_patterns or (),
         "dataset": {
             "name": settings.dataset.name,
             "download": settings.dataset.download,

@@ -16,6 +16,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from task.dataset import Dataset, DatasetError, Pair
 from task.datasets import DatasetUnavailableError, load_dataset
+from task.layers import SELECTORS
 from task.losses import Loss, make_loss
 from task.metrics import Metric, make_metrics
 from task.models import build_model
@@ -93,7 +94,7 @@ def build_task(
     parts: Mapping[str, Any] | None,
     num_devices: int,
     model: Mapping[str, Any],
-    personal: Sequence[str],
+    personal: Sequence[str] | None,
     deal: np.random.Generator,
     init: torch.Generator,
     learning: Learning | None = None,
@@ -105,7 +106,7 @@ def build_task(
         parts: keyword arguments of `partition` (without labels and generator); None: each device has all.
         num_devices: K.
         model: keyword arguments of `build_model` (without classes, shape and generator).
-        personal: glob patterns of the names of personal parameters and buffers.
+        personal: patterns of the names of personal parameters and buffers; None: the user is to choose.
         deal: generator of the partition.
         init: generator of the initial weights.
         learning: what is done with samples; default: what fits them.
@@ -129,6 +130,11 @@ def build_task(
         module = build_model(**model, num_classes=outputs, sample_shape=data.sample_shape, generator=init)
         _finish(module, transform(data.train[0][:2]))
     with _named("model.personal"):
+        if personal is None:
+            raise ValueError(
+                f"which parameters of model.name = {model['name']} are personal is to be chosen: patterns of "
+                f"{', '.join(name for name, _ in module.named_parameters())}, or {SELECTORS}; []: none is"
+            )
         split = split_parameters(module, personal, how.buffers)
     return Task(data, dealt, module, split, transform, augment, loss, metrics)
 

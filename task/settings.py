@@ -9,6 +9,25 @@ from typing import Any, Literal
 from schema import key
 from schema.uses import PERSONALIZATION
 
+# The personal part of the networks that are built in, unless a user chooses another; here, because settings
+# are composed without torch.
+OWN_PERSONAL: Mapping[str, tuple[str, ...]] = {
+    "cnn": ("conv*",),
+    "fedavg_cnn": ("conv*",),
+    "lenet5": ("conv*",),
+    "mlp": ("fc2*",),
+    "resnet8": ("fc*",),
+    "resnet20": ("fc*",),
+    "lstm": ("head*",),
+    "transformer": ("head*",),
+}
+
+
+def own_personal(model: str) -> list[str] | None:
+    """Return what is personal of a network that is built in; None of any other."""
+    found = OWN_PERSONAL.get(model)
+    return None if found is None else list(found)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSettings:
@@ -16,8 +35,10 @@ class ModelSettings:
 
     name: str = key("of a model, or package.module:object")
     options: Mapping[str, Any] = key("parameters of the model")
-    personal: tuple[str, ...] = key(
-        "patterns of the names of personal parameters and buffers; []: all are global", used=PERSONALIZATION
+    personal: tuple[str, ...] | None = key(
+        "patterns of the names of personal parameters and buffers, or last:K, but_last:K (layers), "
+        "batchnorm; []: all are global",
+        used=PERSONALIZATION,
     )
     buffers: Literal["personal", "shared"] = key(
         "running statistics stay on the device (FedBN), or are sent and averaged by samples"

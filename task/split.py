@@ -14,6 +14,8 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from task.layers import SELECTORS, select
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -83,8 +85,9 @@ def split_parameters(
 
     Args:
         model: any module; weights that are tied appear once, under their first name.
-        personal_patterns: globs such as "conv*", "fc2.*" or "*.bn*"; a parameter or buffer whose name matches
-            one of them is personal. An empty list makes all parameters global.
+        personal_patterns: globs such as "conv*", "fc2.*" or "*.bn*", or "last:K", "but_last:K" and
+            "batchnorm" (`task.layers`); a parameter or buffer that one of them matches is personal. An empty
+            list makes all parameters global.
         buffers: where the other buffers (running statistics) belong: they stay on the device (FedBN, Li et
             al. 2021), or are averaged.
 
@@ -97,15 +100,24 @@ def split_parameters(
         )
     named = [(name, tuple(parameter.shape)) for name, parameter in model.named_parameters()]
     stored = tuple(persistent_buffers(model))
+    at_all = (*(name for name, _ in named), *stored)
+    chosen: set[str] = set()
     for pattern in personal_patterns:
-        if not any(fnmatchcase(name, pattern) for name in (*(name for name, _ in named), *stored)):
+        try:
+            matches = select(model, pattern)
+        except ValueError as error:
+            raise ValueError(f"personal_patterns: {error}") from error
+        if matches is None:
+            matches = frozenset(name for name in at_all if fnmatchcase(name, pattern))
+        if not matches:
             raise ValueError(
-                f"personal_patterns: {pattern!r} matches no parameter and no buffer; "
-                f"the model has {', '.join((*(name for name, _ in named), *stored))}"
+                f"personal_patterns: {pattern!r} matches no parameter and no buffer; the model has "
+                f"{', '.join(at_all)}; by layers: {SELECTORS}"
             )
+        chosen |= matches
 
     def mine(name: str) -> bool:
-        return any(fnmatchcase(name, pattern) for pattern in personal_patterns)
+        return name in chosen
 
     at_home = tuple(name for name in stored if buffers == "personal" or mine(name))
     split = Split(

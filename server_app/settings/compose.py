@@ -15,9 +15,12 @@ from server_app.settings.checks import check_together
 from server_app.settings.effects import check_uses, given_keys
 from server_app.settings.overrides import as_meant, remedy
 from server_app.settings.tree import Settings, names_that_decide_nothing
+from task.settings import own_personal
 
 # conf/config.yaml keeps such keys out of the names of jobs.
 OmegaConf.register_new_resolver("decides_nothing", names_that_decide_nothing, replace=True)
+# conf/model/default.yaml: whoever changes model.name alone gets the personal part of that network.
+OmegaConf.register_new_resolver("own_personal", own_personal, replace=True)
 
 # `budget` (conf/size) only holds values that an experiment refers to.
 _NOT_SETTINGS = ("hydra", "budget")

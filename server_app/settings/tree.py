@@ -108,8 +108,8 @@ class Settings:
     )
 
     @property
-    def personal_patterns(self) -> tuple[str, ...]:
-        """Glob patterns of the personal parameters under this scheme."""
+    def personal_patterns(self) -> tuple[str, ...] | None:
+        """Patterns of the personal parameters under this scheme; None where the user has to choose them."""
         return self.model.personal if self.scheme.personalization else ()
 
     @property

@@ -58,7 +58,7 @@ def build_model(
 
         torchvision_datasets()  # imports torchvision where its operators do not fit, too
     builder = MODELS.select(name, options)
-    if num_classes < 1 or (name in MODELS and num_classes < 2 and name in ("cnn", "lenet5")):
+    if num_classes < 1 or (name in MODELS and num_classes < 2 and name in ("cnn", "fedavg_cnn", "lenet5")):
         raise ValueError(f"num_classes = {num_classes}; at least 2 are needed")
     positional, keywords = _given(builder, num_classes, tuple(sample_shape))
     with seeded(generator.initial_seed()):

@@ -75,6 +75,15 @@ def cnn(num_classes: int, sample_shape: Shape, *, kernel_size: int = 5, hidden: 
     )
 
 
+@MODELS.register("fedavg_cnn")
+def fedavg_cnn(num_classes: int, sample_shape: Shape) -> nn.Sequential:
+    """The network of federated averaging (McMahan et al. 2017, section 3): 1 663 370 weights at 28x28.
+
+    Two 5x5 convolutions (32, 64 channels), each with 2x2 pooling, and 512 units: `cnn` with a wider layer.
+    """
+    return cnn(num_classes, sample_shape, kernel_size=5, hidden=512)
+
+
 @MODELS.register("lenet5")
 def lenet5(num_classes: int, sample_shape: Shape) -> nn.Sequential:
     """LeNet-5 in today's form (max-pooling, ReLU; first convolution padded): 61 706 weights at 28x28."""
