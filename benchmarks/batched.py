@@ -21,7 +21,8 @@ from client_app.local_round import DeviceRound, LocalTraining
 from client_app.many import train_many
 from client_app.samples import StoredPool
 from engines.allocator import keep_freed_memory
-from protocol.messages import TrainOrder, weights_record
+from protocol.arrays import weights_record
+from protocol.messages import TrainOrder
 from protocol.streams import torch_seed
 from server_app.job import prepare
 from server_app.settings import compose_settings

@@ -19,7 +19,7 @@ from client_app.precision import multiplies_bfloat16
 from client_app.samples import mini_batches, spawn
 from engines.allocator import keep_freed_memory
 from engines.inprocess import InProcessGrid
-from protocol.messages import read_weights, weights_record
+from protocol.arrays import read_weights, weights_record
 from protocol.streams import torch_seed
 from server_app.job import Job, prepare
 from server_app.settings import compose_settings

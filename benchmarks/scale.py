@@ -13,7 +13,7 @@ from flwr.app import ConfigRecord
 
 from benchmarks.measure import Figure, peak_mib, quartiles
 from engines.inprocess import InProcessGrid
-from protocol.messages import weights_record
+from protocol.arrays import weights_record
 from server_app.job import prepare
 from server_app.settings import compose_settings
 from server_app.strategy import build_strategy

@@ -8,16 +8,8 @@ from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 
 from client_app import device, many
-from protocol.messages import (
-    METRICS,
-    SAVED,
-    EvaluateOrder,
-    HelloOrder,
-    MessageError,
-    SaveOrder,
-    TrainOrder,
-    TrainReport,
-)
+from protocol.fields import MessageError
+from protocol.messages import METRICS, SAVED, EvaluateOrder, HelloOrder, SaveOrder, TrainOrder, TrainReport
 from protocol.typed_messages import read, reply
 
 app = ClientApp()

@@ -25,19 +25,17 @@ from client_app.phases import Algorithm
 from client_app.probe import send_probe
 from client_app.results import LocalResult
 from client_app.schedules import rate
+from protocol.arrays import read_mask, read_vectors, read_weights
+from protocol.fields import MessageError
 from protocol.messages import (
     DeviceSpec,
     EvaluateOrder,
     HelloOrder,
     Introduction,
-    MessageError,
     SaveOrder,
     SaveReport,
     TrainOrder,
     TrainReport,
-    read_mask,
-    read_vectors,
-    read_weights,
     spec_from_json,
 )
 from protocol.streams import generator, torch_seed

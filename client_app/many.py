@@ -20,7 +20,8 @@ from client_app.local_round import DeviceRound, LocalTraining
 from client_app.network import ModuleNetwork, Network
 from client_app.precision import product_type
 from client_app.samples import StoredPool
-from protocol.messages import TrainOrder, TrainReport, read_weights
+from protocol.arrays import read_weights
+from protocol.messages import TrainOrder, TrainReport
 
 log = logging.getLogger(__name__)
 

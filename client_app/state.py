@@ -29,14 +29,8 @@ import numpy.typing as npt
 from flwr.app import ArrayRecord, Context
 
 from protocol.archives import ArchiveError, Written, read_archive, write_archive
-from protocol.messages import (
-    UNKNOWN_ROUND,
-    read_array,
-    read_vectors,
-    replace_vector,
-    vector_record,
-    vectors_record,
-)
+from protocol.arrays import read_array, read_vectors, replace_vector, vector_record, vectors_record
+from protocol.messages import UNKNOWN_ROUND
 
 log = logging.getLogger(__name__)
 

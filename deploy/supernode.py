@@ -36,8 +36,8 @@ from deploy import warm
 from engines.diagnose import trouble
 from engines.superlink import commands, free_ports
 from engines.temporary import SOCKET, short_folder
+from protocol.fields import MessageError
 from protocol.guard import Guard
-from protocol.messages import MessageError
 from schema import ConfigError
 from task.datasets import DatasetUnavailableError
 from task.datasets.image_folder import describe_images

@@ -1,7 +1,8 @@
 """The messages between the server and the devices: dataclasses here, Flower records on the way.
 
 Every message carries what its receiver needs and nothing else: devices never read the configuration
-files. The personal part of a device's model is in none of them.
+files. The personal part of a device's model is in none of them. They stand in one file, however long, so that
+whoever asks what leaves a device reads one place.
 
 =========  =========================  ==================================================================
 direction  message                    records
@@ -27,18 +28,20 @@ to server  query.save (`SaveReport`)  ``device``, ``saved`` (ConfigRecord)
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
-from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+
+from protocol.arrays import read_array, read_vectors, vector_record, vectors_record
+from protocol.fields import MessageError, as_float, record_of, value_of, whole_number
 
 GLOBAL = "global"
 ORDER = "order"
@@ -73,10 +76,6 @@ REPORTED = frozenset(
 )
 
 Uplink = Literal["digital", "analog"]
-
-
-class MessageError(ValueError):
-    """A message lacks a record or a key, or holds a value of the wrong type."""
 
 
 @dataclass(frozen=True)
@@ -168,9 +167,9 @@ class ProbeOrder:
         """
         if PROBE not in records:
             return None
-        order = _record(records, PROBE, ConfigRecord)
+        order = record_of(records, PROBE, ConfigRecord)
         return ProbeOrder(
-            _value(order, "address", str), _value(order, "token", bytes), _value(order, "size", int)
+            value_of(order, "address", str), value_of(order, "token", bytes), value_of(order, "size", int)
         )
 
 
@@ -238,16 +237,16 @@ class TrainOrder:
         Raises:
             MessageError: if a record or a key is absent or of the wrong type.
         """
-        order = _record(records, ORDER, ConfigRecord)
+        order = record_of(records, ORDER, ConfigRecord)
         return cls(
-            round=_value(order, "round", int),
-            num_pruned=_value(order, "num-pruned", int),
-            resume_part=_value(order, "resume-part", int),
-            weights=_record(records, GLOBAL, ArrayRecord),
-            mask=_record(records, MASK, ArrayRecord) if MASK in records else None,
+            round=value_of(order, "round", int),
+            num_pruned=value_of(order, "num-pruned", int),
+            resume_part=value_of(order, "resume-part", int),
+            weights=record_of(records, GLOBAL, ArrayRecord),
+            mask=record_of(records, MASK, ArrayRecord) if MASK in records else None,
             probe=ProbeOrder.from_records(records),
-            buffers=_record(records, BUFFERS, ArrayRecord) if BUFFERS in records else None,
-            vectors=_record(records, VECTORS, ArrayRecord) if VECTORS in records else None,
+            buffers=record_of(records, BUFFERS, ArrayRecord) if BUFFERS in records else None,
+            vectors=record_of(records, VECTORS, ArrayRecord) if VECTORS in records else None,
             **_read_run(records),
         )
 
@@ -286,12 +285,12 @@ class EvaluateOrder:
         Raises:
             MessageError: if a record or a key is absent or of the wrong type.
         """
-        order = _record(records, ORDER, ConfigRecord)
+        order = record_of(records, ORDER, ConfigRecord)
         return cls(
-            round=_value(order, "round", int),
-            resume_part=_value(order, "resume-part", int),
-            weights=_record(records, GLOBAL, ArrayRecord),
-            buffers=_record(records, BUFFERS, ArrayRecord) if BUFFERS in records else None,
+            round=value_of(order, "round", int),
+            resume_part=value_of(order, "resume-part", int),
+            weights=record_of(records, GLOBAL, ArrayRecord),
+            buffers=record_of(records, BUFFERS, ArrayRecord) if BUFFERS in records else None,
             **_read_run(records),
         )
 
@@ -335,15 +334,15 @@ class SaveOrder:
         Raises:
             MessageError: if a record or a key is absent or of the wrong type.
         """
-        order = _record(records, ORDER, ConfigRecord)
-        kept = _value(order, "keep", str).split()
+        order = record_of(records, ORDER, ConfigRecord)
+        kept = value_of(order, "keep", str).split()
         if not all(word.isdecimal() for word in kept):
             raise MessageError(f"keep = {kept} in the order; whole numbers are expected")
         return SaveOrder(
-            _value(order, "directory", str),
-            _value(order, "round", int),
+            value_of(order, "directory", str),
+            value_of(order, "round", int),
             keep=tuple(map(int, kept)),
-            resume_part=_value(order, "resume-part", int),
+            resume_part=value_of(order, "resume-part", int),
             **_read_run(records),
         )
 
@@ -375,12 +374,12 @@ class SaveReport:
         Raises:
             MessageError: if a record or a key is absent, of the wrong type or makes no sense.
         """
-        record = _record(records, SAVED, ConfigRecord)
+        record = record_of(records, SAVED, ConfigRecord)
         report = SaveReport(
-            _value(record, "round", int),
-            _value(record, "sha256", str),
-            _value(record, "size", int),
-            bool(_value(record, "own", int)),
+            value_of(record, "round", int),
+            value_of(record, "sha256", str),
+            value_of(record, "size", int),
+            bool(value_of(record, "own", int)),
         )
         if not 0 <= report.round <= server_round:
             raise MessageError(f"it stored a personal part of round {report.round}")
@@ -410,7 +409,9 @@ class HelloOrder:
         Raises:
             MessageError: if a key is absent or of the wrong type.
         """
-        return HelloOrder(_value(_record(records, RUN, ConfigRecord), "spec", str) if RUN in records else "")
+        return HelloOrder(
+            value_of(record_of(records, RUN, ConfigRecord), "spec", str) if RUN in records else ""
+        )
 
 
 @dataclass(frozen=True)
@@ -455,17 +456,17 @@ class Introduction:
         Raises:
             MessageError: if a record or a key is absent or of the wrong type.
         """
-        record = _record(records, DEVICE, ConfigRecord)
+        record = record_of(records, DEVICE, ConfigRecord)
         own = "train-samples" in record
         return Introduction(
-            index=_value(record, "index", int),
-            num_devices=_value(record, "num-devices", int) if "num-devices" in record else 0,
+            index=value_of(record, "index", int),
+            num_devices=value_of(record, "num-devices", int) if "num-devices" in record else 0,
             own_images=own,
-            train_samples=_value(record, "train-samples", int) if own else 0,
-            test_samples=_value(record, "test-samples", int) if own else 0,
+            train_samples=value_of(record, "train-samples", int) if own else 0,
+            test_samples=value_of(record, "test-samples", int) if own else 0,
             labels=tuple(sorted({entry for entry in _list(record, "labels") if type(entry) is int})),
             notes=tuple(map(str, _list(record, "notes")))[:_MAX_NOTES],
-            problem=_value(record, "problem", str) if "problem" in record else "",
+            problem=value_of(record, "problem", str) if "problem" in record else "",
         )
 
 
@@ -516,14 +517,14 @@ class TrainReport:
         Raises:
             MessageError: if a record or a key is absent or of the wrong type.
         """
-        metrics = _record(records, METRICS, MetricRecord)
-        numbers = {key: _number(metrics[key]) for key in REPORTED if key in metrics}
+        metrics = record_of(records, METRICS, MetricRecord)
+        numbers = {key: as_float(metrics[key]) for key in REPORTED if key in metrics}
         num_examples = whole_number(metrics, "num-examples")
         if num_examples < 1:
             raise MessageError(f"num-examples = {num_examples} in the reply; it must be at least 1")
         payload, arrays = None, {}
         if UPLOAD in records:
-            upload = _record(records, UPLOAD, ArrayRecord)
+            upload = record_of(records, UPLOAD, ArrayRecord)
             payload = read_array(upload, "payload", np.uint8, copy=False)
             arrays = {
                 key.removeprefix("array."): read_array(upload, key, np.uint8, copy=False)
@@ -531,7 +532,7 @@ class TrainReport:
                 if key.startswith("array.")
             }
         finite = {key: value for key, value in numbers.items() if math.isfinite(value)}
-        buffers = read_vectors(_record(records, BUFFERS, ArrayRecord)) if BUFFERS in records else {}
+        buffers = read_vectors(record_of(records, BUFFERS, ArrayRecord)) if BUFFERS in records else {}
         return cls(payload, num_examples, finite, buffers, arrays)
 
 
@@ -548,202 +549,10 @@ def _shared_run_record(*values: str | int) -> ConfigRecord:
 
 def _read_run(records: RecordDict) -> dict[str, Any]:
     """Read `_run_record` back, under the names of the orders' fields."""
-    record = _record(records, RUN, ConfigRecord)
-    texts = {name: _value(record, name.replace("_", "-"), str) for name in _RUN_FIELDS[:-1]}
-    return {**texts, "resume_round": _value(record, "resume-round", int)}
+    record = record_of(records, RUN, ConfigRecord)
+    texts = {name: value_of(record, name.replace("_", "-"), str) for name in _RUN_FIELDS[:-1]}
+    return {**texts, "resume_round": value_of(record, "resume-round", int)}
 
 
 _RUN_FIELDS = ("spec", "resume_dir", "run", "resume_run", "resume_round")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-
-
-def weights_record(weights: npt.NDArray[np.float32]) -> ArrayRecord:
-    """Wrap the global part, float32 of shape (N_u,), for sending."""
-    return vector_record("weights", np.ascontiguousarray(weights, dtype=np.float32))
-
-
-def read_weights(record: ArrayRecord) -> npt.NDArray[np.float32]:
-    """Return a fresh copy of the global part, float32 of shape (N_u,).
-
-    Raises:
-        MessageError: if it is absent, or not a float32 vector.
-    """
-    return read_array(record, "weights", np.float32)
-
-
-def mask_record(mask: npt.NDArray[np.bool_]) -> ArrayRecord:
-    """Wrap a mask of shape (N_u,) as a bitmap."""
-    return vector_record("bitmap", np.packbits(mask))
-
-
-def read_mask(record: ArrayRecord, num_weights: int) -> npt.NDArray[np.bool_]:
-    """Return the boolean mask of shape (num_weights,).
-
-    Raises:
-        MessageError: if it is absent or too short.
-    """
-    bitmap = read_array(record, "bitmap", np.uint8)
-    if bitmap.size != (num_weights + 7) // 8:
-        raise MessageError(
-            f"the mask has {bitmap.size} bytes; {num_weights} weights need {(num_weights + 7) // 8}"
-        )
-    return np.unpackbits(bitmap, count=num_weights).astype(np.bool_)
-
-
-def vector_record(key: str, vector: npt.NDArray[Any]) -> ArrayRecord:
-    """Return a record of one contiguous vector, equal to `ArrayRecord({key: Array(vector)})`.
-
-    Flower has NumPy write the header of the ``.npy`` format anew for each array, most of the time that a
-    small one takes; here it is remembered.
-    """
-    name, prefix = _npy_prefix(vector.dtype, vector.size)
-    record = ArrayRecord()  # made from a dict it would copy the array
-    record[key] = Array(name, vector.shape, "numpy.ndarray", prefix + vector.tobytes())
-    return record
-
-
-def vectors_record(vectors: Mapping[str, npt.NDArray[Any]]) -> ArrayRecord:
-    """Return a record of several vectors by name."""
-    record = ArrayRecord()
-    for name, vector in vectors.items():
-        record[name] = vector_record(name, np.ascontiguousarray(vector).ravel())[name]
-    return record
-
-
-def read_vectors(record: ArrayRecord) -> dict[str, npt.NDArray[Any]]:
-    """Return the vectors of a record by name, as fresh copies.
-
-    Raises:
-        MessageError: if one is unreadable, or no vector of numbers.
-    """
-    found: dict[str, npt.NDArray[Any]] = {}
-    for name in record:
-        try:
-            array = _decode(record[name], copy=True)
-        except Exception as error:  # whatever a damaged array makes NumPy raise
-            raise MessageError(f"the array {name!r} is not readable: {error}") from error
-        if array.ndim != 1 or array.dtype.kind not in "biuf":
-            raise MessageError(
-                f"the array {name!r} is {array.dtype} {array.shape}; a vector of numbers is expected"
-            )
-        found[name] = array
-    return found
-
-
-def replace_vector(array: Array, vector: npt.NDArray[Any]) -> bool:
-    """Put a contiguous vector in the place of one of the same type and size; return whether it was one.
-
-    That costs a quarter of a new record.
-    """
-    name, prefix = _npy_prefix(vector.dtype, vector.size)
-    if (array.dtype, tuple(array.shape), array.stype) != (name, vector.shape, "numpy.ndarray"):
-        return False
-    array.data = prefix + vector.tobytes()
-    return True
-
-
-@lru_cache(maxsize=64)
-def _npy_prefix(dtype: np.dtype[Any], size: int) -> tuple[str, bytes]:
-    """Return the name of a dtype and the header of a vector's file."""
-    file = io.BytesIO()
-    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (size,)}
-    np.lib.format.write_array_header_1_0(file, header)
-    return dtype.name, file.getvalue()
-
-
-_Scalar = TypeVar("_Scalar", bound=np.generic)
-
-
-def read_array(
-    record: ArrayRecord, key: str, dtype: type[_Scalar], *, copy: bool = True
-) -> npt.NDArray[_Scalar]:
-    """Return the vector under `key`; without `copy` possibly a read-only view of the record's bytes.
-
-    Raises:
-        MessageError: if it is absent, unreadable, of another dtype or not a vector.
-    """
-    if key not in record:
-        raise MessageError(f"the record lacks the array {key!r}")
-    try:
-        array = _decode(record[key], copy)
-    except Exception as error:  # whatever a damaged array makes NumPy raise
-        raise MessageError(f"the array {key!r} is not readable: {error}") from error
-    if array.dtype != dtype or array.ndim != 1:
-        raise MessageError(
-            f"the array {key!r} has dtype {array.dtype} and shape {array.shape}; "
-            f"a {np.dtype(dtype).name} vector is expected"
-        )
-    return array
-
-
-def _decode(array: Array, copy: bool) -> npt.NDArray[Any]:
-    """Return `array.numpy()`, which parses the header as Python source, with the headers remembered."""
-    data = array.data
-    if array.stype == "numpy.ndarray" and data[:8] == b"\x93NUMPY\x01\x00":
-        start = 10 + int.from_bytes(data[8:10], "little")
-        dtype, shape, fortran = _npy_header(data[:start])
-        if len(shape) == 1 and not fortran and not dtype.hasobject:
-            if len(data) != start + dtype.itemsize * shape[0]:
-                raise ValueError(f"{len(data)} bytes do not hold {shape[0]} entries of {dtype}")
-            vector = np.frombuffer(data, dtype, offset=start)
-            return vector.copy() if copy else vector
-    return array.numpy()
-
-
-@lru_cache(maxsize=64)
-def _npy_header(header: bytes) -> tuple[np.dtype[Any], tuple[int, ...], bool]:
-    file = io.BytesIO(header)
-    np.lib.format.read_magic(file)
-    shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
-    return dtype, shape, fortran
-
-
-_Record = TypeVar("_Record", ArrayRecord, ConfigRecord, MetricRecord)
-
-
-def _record(records: RecordDict, key: str, kind: type[_Record]) -> _Record:
-    record = records.get(key)
-    if not isinstance(record, kind):
-        raise MessageError(f"the message lacks the {kind.__name__} {key!r}")
-    return record
-
-
-_Value = TypeVar("_Value", int, str, float, bytes)
-
-
-def whole_number(record: MetricRecord, key: str) -> int:
-    """Return a whole number that a device reports.
-
-    Raises:
-        MessageError: if it is absent or of another type.
-    """
-    return _value(record, key, int)
-
-
-def real_number(record: MetricRecord, key: str) -> float:
-    """Return a number that a device reports, which may be infinite or NaN.
-
-    Raises:
-        MessageError: if it is absent or of another type.
-    """
-    value = record.get(key)
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        raise MessageError(f"{key!r} in the message is {value!r}; a number is expected")
-    return _number(value)
-
-
-def _number(value: object) -> float:
-    """Return a reported number as float; NaN for what is none, or a whole number too large for one."""
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        return math.nan
-    try:
-        return float(value)
-    except OverflowError:
-        return math.nan
-
-
-def _value(record: ConfigRecord | MetricRecord, key: str, kind: type[_Value]) -> _Value:
-    value = record.get(key)
-    if not isinstance(value, kind) or isinstance(value, bool):
-        raise MessageError(f"{key!r} in the message is {value!r}; {kind.__name__} is expected")
-    return value

@@ -22,8 +22,8 @@ from omegaconf import OmegaConf
 
 from protocol import interrupts
 from protocol.archives import write_file
+from protocol.arrays import read_weights, weights_record
 from protocol.interrupts import held
-from protocol.messages import read_weights, weights_record
 from records import checkpoint
 from records.checkpoint import FinishedRound, Writer
 from records.figure import draw_run

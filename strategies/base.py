@@ -21,18 +21,9 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from protocol.messages import (
-    UNKNOWN_ROUND,
-    EvaluateOrder,
-    MessageError,
-    ProbeOrder,
-    TrainOrder,
-    TrainReport,
-    mask_record,
-    read_weights,
-    vectors_record,
-    weights_record,
-)
+from protocol.arrays import mask_record, read_weights, vectors_record, weights_record
+from protocol.fields import MessageError
+from protocol.messages import UNKNOWN_ROUND, EvaluateOrder, ProbeOrder, TrainOrder, TrainReport
 from protocol.streams import generator
 from protocol.typed_messages import Body, LazyMessages, TypedMessage, read
 from protocol.untrusted import last_line, safe_text

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from flwr.app import ArrayRecord
 
-from protocol.messages import vectors_record
+from protocol.arrays import vectors_record
 from strategies.limits import UploadError
 
 Vectors = Mapping[str, npt.NDArray[Any]]

@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 from flwr.app import Message, MetricRecord
 
-from protocol.messages import METRICS, MessageError, real_number, whole_number
+from protocol.fields import MessageError, real_number, whole_number
+from protocol.messages import METRICS
 from strategies.records import Value
 
 GlobalTest = Callable[[npt.NDArray[np.float32], Mapping[str, npt.NDArray[Any]]], Mapping[str, Value]]

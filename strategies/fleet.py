@@ -25,7 +25,8 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from protocol import interrupts
-from protocol.messages import HELLO, HelloOrder, Introduction, MessageError
+from protocol.fields import MessageError
+from protocol.messages import HELLO, HelloOrder, Introduction
 from protocol.untrusted import last_line, safe_text
 from strategies.exchange import Collector
 from strategies.identity import fingerprint

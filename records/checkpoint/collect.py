@@ -7,7 +7,8 @@ from pathlib import Path
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from protocol.messages import SAVE, UNKNOWN_ROUND, MessageError, SaveOrder, SaveReport
+from protocol.fields import MessageError
+from protocol.messages import SAVE, UNKNOWN_ROUND, SaveOrder, SaveReport
 from protocol.untrusted import last_line, safe_text
 from records.checkpoint.manifest import DevicePart, file_name
 from strategies.base import NOT_CONNECTED, WirelessStrategy

@@ -7,15 +7,9 @@ import pytest
 from flwr.app import Context, RecordDict
 
 from client_app import device
-from protocol.messages import (
-    EvaluateOrder,
-    HelloOrder,
-    MessageError,
-    SaveOrder,
-    TrainOrder,
-    mask_record,
-    weights_record,
-)
+from protocol.arrays import mask_record, weights_record
+from protocol.fields import MessageError
+from protocol.messages import EvaluateOrder, HelloOrder, SaveOrder, TrainOrder
 from radio import payload
 from server_app.job import prepare
 from server_app.settings import compose_settings

@@ -12,14 +12,9 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from client_app import app, device, many, state
 from client_app.results import DivergedError
-from protocol.messages import (
-    DeviceSpec,
-    MessageError,
-    TrainOrder,
-    TrainReport,
-    mask_record,
-    weights_record,
-)
+from protocol.arrays import mask_record, weights_record
+from protocol.fields import MessageError
+from protocol.messages import DeviceSpec, TrainOrder, TrainReport
 from radio import payload
 
 DEVICES = 12

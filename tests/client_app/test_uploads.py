@@ -9,7 +9,8 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from client_app import device, state
 from client_app.app import app
-from protocol.messages import METRICS, REPORTED, UPLOAD, DeviceSpec, TrainOrder, weights_record
+from protocol.arrays import weights_record
+from protocol.messages import METRICS, REPORTED, UPLOAD, DeviceSpec, TrainOrder
 from radio import payload
 
 SPEC = DeviceSpec(

@@ -12,7 +12,8 @@ from flwr.app import Array, ArrayRecord, Context, Message
 from flwr.clientapp import ClientApp
 
 import client_app.app as real
-from protocol.messages import TrainOrder, read_weights
+from protocol.arrays import read_weights
+from protocol.messages import TrainOrder
 from radio import payload
 
 app = ClientApp()

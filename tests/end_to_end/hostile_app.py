@@ -13,7 +13,8 @@ from flwr.app import Array, ArrayRecord, Context, Message
 from flwr.clientapp import ClientApp
 
 import client_app.app as real
-from protocol.messages import TrainOrder, read_weights, spec_from_json
+from protocol.arrays import read_weights
+from protocol.messages import TrainOrder, spec_from_json
 from radio import payload
 
 app = ClientApp()

@@ -6,7 +6,8 @@ import torch
 from flwr.app import Context, RecordDict
 
 from client_app import device
-from protocol.messages import TrainOrder, weights_record
+from protocol.arrays import weights_record
+from protocol.messages import TrainOrder
 from radio import payload
 from records.recorder import read_table
 from server_app.job import prepare

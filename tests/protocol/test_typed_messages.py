@@ -8,7 +8,9 @@ import pytest
 from flwr.app import Message
 from flwr.supercore.task_identity import TaskIdentity
 
-from protocol.messages import MessageError, TrainOrder, TrainReport, read_weights, weights_record
+from protocol.arrays import read_weights, weights_record
+from protocol.fields import MessageError
+from protocol.messages import TrainOrder, TrainReport
 from protocol.typed_messages import TypedMessage, array_records, read, reply
 
 ADDRESS: dict[str, Any] = {"dst_node_id": 7, "message_type": "train", "group_id": "1/0"}

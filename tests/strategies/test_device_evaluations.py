@@ -9,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engines.inprocess import InProcessGrid
-from protocol.messages import METRICS, MessageError, weights_record
+from protocol.arrays import weights_record
+from protocol.fields import MessageError
+from protocol.messages import METRICS
 from strategies.base import DivergedError
 from strategies.evaluation import Evaluation, summarise
 from strategies.fleet import Fleet

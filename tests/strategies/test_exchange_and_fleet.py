@@ -14,7 +14,8 @@ from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
-from protocol.messages import DEVICE, vector_record
+from protocol.arrays import vector_record
+from protocol.messages import DEVICE
 from strategies.exchange import exchange
 from strategies.fleet import Fleet, FleetError
 from strategies.identity import fingerprint, read_roster

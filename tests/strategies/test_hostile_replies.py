@@ -10,7 +10,8 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
 from engines.inprocess import InProcessGrid
-from protocol.messages import METRICS, UPLOAD, weights_record
+from protocol.arrays import weights_record
+from protocol.messages import METRICS, UPLOAD
 from radio import payload
 from records.recorder import Recorder
 from strategies.base import DivergedError

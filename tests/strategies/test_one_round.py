@@ -9,7 +9,8 @@ import pytest
 from flwr.app import ConfigRecord, Error, Message, MetricRecord, RecordDict
 
 from engines.inprocess import InProcessGrid
-from protocol.messages import METRICS, EvaluateOrder, TrainOrder, TrainReport, read_weights, weights_record
+from protocol.arrays import read_weights, weights_record
+from protocol.messages import METRICS, EvaluateOrder, TrainOrder, TrainReport
 from protocol.streams import generator
 from radio import payload
 from server_app.job import prepare
