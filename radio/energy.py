@@ -194,7 +194,13 @@ class Capacity:
     limit: NDArray[np.int8]
 
 
-def capacity(terms: EnergyTerms, kept: FloatArray, *, bound: BoolArray | None = None) -> Capacity:
+def capacity(
+    terms: EnergyTerms,
+    kept: FloatArray,
+    *,
+    bound: BoolArray | None = None,
+    near: FloatArray | None = None,
+) -> Capacity:
     """Return R(y) of every device with its derivatives.
 
     Args:
@@ -202,6 +208,7 @@ def capacity(terms: EnergyTerms, kept: FloatArray, *, bound: BoolArray | None = 
         kept: (K,) y >= 0.
         bound: (K,) at the kink `EnergyTerms.energy_switch`: whether the derivatives are those of the side on
             which the energy binds. None: as the numbers say.
+        near: (K,) where to look for the airtimes first, s; NaN: nowhere.
     """
     work = terms.cycles(kept)
     span, kappa, g, p_max = terms.threshold, terms.capacitance, terms.gain_over_noise, terms.max_power
@@ -221,7 +228,14 @@ def capacity(terms: EnergyTerms, kept: FloatArray, *, bound: BoolArray | None = 
     rows = np.flatnonzero(able & ~spare)
     if rows.size:
         some = terms.rows(rows)
-        airtime[rows], limit[rows] = _spend(some, work[rows], first[rows], last[rows], left_first[rows])
+        airtime[rows], limit[rows] = _spend(
+            some,
+            work[rows],
+            first[rows],
+            last[rows],
+            left_first[rows],
+            np.full(rows.size, np.nan) if near is None else near[rows],
+        )
         t = airtime[rows]
         with np.errstate(divide="ignore", invalid="ignore"):
             f = np.clip(work[rows] / (span[rows] - t), some.min_frequency, some.max_frequency)
@@ -236,7 +250,12 @@ def capacity(terms: EnergyTerms, kept: FloatArray, *, bound: BoolArray | None = 
 
 
 def _spend(
-    terms: EnergyTerms, work: FloatArray, first: FloatArray, last: FloatArray, left_first: FloatArray
+    terms: EnergyTerms,
+    work: FloatArray,
+    first: FloatArray,
+    last: FloatArray,
+    left_first: FloatArray,
+    near: FloatArray,
 ) -> tuple[FloatArray, NDArray[np.int8]]:
     """Return the best airtime where the budget binds, and what holds it there."""
     span, kappa, p_max = terms.threshold, terms.capacitance, terms.max_power
@@ -249,7 +268,7 @@ def _spend(
     left, at_power = first.copy(), np.zeros(work.shape, dtype=np.bool_)
     loud = np.flatnonzero((left_first >= p_max * first) & (right > first))
     if loud.size:
-        left[loud] = _full_power_airtime(terms.rows(loud), work[loud], first[loud], right[loud])
+        left[loud] = _full_power_airtime(terms.rows(loud), work[loud], first[loud], right[loud], near[loud])
         at_power[loud] = True
         left = np.minimum(left, right)
 
@@ -270,9 +289,11 @@ def _spend(
 
     everyone = np.arange(work.size)
     stay = balance(left, everyone)[0] <= 0
-    stay |= left >= right
     go = ~stay & fast
     go[go] = balance(right[go], everyone[go])[0] >= 0
+    # Where f_max and p_max together just spend the budget, both ends are one and the balance says which of
+    # the two gives way.
+    stay |= (left >= right) & ~go
     airtime = np.where(stay, left, right)
     inner = np.flatnonzero(~stay & ~go)
     if inner.size:
@@ -282,12 +303,12 @@ def _spend(
             value, slope = balance(x * scale[rows], inner[rows])
             return value, slope * scale[rows]
 
-        x = decreasing_root_in_rows(
-            scaled,
-            left[inner] / scale,
-            right[inner] / scale,
-            0.5 * (left[inner] + right[inner]) / scale,
+        start = np.where(
+            (near[inner] > left[inner]) & (near[inner] < right[inner]),
+            near[inner],
+            0.5 * (left[inner] + right[inner]),
         )
+        x = decreasing_root_in_rows(scaled, left[inner] / scale, right[inner] / scale, start / scale)
         airtime[inner] = np.clip(x * scale, left[inner], right[inner])
     limit = np.full(work.shape, Limit.INNER, dtype=np.int8)
     limit[stay] = np.where(at_power[stay], Limit.POWER, Limit.SLOW)
@@ -297,7 +318,7 @@ def _spend(
 
 
 def _full_power_airtime(
-    terms: EnergyTerms, work: FloatArray, low: FloatArray, high: FloatArray
+    terms: EnergyTerms, work: FloatArray, low: FloatArray, high: FloatArray, near: FloatArray
 ) -> FloatArray:
     """Return the longest airtime at p_max that the budget allows: e(t) = p_max t."""
     span, kappa = terms.threshold, terms.capacitance
@@ -309,8 +330,9 @@ def _full_power_airtime(
         value = terms.budget[rows] - k * work[rows] * f * f - terms.max_power[rows] * t
         return value / whole, (-2 * k * f**3 - terms.max_power[rows]) * span[rows] / whole
 
-    # Concave and falling: from the right, Newton's steps never pass the root.
-    x = decreasing_root_in_rows(left_over, low / span, high / span, high / span)
+    # Concave and falling: from the right, Newton's steps never pass the root, from the left only the first.
+    start = np.where((near > low) & (near < high), near, high)
+    x = decreasing_root_in_rows(left_over, low / span, high / span, start / span)
     return np.clip(x * span, low, high)
 
 

@@ -67,11 +67,14 @@ def decreasing_root_in_rows(
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             proposal = x - value / slope
             proposal = np.where(np.isfinite(proposal), proposal, np.nan)
+        # A step below rounding has arrived; one that rounding put outside of its bracket would else be
+        # answered by halving a bracket whose other end may still be far away.
+        there = np.abs(proposal - x) <= _REST * np.maximum(1.0, np.abs(x))
         inside = (proposal > low) & (proposal < high)
         if step % 4 == 3:  # a step that leaves most of the bracket may be one of many
             inside &= np.abs(proposal - x) < 0.5 * (high - low)
         following = np.where(inside, proposal, 0.5 * (low + high))
-        following = np.where(value == 0, x, following)
+        following = np.where((value == 0) | there, x, following)
         moving = np.abs(following - x) > _REST * np.maximum(1.0, np.abs(x))
         root[rows] = following
         if not moving.any():

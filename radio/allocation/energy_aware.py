@@ -19,6 +19,7 @@ share of the band rise along it.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
@@ -43,6 +44,7 @@ from radio.allocation.pricing import (
 from radio.arrays import BoolArray, FloatArray, choice, in_unit_interval, non_negative
 from radio.channel.rates import FixedNoise
 from radio.energy import (
+    Capacity,
     EnergyTerms,
     Limit,
     band_needed,
@@ -69,6 +71,11 @@ class EnergyCurve:
     low: FloatArray
     high: FloatArray
 
+    @cached_property
+    def _near(self) -> FloatArray:
+        """Return the airtimes that were found last, (n,): where to look for the next ones."""
+        return np.full(self.low.shape, np.nan)
+
     @property
     def kink(self) -> FloatArray:
         """Return where the budget begins or ends to bind."""
@@ -82,24 +89,23 @@ class EnergyCurve:
         """Return b(y)."""
         return band_needed(self.terms, kept)
 
-    def log_slope(self, kept: FloatArray, rows: Rows) -> tuple[FloatArray, FloatArray]:
-        """Return ln b'(y) and its derivative."""
-        return self._log_slope(self.terms.rows(rows), kept, None)
+    def priced(self, kept: FloatArray, rows: Rows) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Return b(y), ln b'(y) and the derivative of ln b'(y)."""
+        terms = self.terms.rows(rows)
+        found = capacity(terms, kept, near=self._near[rows])
+        self._near[rows] = found.airtime
+        return band_needed(terms, kept, found), *self._log_slope(terms, kept, found)
 
-    def kink_slopes(self) -> tuple[FloatArray, FloatArray]:
+    def kink_slopes(self, rows: Rows) -> tuple[FloatArray, FloatArray]:
         """Return ln b' on both sides of the kink."""
         # More weights mean more energy where a cycle costs more than the airtime that it displaces.
-        t = self.terms
+        t, at = self.terms.rows(rows), self.kink[rows]
         after = t.capacitance * t.max_frequency**3 > t.max_power
-        at = np.where(np.isfinite(self.kink), np.maximum(self.kink, 0.0), 0.0)
-        left = self._log_slope(t, at, ~after)[0]
-        return left, self._log_slope(t, at, after)[0]
+        left, right = (self._log_slope(t, at, capacity(t, at, bound=bound))[0] for bound in (~after, after))
+        return left, right
 
     @staticmethod
-    def _log_slope(
-        terms: EnergyTerms, kept: FloatArray, bound: BoolArray | None
-    ) -> tuple[FloatArray, FloatArray]:
-        found = capacity(terms, kept, bound=bound)
+    def _log_slope(terms: EnergyTerms, kept: FloatArray, found: Capacity) -> tuple[FloatArray, FloatArray]:
         q, r, r1, r2 = terms.payload_bits, found.bits, found.slope, found.bend
         bits = kept * q + terms.overhead_bits
         with np.errstate(divide="ignore", invalid="ignore"):

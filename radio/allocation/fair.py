@@ -53,9 +53,9 @@ class TimeCurve:
         """Return nothing: b is smooth."""
         return np.full(self.slack.shape, np.nan)
 
-    def kink_slopes(self) -> tuple[FloatArray, FloatArray]:
+    def kink_slopes(self, rows: Rows) -> tuple[FloatArray, FloatArray]:
         """Return nothing."""
-        return self.kink, self.kink
+        return self.kink[rows], self.kink[rows]
 
     def rows(self, index: Rows) -> TimeCurve:
         """Return the curve of some devices."""
@@ -73,14 +73,16 @@ class TimeCurve:
         np.divide(kept * self.bits + self.overhead, room, out=rate, where=room > 0)
         return rate
 
-    def log_slope(self, kept: FloatArray, rows: Rows) -> tuple[FloatArray, FloatArray]:
-        """Return ln b'(y) and its derivative."""
+    def priced(self, kept: FloatArray, rows: Rows) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Return b(y), ln b'(y) and the derivative of ln b'(y)."""
         some = self.rows(rows)
+        share = some.need(kept)
         room = some.slack - kept * some.compute
         with np.errstate(divide="ignore", invalid="ignore"):
             steep = (some.bits * some.slack + some.overhead * some.compute) / room**2  # of the rate in y
-            slope, bend = some.rates.slopes(some.need(kept))
-            return np.log(steep) - np.log(slope), 2 * some.compute / room - bend / slope * (steep / slope)
+            slope, bend = some.rates.slopes(share)
+            turn = 2 * some.compute / room - bend / slope * (steep / slope)
+            return share, np.log(steep) - np.log(slope), turn
 
 
 def allocate_fair(

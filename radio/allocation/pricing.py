@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from scipy.optimize import brentq
 
 from radio.allocation.optimum import InfeasibleAllocationError, WhenInfeasible
+from radio.allocation.uploaders import choose_uploaders
 from radio.arrays import BoolArray, FloatArray, choice
 from radio.roots import decreasing_root_in_rows
 
@@ -52,16 +53,20 @@ class Curve(Protocol):
         """Return where b' jumps; NaN: nowhere between `low` and `high`."""
         ...
 
+    def rows(self, index: Rows) -> Curve:
+        """Return the curve of some devices."""
+        ...
+
     def need(self, kept: FloatArray) -> FloatArray:
         """Return b(y)."""
         ...
 
-    def log_slope(self, kept: FloatArray, rows: Rows) -> tuple[FloatArray, FloatArray]:
-        """Return ln b'(y) of the devices of these rows, and its derivative."""
+    def priced(self, kept: FloatArray, rows: Rows) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Return b(y), ln b'(y) and the derivative of ln b'(y), of the devices of these rows."""
         ...
 
-    def kink_slopes(self) -> tuple[FloatArray, FloatArray]:
-        """Return ln b' on the left and on the right of the kink."""
+    def kink_slopes(self, rows: Rows) -> tuple[FloatArray, FloatArray]:
+        """Return ln b' on the left and on the right of the kink, of the devices of these rows."""
         ...
 
 
@@ -93,6 +98,23 @@ def utility(kept: FloatArray, alpha: float) -> FloatArray:
         return np.asarray(np.asarray(kept, dtype=np.float64) ** (1.0 - alpha) / (1.0 - alpha))
 
 
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """What devices make of a price.
+
+    Attributes:
+        kept: (n,) y.
+        share: (n,) b(y).
+        move: (n,) dy in the logarithm of the price; 0 for who is at an end or at a kink.
+        fall: derivative of the sum of the shares in the logarithm of the price, <= 0.
+    """
+
+    kept: FloatArray
+    share: FloatArray
+    move: FloatArray
+    fall: float
+
+
 class Buyers:
     """Devices that answer to prices.
 
@@ -108,17 +130,22 @@ class Buyers:
         self.weight = weight
         with np.errstate(divide="ignore"):
             self._log_weight = np.log(weight)
-        self._rows = np.arange(weight.size)
+        rows = np.arange(weight.size)
         self.low, self.high = curve.low, np.where(weight > 0, curve.high, curve.low)
         # What a device would pay at the ends; in between it is to be searched for.
-        self._at_low = self.worth(self.low) - curve.log_slope(self.low, self._rows)[0]
-        self._at_high = self.worth(self.high) - curve.log_slope(self.high, self._rows)[0]
-        inside = (curve.kink > self.low) & (curve.kink < self.high)
-        self._kink = np.where(inside, curve.kink, self.high)
-        left, right = curve.kink_slopes()
-        worth = self.worth(np.where(inside, curve.kink, 1.0))
-        self._kink_left = np.where(inside, worth - left, self._at_high)
-        self._kink_right = np.where(inside, worth - right, self._at_high)
+        self.need_low, slope, _ = curve.priced(self.low, rows)
+        self._at_low = self.worth(self.low) - slope
+        self.need_high, slope, _ = curve.priced(self.high, rows)
+        self._at_high = self.worth(self.high) - slope
+        kink = curve.kink
+        self._kink = self.high.copy()
+        self._kink_left, self._kink_right = self._at_high.copy(), self._at_high.copy()
+        bent = np.flatnonzero((kink > self.low) & (kink < self.high))
+        if bent.size:
+            left, right = curve.kink_slopes(bent)
+            self._kink[bent] = kink[bent]
+            worth = self.worth(self._kink)[bent]
+            self._kink_left[bent], self._kink_right[bent] = worth - left, worth - right
 
     @property
     def lowest(self) -> float:
@@ -146,7 +173,7 @@ class Buyers:
             high = np.where(before, self._kink[rows], self.high[rows])
 
             def excess(y: FloatArray, some: Rows) -> tuple[FloatArray, FloatArray]:
-                slope, bend = self.curve.log_slope(y, rows[some])
+                _, slope, bend = self.curve.priced(y, rows[some])
                 worth = self._log_weight[rows[some]]
                 if self.alpha:
                     worth = worth - self.alpha * np.log(y)
@@ -163,54 +190,118 @@ class Buyers:
             kept[rows] = np.clip(decreasing_root_in_rows(excess, low, high, first), low, high)
         return kept, free
 
-    def fall(self, kept: FloatArray, free: BoolArray) -> float:
-        """Return the derivative of the sum of the shares in the logarithm of the price."""
-        rows = np.flatnonzero(free)
-        if not rows.size:
-            return 0.0
-        slope, bend = self.curve.log_slope(kept[rows], rows)
-        steep = bend + (self.alpha / kept[rows] if self.alpha else 0.0)
-        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            return -float((np.exp(slope) / steep).sum())
+    def answer(self, log_price: float, start: FloatArray | None = None) -> Answer:
+        """Return what devices keep at a price, and how that changes with it; `start` is a guess of y."""
+        kept, free = self.kept(log_price, start)
+        share, move, fall = self.need(kept, known=True), np.zeros_like(kept), 0.0
+        rows = np.flatnonzero((kept > self.low) & (kept < self.high))
+        if rows.size:
+            share[rows], slope, bend = self.curve.priced(kept[rows], rows)
+            steep = bend + (self.alpha / kept[rows] if self.alpha else 0.0)
+            with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+                moves = np.where(free[rows], -1.0 / steep, 0.0)
+                fall = float((np.exp(slope) * moves)[free[rows]].sum())
+            move[rows] = np.where(np.isfinite(moves), moves, 0.0)
+        return Answer(kept, share, move, fall)
+
+    def need(self, kept: FloatArray, *, known: bool = False) -> FloatArray:
+        """Return b(y); where y is at an end it is known. With `known`, of the others nothing is said."""
+        share = np.where(kept == self.high, self.need_high, self.need_low)
+        rows = np.flatnonzero((kept != self.low) & (kept != self.high))
+        if rows.size and not known:
+            share[rows] = self.curve.rows(rows).need(kept[rows])
+        return share
 
 
-def share_out(buyers: Buyers, hint: float | None = None) -> Sharing:
+_FILLED = 1e-11  # the band, or all but so much of it, is a straight line away from full
+_MANY = 4096  # devices of whom a sample is asked first
+_SAMPLE = 32
+
+
+def _sampled_price(buyers: Buyers) -> float | None:
+    """Return a log price near by: that at which every 32nd device would fill a 32nd of the band."""
+    if buyers.weight.size < _MANY:
+        return None
+    rows = np.arange(0, buyers.weight.size, _SAMPLE)
+    found = share_out(
+        Buyers(buyers.curve.rows(rows), buyers.weight[rows], buyers.alpha),
+        band=rows.size / buyers.weight.size,
+    )
+    return found.log_price if np.isfinite(found.log_price) else None
+
+
+def share_out(buyers: Buyers, hint: float | None = None, band: float = 1.0) -> Sharing:
     """Share the band; the needs at the lower ends must fit into it. `hint`: a log price near by."""
-    curve = buyers.curve
-    most = curve.need(buyers.high)
-    if float(most.sum()) <= 1.0:
-        return Sharing(buyers.high.copy(), most, -np.inf)
-    guess: FloatArray | None = None
+    if float(buyers.need_high.sum()) <= band:
+        return Sharing(buyers.high.copy(), buyers.need_high, -np.inf)
+    hint = _sampled_price(buyers) if hint is None else hint
+    last: Answer | None = None
 
     def surplus(log_price: FloatArray, _: Rows) -> tuple[FloatArray, FloatArray]:
-        nonlocal guess
-        guess, free = buyers.kept(float(log_price[0]), guess)
-        total = max(float(curve.need(guess).sum()), np.finfo(np.float64).tiny)
-        return np.array([np.log(total)]), np.array([buyers.fall(guess, free) / total])
+        nonlocal last
+        last = buyers.answer(float(log_price[0]), None if last is None else last.kept)
+        total = max(float(last.share.sum()), np.finfo(np.float64).tiny)
+        value = np.log(total / band)
+        # So near, and nobody jumps: the straight line of the answers goes the rest of the way.
+        value = 0.0 if abs(value) <= _FILLED and last.fall < 0 else value
+        return np.array([value]), np.array([last.fall / total])
 
-    low = buyers.lowest
-    high, step = low, 1.0
-    if hint is not None and hint > low:
-        at_hint = float(surplus(np.array([hint]), np.arange(1))[0][0])
-        if at_hint > 0:
+    low, high = _bracket(lambda at: float(surplus(np.array([at]), _ONE)[0][0]), buyers.lowest, hint)
+    middle = np.array([0.5 * (low + high) if hint is None or not low < hint < high else hint])
+    root = decreasing_root_in_rows(surplus, np.array([low]), np.array([high]), middle)
+    log_price = float(root[0])
+    answer = buyers.answer(log_price, None if last is None else last.kept)
+    missing = band - float(answer.share.sum())
+    if abs(missing) <= 1e-9 and answer.fall < 0:
+        kept = answer.kept + answer.move * (missing / answer.fall)
+        kept = np.clip(kept, buyers.low, buyers.high)
+        share = answer.share + (missing / answer.fall) * _share_moves(buyers, answer)
+        return Sharing(kept, share * min(1.0, band / float(share.sum())), log_price)
+    return _across_jump(buyers, log_price, answer.kept, band)
+
+
+_ONE = np.arange(1)
+
+
+def _share_moves(buyers: Buyers, answer: Answer) -> FloatArray:
+    """Return db in the logarithm of the price, (n,)."""
+    moves = np.zeros_like(answer.move)
+    rows = np.flatnonzero(answer.move)
+    if rows.size:
+        moves[rows] = np.exp(buyers.curve.priced(answer.kept[rows], rows)[1]) * answer.move[rows]
+    return moves
+
+
+def _bracket(surplus: Callable[[float], float], lowest: float, hint: float | None) -> tuple[float, float]:
+    """Return prices with a surplus of demand at the first and none at the second, if there are."""
+    low = high = lowest
+    step = 1.0
+    if hint is not None and hint > lowest:
+        if surplus(hint) > 0:
             low = high = hint
             step = 0.25
-        elif hint - 0.25 > low and float(surplus(np.array([hint - 0.25]), np.arange(1))[0][0]) > 0:
-            low, high, step = hint - 0.25, hint - 0.25, 0.25
+        else:
+            step = 0.25
+            while hint - step > lowest:
+                if surplus(hint - step) > 0:
+                    return hint - step, hint
+                hint, step = hint - step, 2 * step
+            return lowest, hint
     for _ in range(_PRICE_DOUBLINGS):
         high = high + step
-        value, _slope = surplus(np.array([high]), np.arange(1))
-        if value[0] <= 0:
+        if surplus(high) <= 0:
             break
         low, step = high, 2 * step
-    root = decreasing_root_in_rows(surplus, np.array([low]), np.array([high]), np.array([0.5 * (low + high)]))
-    log_price = float(root[0])
-    # Demands may jump at the price itself (a need that is linear): any mixture of both sides is optimal.
+    return low, high
+
+
+def _across_jump(buyers: Buyers, log_price: float, guess: FloatArray, band: float) -> Sharing:
+    """Share at a price at which demand jumps (a need that is linear): mixtures of both sides are optimal."""
     nudge = 1e-13 * max(1.0, abs(log_price))
     fewer, more = buyers.kept(log_price + nudge, guess)[0], buyers.kept(log_price - nudge, guess)[0]
 
     def total(part: float) -> float:
-        return float(curve.need(fewer + part * (more - fewer)).sum()) - 1.0
+        return float(buyers.need(fewer + part * (more - fewer)).sum()) - band
 
     if total(1.0) <= 0:
         kept = more
@@ -219,8 +310,8 @@ def share_out(buyers: Buyers, hint: float | None = None) -> Sharing:
     else:
         part = brentq(total, 0.0, 1.0, xtol=1e-15, rtol=1e-15)
         kept = fewer + part * (more - fewer)
-    share = curve.need(kept)
-    return Sharing(kept, share / max(1.0, float(share.sum())), log_price)
+    share = buyers.need(kept)
+    return Sharing(kept, share * min(1.0, band / float(share.sum())), log_price)
 
 
 @dataclass(frozen=True)
@@ -254,12 +345,12 @@ def certify(buyers: Buyers, found: Sharing, *, optional: BoolArray | None = None
         found: shares and price.
         optional: (n,) who may also stay silent, for no band and no utility (alpha < 1).
     """
-    curve, w, alpha = buyers.curve, buyers.weight, buyers.alpha
+    w, alpha = buyers.weight, buyers.alpha
     rows = np.arange(w.size)
     y, low, high = found.kept, buyers.low, buyers.high
     silent = np.zeros(w.shape, dtype=np.bool_) if optional is None else optional & (found.share == 0)
     y = np.where(silent, low, y)
-    need = np.where(silent, 0.0, curve.need(y))
+    need = np.where(silent, 0.0, buyers.need(y))
     left, right = _sides(buyers, y, rows)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         up = np.expm1(left - found.log_price) if np.isfinite(found.log_price) else np.full(y.shape, np.inf)
@@ -286,8 +377,8 @@ def _sides(buyers: Buyers, y: FloatArray, rows: Rows) -> tuple[FloatArray, Float
     step = _BESIDE * np.maximum(y, 1e-6)
     below, above = np.maximum(y - step, buyers.low), np.minimum(y + step, buyers.high)
     return (
-        buyers.worth(below) - buyers.curve.log_slope(below, rows)[0],
-        buyers.worth(above) - buyers.curve.log_slope(above, rows)[0],
+        buyers.worth(below) - buyers.curve.priced(below, rows)[1],
+        buyers.worth(above) - buyers.curve.priced(above, rows)[1],
     )
 
 
@@ -299,7 +390,7 @@ def _dual_bound(buyers: Buyers, found: Sharing, optional: BoolArray | None) -> f
         return float((w * utility(buyers.high, buyers.alpha))[paid].sum())
     y = buyers.kept(found.log_price, found.kept)[0]
     price = np.exp(found.log_price)
-    need = buyers.curve.need(y)
+    need = buyers.need(y)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         value = np.where(paid, w * utility(y, buyers.alpha), 0.0) - price * need
         left, right = _sides(buyers, y, rows)
@@ -356,14 +447,6 @@ def settle_limit(
     return most, left_out
 
 
-class Divisible(Curve, Protocol):
-    """A curve of which some devices can be taken alone."""
-
-    def rows(self, index: Rows) -> Divisible:
-        """Return the curve of some devices."""
-        ...
-
-
 @dataclass(frozen=True, eq=False)
 class Chosen(Sharing):
     """The optimum over who uploads as well.
@@ -375,127 +458,109 @@ class Chosen(Sharing):
     gap: float
 
 
-def share_out_charged(curve: Divisible, weight: FloatArray, alpha: float, charged: BoolArray) -> Chosen:
+def share_out_charged(curve: Curve, weight: FloatArray, alpha: float, charged: BoolArray) -> Chosen:
     """Share the band where some uploads have a fixed price: who is `charged` may stay silent at no cost.
 
     A silent device keeps nothing, with utility 0. For alpha >= 1 that is infinitely bad, so that all upload;
-    if their least needs fill the band, those with the largest are silent. Otherwise the price is sought at
-    which the answers, silence among them, fill the band. Where a device breaks even there and only a part of
-    it would fit, the best of the sets around that price is taken, and `gap` says how far the optimum can be.
+    if their least needs fill the band, those with the largest are silent. Otherwise who uploads is searched
+    for by branch and bound over the price of the band (`radio.allocation.uploaders`); where that stops early
+    `gap` says how far the optimum can be.
     """
-    n = weight.size
-    least = np.where(charged, curve.need(curve.low), 0.0)
-    able = (weight > 0) & (least < 1)
     if not charged.any():
         found = share_out(Buyers(curve, weight, alpha))
         return Chosen(found.kept, found.share, found.log_price, 0.0)
+    least = np.where(charged, curve.need(curve.low), 0.0)
+    able = (weight > 0) & (least < 1)
     if alpha >= 1:
         order = np.argsort(np.where(able, least, np.inf), kind="stable")
         fits = np.cumsum(np.where(able, least, 0.0)[order]) < 1.0
-        members = np.zeros(n, dtype=np.bool_)
+        members = np.zeros(weight.size, dtype=np.bool_)
         members[order] = fits
-        return _scattered(curve, weight, alpha, np.flatnonzero(members & able), 0.0)
-    gains = _UploadGains(curve, weight, alpha, charged, least)
-    tried, bound = gains.settle(able)
-    best: Chosen = max(tried, key=lambda one: gains.gained(one.kept))
-    if bound - gains.gained(best.kept) > 1e-10 * float(weight.sum()) and n <= _MOST_EXCHANGED:
-        best = gains.exchanged(best, able)
+        return _scattered(curve, weight, alpha, np.flatnonzero(members & able))
+    gains = _UploadGains(curve, weight, alpha, least)
     scale = float(weight.sum()) / (1.0 - alpha)
-    gap = bound - gains.gained(best.kept)
-    if gap <= 1e-10 * scale:
-        return best
-    return Chosen(best.kept, best.share, best.log_price, gap)
+    best = choose_uploaders(
+        gains,
+        able,
+        np.arange(weight.size),
+        scale=scale,
+        price=gains.first_price(able),
+        trials=max(_LEAST_TRIALS, min(_MOST_TRIALS, _TRIAL_WORK // weight.size)),
+    )
+    found = gains.solved(best.share > 0)
+    return Chosen(found.kept, found.share, found.log_price, best.gap if best.gap > 1e-10 * scale else 0.0)
 
 
-_SETTLINGS = 6  # sets of uploaders that are tried
-_EXCHANGES = 4  # further ones, by one device each
-_MOST_EXCHANGED = 200  # devices for whom they are worth their time
+# Nodes of the search: with many devices one of them more or less is little.
+_LEAST_TRIALS, _MOST_TRIALS, _TRIAL_WORK = 1, 60, 20_000
+_HALVINGS = 30  # of the logarithm of the first price
 
 
 def _scattered(
-    curve: Divisible, weight: FloatArray, alpha: float, members: Rows, gap: float, hint: float | None = None
+    curve: Curve, weight: FloatArray, alpha: float, members: Rows, hint: float | None = None
 ) -> Chosen:
     """Share the band between some devices; the others keep nothing."""
     kept, share = np.zeros(weight.size), np.zeros(weight.size)
     if not members.size:
-        return Chosen(kept, share, -np.inf, gap)
+        return Chosen(kept, share, -np.inf, 0.0)
     found = share_out(Buyers(curve.rows(members), weight[members], alpha), hint)
     kept[members] = found.kept
     share[members] = np.where(found.kept > 0, found.share, 0.0)
-    return Chosen(kept, share, found.log_price, gap)
+    return Chosen(kept, share, found.log_price, 0.0)
 
 
 class _UploadGains:
-    """What uploads gain at a price; utilities are 0 for who is silent."""
+    """What uploads gain at a price (`radio.allocation.uploaders.Gains`); silence has utility 0."""
 
-    def __init__(
-        self, curve: Divisible, weight: FloatArray, alpha: float, charged: BoolArray, least: FloatArray
-    ) -> None:
+    def __init__(self, curve: Curve, weight: FloatArray, alpha: float, least: FloatArray) -> None:
         self.least_share: FloatArray = least
-        self._curve, self._weight, self._alpha, self._charged = curve, weight, alpha, charged
+        self._curve, self._weight, self._alpha = curve, weight, alpha
         self._buyers = Buyers(curve, weight, alpha)
         self._last: FloatArray | None = None
+        self._price: float | None = None
+        self._solved: dict[bytes, Chosen] = {}
 
-    def gained(self, kept: FloatArray) -> float:
-        return float((self._weight * utility(kept, self._alpha)).sum())
+    def first_price(self, able: BoolArray) -> float:
+        """Return a price near that of the band; of many devices a sample is asked."""
+        n = self._weight.size
+        if n < _MANY:
+            wanted = float(self._buyers.need_high[able].sum())
+            return float(self._weight[able].sum()) / max(wanted, 1.0) if able.any() else 1.0
+        rows = np.arange(0, n, _SAMPLE)
+        some = _UploadGains(self._curve.rows(rows), self._weight[rows], self._alpha, self.least_share[rows])
+        low, high = some.log_prices()
+        for _ in range(_HALVINGS):
+            middle = 0.5 * (low + high)
+            share, profit = some.respond(float(np.exp(middle)))
+            filled = float(share[able[rows] & (profit > 0)].sum()) > rows.size / n
+            low, high = (middle, high) if filled else (low, middle)
+        return float(np.exp(low))
+
+    def log_prices(self) -> tuple[float, float]:
+        """Return log prices at which all keep the most, and above which nobody gains by an upload."""
+        least = self._buyers.lowest
+        with np.errstate(divide="ignore"):
+            worth = np.log(self._weight) + np.log(utility(self._buyers.high, self._alpha))
+            most = float((worth - np.log(self._buyers.need_low)).max(initial=least))
+        least, most = (float(np.clip(at, -_LOG_LARGEST, _LOG_LARGEST)) for at in (least, most))
+        return least, max(least, most)
 
     def respond(self, price: float) -> tuple[FloatArray, FloatArray]:
         """Return each device's best share of an upload at a price, and w U(y) - price b there."""
         log_price = float(np.log(price)) if price > 0 else -np.inf
-        self._last, _ = self._buyers.kept(log_price, self._last)
-        share = self._curve.need(self._last)
-        return share, self._weight * utility(self._last, self._alpha) - price * share
+        answer = self._buyers.answer(log_price, self._last)
+        self._last, self._price = answer.kept, log_price
+        return answer.share, self._weight * utility(answer.kept, self._alpha) - price * answer.share
 
-    def settle(self, able: BoolArray) -> tuple[list[Chosen], float]:
-        """Let devices come and go by the price that their own shares make; return the optima and a bound.
+    def share_out(self, members: BoolArray) -> tuple[FloatArray, float, float]:
+        """Return the best shares if exactly the members may upload, their multiplier and the gain."""
+        found = self.solved(members)
+        return found.share, found.price, float((self._weight * utility(found.kept, self._alpha)).sum())
 
-        Where the answers to the price of a set are that set, it is the optimum: the bound is reached.
-        """
-        members = self._fitting(able, self._weight / np.maximum(self._curve.need(self._buyers.high), 1e-300))
-        seen, found = list[BoolArray](), list[Chosen]()
-        bound = np.inf
-        for _ in range(_SETTLINGS):
-            seen.append(members)
+    def solved(self, members: BoolArray) -> Chosen:
+        """Return the optimum of these members."""
+        key = members.tobytes()
+        if key not in self._solved:
             rows = np.flatnonzero(members)
-            found.append(_scattered(self._curve, self._weight, self._alpha, rows, 0.0))
-            price = found[-1].price
-            _, profit = self.respond(price)
-            taking = able & ((profit > 0) | ~self._charged)
-            bound = min(bound, price + float(profit[taking].sum()))
-            taking = self._fitting(taking, profit)
-            if any((taking == before).all() for before in seen):
-                break
-            members = taking
-        return found, bound
-
-    def exchanged(self, best: Chosen, able: BoolArray) -> Chosen:
-        """Try to add the most promising device or to leave out the weakest, as long as it helps."""
-        tried = 0
-        while tried < _EXCHANGES:
-            members = best.share > 0
-            _, profit = self.respond(max(best.price, 0.0))
-            outside = [one for one in np.argsort(-profit) if able[one] and not members[one]][:1]
-            inside = [one for one in np.argsort(profit) if members[one]][:1]
-            better = best
-            for one in (*outside, *inside):
-                tried += 1
-                changed = members.copy()
-                changed[one] = not changed[one]
-                if float(self.least_share[changed].sum()) >= 1.0:
-                    continue
-                rows, near = np.flatnonzero(changed), best.log_price
-                other = _scattered(self._curve, self._weight, self._alpha, rows, 0.0, near)
-                if self.gained(other.kept) > self.gained(better.kept):
-                    better = other
-            if better is best:
-                break
-            best = better
-        return best
-
-    def _fitting(self, wanted: BoolArray, merit: FloatArray) -> BoolArray:
-        """Return those whose least needs fit into the band together, the best first."""
-        order = np.argsort(np.where(wanted, -merit, np.inf), kind="stable")
-        fits = np.cumsum(np.where(wanted, self.least_share, 0.0)[order]) < 1.0
-        chosen = np.zeros_like(wanted)
-        chosen[order] = fits
-        return chosen & wanted
+            self._solved[key] = _scattered(self._curve, self._weight, self._alpha, rows, self._price)
+        return self._solved[key]

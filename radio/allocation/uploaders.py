@@ -83,6 +83,7 @@ def choose_uploaders(
     scale: float,
     price: float,
     known: Iterable[BoolArray] = (),
+    trials: int | None = None,
 ) -> Choice:
     """Return the best choice of uploaders and their shares.
 
@@ -93,12 +94,14 @@ def choose_uploaders(
         scale: sum of the weights; gains are found to 1e-10 of it.
         price: a first price of the band, > 0.
         known: choices to start from.
+        trials: nodes after which the search settles for what it has; None: as the module says.
     """
+    limit = max(least_trials, work // kinds.size) if trials is None else trials
     search = _Search(gains, kinds, scale)
     search.consider(np.zeros_like(usable))
     for members in known:
         search.consider(members)
-    return search.run(_Node(np.zeros_like(usable), usable.copy(), price))
+    return search.run(_Node(np.zeros_like(usable), usable.copy(), price), limit)
 
 
 class _Search:
@@ -121,8 +124,7 @@ class _Search:
         if found[2] > self._best[2] + (self._tolerance if np.isfinite(self._best[2]) else 0.0):
             self._best = found
 
-    def run(self, root: _Node) -> Choice:
-        limit = max(least_trials, work // self._kinds.size)
+    def run(self, root: _Node, limit: int) -> Choice:
         order = count()
         waiting: list[tuple[float, int, _Node]] = [(-np.inf, next(order), root)]
         gap = 0.0

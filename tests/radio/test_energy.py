@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from radio.allocation.energy_aware import EnergyCurve
 from radio.channel import ChannelModel, mean_gain, place_devices
 from radio.energy import (
     EnergyTerms,
@@ -117,6 +118,23 @@ def test_derivatives_of_the_capacity_are_its_differences(seed: int) -> None:
     second = (above.slope - below.slope)[smooth] / (2 * step)
     assert (np.abs(first - found.slope[smooth]) <= 1e-3 * scale).all()
     assert (np.abs(second - found.bend[smooth]) <= 1e-2 * (scale + np.abs(found.bend[smooth]))).all()
+
+
+@settings(deadline=None, max_examples=25)
+@given(seeds)
+def test_slopes_at_the_kink_are_those_beside_it(seed: int) -> None:
+    """Where f_max and p_max together just spend the budget, one of them gives way, and not the other."""
+    terms = draw_terms(seed, 40)
+    kink = terms.energy_switch
+    some = terms.rows((kink > 1e-3) & (kink < 1) & np.isfinite(band_needed(terms, kink)))
+    at = some.energy_switch
+    rows = np.arange(at.size)
+    curve = EnergyCurve(some, np.zeros(at.size), np.ones(at.size))
+    step = 1e-7 * at
+    for side, slope in zip((-1, 1), curve.kink_slopes(rows), strict=True):
+        beside = curve.priced(at + side * step, rows)[1]
+        sure = np.isfinite(beside) & np.isfinite(slope)
+        np.testing.assert_allclose(slope[sure], beside[sure], atol=1e-3)
 
 
 @settings(deadline=None, max_examples=20)
