@@ -58,7 +58,8 @@ class StudySettings:
 class TrackerSettings:
     """Where metrics go beside the CSV records."""
 
-    name: Literal["none", "tensorboard", "mlflow"] = key("of a tracker", decides=False)
+    name: str = key("none, tensorboard, mlflow, or package.module:callable", decides=False)
+    options: Mapping[str, Any] = key("keyword-only parameters of the tracker", decides=False)
     database: str | None = key(
         "of MLflow, unless MLFLOW_TRACKING_URI names a server", path=True, used=MLFLOW, decides=False
     )

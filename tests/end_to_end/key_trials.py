@@ -244,5 +244,6 @@ ELSEWHERE = {
     "study.name": "a job that trains nothing: tests/experiments/test_studies.py",
     "study.draws": "of studies: test_every_key.py",
     "tracker.name": "its libraries are extras: tests/experiments/test_trackers.py",
+    "tracker.options": "of a tracker of one's own: tests/experiments/test_trackers.py",
     "tracker.database": "of mlflow: tests/experiments/test_trackers.py",
 }

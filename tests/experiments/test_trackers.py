@@ -2,7 +2,7 @@
 
 import sys
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -10,7 +10,7 @@ from experiments.studies import run_study
 from records.recorder import read_table
 from schema import ConfigError
 from server_app.settings import compose_settings
-from server_app.trackers import numbers
+from server_app.trackers import TrackedJob, numbers
 from tests.experiments.small_sweeps import run_tiny
 
 
@@ -107,6 +107,39 @@ def test_a_tracker_that_fails_costs_its_own_entries(tmp_path, monkeypatch, caplo
     summary = run_tiny(tmp_path, "tracker=tensorboard", "rounds=4")
     assert (summary["rounds"], set(calls)) == (4, {1})
     assert "tracker = tensorboard failed at step 2 and gets nothing more: the server has gone" in caplog.text
+
+
+class Shelf:
+    """A tracker of one's own: what it is given, and how it ended."""
+
+    opened: ClassVar[list[Any]] = []
+
+    def __init__(self, job: TrackedJob, *, room: str = "") -> None:
+        self.opened.append((job.folder, job.unit, job.settings["seed"], room))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        raise OSError("it cannot be closed")
+
+    def record(self, step, values):
+        self.opened.append((step, values["accuracy_mean"]))
+
+
+def test_a_tracker_of_ones_own_is_named_by_where_it_is_and_has_options(tmp_path, caplog):
+    Shelf.opened.clear()
+    own = f"tracker.name={__name__}:Shelf"
+    summary = run_tiny(tmp_path / "run", own, "tracker.options.room=attic", "rounds=2")
+    rows = read_table(tmp_path / "run" / "rounds.csv")
+    assert Shelf.opened == [
+        (tmp_path / "run", "round", 1, "attic"),
+        *((step, float(row["accuracy_mean"])) for step, row in enumerate(rows, 1)),
+    ]
+    assert summary["status"] == "completed"
+    assert "the tracker could not be closed: it cannot be closed" in caplog.text
+    with pytest.raises(ConfigError, match=r"tracker\.name = .* has no option 'rooms'"):
+        run_tiny(tmp_path / "other", own, "tracker.options.rooms=attic")
 
 
 # The real things: each extra in an environment that has it.
