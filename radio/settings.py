@@ -19,6 +19,8 @@ from schema.uses import (
     AIR,
     BEAMFORMER,
     BITMAP,
+    BY_FLOPS,
+    BY_WEIGHTS,
     COMMON_MASK,
     DIGITAL,
     EMULATED,
@@ -42,6 +44,7 @@ from schema.uses import (
 Source = Literal["emulated", "measured"]
 Payload = Literal["delta", "model"]
 WhenOverLimit = Literal["relax", "drop"]
+Cycles = Literal["weights", "flops"]
 OnOutage = Literal["late", "lost"]
 
 # One number for all devices, K numbers, or a distribution (`radio.devices`).
@@ -79,12 +82,21 @@ class RadioSettings:
         "the least clock that a policy may choose; null: a thousandth of cpu_hz",
         unit="Hz", above=0, used=ENERGY_AWARE,
     )  # fmt: skip
+    cycles: Cycles = key(
+        "of a local step, by weights as in the paper, or by flops: the multiply-adds of the network",
+        used=EMULATED,
+    )
     cycles_per_weight: PerDevice = key(
-        "C: per global weight and local step", unit="cycles", minimum=0, used=EMULATED
+        "C: per global weight and local step", unit="cycles", minimum=0, used=EMULATED & BY_WEIGHTS
     )
     cycles_per_weight_personal: PerDevice = key(
-        "the same for the personal part", unit="cycles", minimum=0, used=EMULATED & PERSONAL
+        "the same for the personal part", unit="cycles", minimum=0, used=EMULATED & BY_WEIGHTS & PERSONAL
     )
+    cycles_per_multiply_add: PerDevice = key(
+        "C with cycles=flops: per multiply-add of a sample's forward pass and local step, the backward pass "
+        "included",
+        unit="cycles", minimum=0, used=EMULATED & BY_FLOPS,
+    )  # fmt: skip
     energy_per_cycle_squared: PerDevice = key(
         "kappa, in J s^2: a cycle at f Hz costs kappa f^2 joules", minimum=0, used=OFDMA
     )

@@ -81,6 +81,8 @@ def _errs(settings: Any) -> bool:
 EMULATED = Use("with an emulated channel (not channel=measured)", lambda s: not _measured(s))
 MEASURED = Use("with channel=measured", _measured)
 OFDMA = Use("with the emulated OFDMA uplink", _ofdma)
+BY_WEIGHTS = Use("with radio.cycles=weights", lambda s: s.radio.cycles == "weights")
+BY_FLOPS = Use("with radio.cycles=flops", lambda s: s.radio.cycles == "flops")
 DIGITAL = Use("with a digital uplink (OFDMA or measured)", lambda s: not _air(s))
 AIR = Use("over the air (scheme=over_the_air, error_free or aircomp_pruned)", _air)
 # Without noise, and where the channels are known, every way of sending a sum gives the sum.

@@ -33,6 +33,7 @@ PER_DEVICE = (
     "battery_j",
     "energy_budget_j",
     "cpu_min_hz",
+    "cycles_per_multiply_add",
 )
 
 

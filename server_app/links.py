@@ -16,6 +16,9 @@ from server_app.devices import device_energy, device_values
 from strategies.measured import MeasuredLink
 from strategies.ofdma import OfdmaCell
 from strategies.settings import MeasuredSettings
+from task.work import multiply_adds
+
+Vector = npt.NDArray[np.float64]
 
 if TYPE_CHECKING:
     from server_app.job import Job
@@ -99,6 +102,7 @@ def device_times(job: Job) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.floa
     """
     radio, training = job.settings.radio, job.settings.training
     values = device_values(job.settings)
+    personal_cycles, global_cycles = _cycles(job, values)
     taken = np.stack(job.steps, axis=1)
     fixed, compute = np.empty(len(taken)), np.empty(len(taken))
     for steps in sorted({tuple(row) for row in taken.tolist()}):
@@ -109,11 +113,28 @@ def device_times(job: Job) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.floa
             global_steps=steps[1],
             importance_steps=training.importance_steps,
             copy_steps=steps[2],
-            personal_cycles=values["cycles_per_weight_personal"],
-            global_cycles=values["cycles_per_weight"],
+            personal_cycles=personal_cycles,
+            global_cycles=global_cycles,
             include_importance_cost=radio.include_importance_cost and TRIAL_STEPS.holds(job.settings),
         )
         members = (taken == steps).all(axis=1)
         fixed[members] = model.fixed_time(values["cpu_hz"])[members]
         compute[members] = model.compute_time(values["cpu_hz"])[members]
     return fixed, compute
+
+
+def _cycles(job: Job, values: Mapping[str, Vector]) -> tuple[Vector, Vector]:
+    """Return the cycles per weight and local step of the personal and of the global part, (K,) each.
+
+    By flops, each part's multiply-adds for a batch of the device, spread over the part's weights: pruning
+    then saves its share of them.
+    """
+    if job.settings.radio.cycles == "weights":
+        return values["cycles_per_weight_personal"], values["cycles_per_weight"]
+    task, batch_size = job.task, job.settings.training.batch_size
+    sizes = np.array([part.train.size for part in task.parts])
+    first = next(part.train[:1] for part in task.parts if part.train.size)
+    work = multiply_adds(task.model, task.split, task.train(first)[0])
+    cycles = values["cycles_per_multiply_add"] * np.minimum(sizes, batch_size)
+    personal, of_global = task.split.personal.size, task.split.global_part.size
+    return cycles * work.personal / max(1, personal), cycles * work.of_global / of_global

@@ -42,6 +42,7 @@ QUANTITIES = {
     "round": Quantity("global round"),
     "accuracy_mean": Quantity("test accuracy (mean of devices)", reduce="tail", span=_SHARE),
     "accuracy_worst": Quantity("test accuracy (worst device)", reduce="tail", span=_SHARE),
+    "global_accuracy": Quantity("test accuracy (global model)", reduce="tail", span=_SHARE),
     "loss_mean": Quantity("test loss", "nats", reduce="tail"),
     "latency_s": Quantity("round latency", "ms", 1e3),
     "elapsed_s": Quantity("emulated time", "s", 1.0, "last"),

@@ -10,6 +10,7 @@ the first feature map is laid out channels-last for the second convolution.
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from torch import nn
@@ -50,22 +51,35 @@ def _picture(name: str, sample_shape: Shape, least: int) -> Shape:
 
 
 @MODELS.register("cnn")
-def cnn(num_classes: int, sample_shape: Shape, *, kernel_size: int = 5, hidden: int = 128) -> nn.Sequential:
+def cnn(
+    num_classes: int,
+    sample_shape: Shape,
+    *,
+    kernel_size: int = 5,
+    hidden: int = 128,
+    norm: Literal["none", "batch"] = "none",
+) -> nn.Sequential:
     """Two "same" convolutions (32, 64 channels) and two linear layers (Liu et al. 2024, experiments).
 
     The paper's feature maps (32x14x14, 64x7x7) force stride 1 and "same" padding; it does not print the
-    kernel size. With 5x5 the convolutions hold 52 096 weights and the linear layers 402 826.
+    kernel size. With 5x5 the convolutions hold 52 096 weights and the linear layers 402 826. `norm` = batch
+    normalises after each convolution, as FedBN needs it (Li et al. 2021).
     """
+    if norm not in ("none", "batch"):
+        raise ValueError(f"model option norm = {norm!r}; valid: none, batch")
     if kernel_size < 1 or kernel_size % 2 == 0:
         raise ValueError(f"model option kernel_size = {kernel_size}; 'same' padding needs an odd size >= 1")
     padding = kernel_size // 2
     channels, height, width = _picture("cnn", sample_shape, 4)
+    batch = norm == "batch"
     return _sequential(
         conv1=nn.Conv2d(channels, 32, kernel_size, padding=padding),
         layout1=ChannelsLast(),
+        **({"bn1": nn.BatchNorm2d(32)} if batch else {}),
         pool1=nn.MaxPool2d(2),
         relu1=nn.ReLU(),
         conv2=nn.Conv2d(32, 64, kernel_size, padding=padding),
+        **({"bn2": nn.BatchNorm2d(64)} if batch else {}),
         pool2=nn.MaxPool2d(2),
         relu2=nn.ReLU(),
         flatten=nn.Flatten(),

@@ -17,6 +17,7 @@ def _generator(seed: int = 0) -> torch.Generator:
     [
         ("cnn", {}, ["conv*"], (52_096, 402_826)),
         ("cnn", {"kernel_size": 3}, ["conv*"], (18_816, 402_826)),
+        ("cnn", {"norm": "batch"}, ["batchnorm"], (2 * 32 + 2 * 64, 454_922)),
         ("cnn", {}, [], (0, 454_922)),
         ("cnn", {"kernel_size": 3}, [], (0, 421_642)),
         ("lenet5", {}, [], (0, 61_706)),
