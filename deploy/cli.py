@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -93,8 +92,6 @@ def _run(options: argparse.Namespace, folder: Path) -> None:
         raise ConfigError(f"--nodes {options.nodes}; a fleet has at least 1 node")
     if any(override.startswith("fleet.num_devices=") for override in options.overrides):
         raise ConfigError("fleet.num_devices is given by --nodes")
-    if options.resources and shutil.which("ps") is None:
-        raise ConfigError("--resources needs the command ps, which is not on the PATH (package procps)")
     settings = compose_settings([f"fleet.num_devices={options.nodes}", *options.overrides])
     log.info("records: %s", folder)
     with short_folder("airflower-fleet-", SOCKET) as scratch, ExitStack() as last:

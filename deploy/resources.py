@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from engines.process_table import descendants
+import psutil
+
+from engines.process_table import command_of, started_by
 
 _KINDS = ("flower-superlink", "flower-supernode", "flower-superexec", "flwr-serverapp", "warm.py")
 _MESSAGE = re.compile(r"^warm: message: ([0-9.]+) s of processor time, ([0-9.]+) MB$", re.MULTILINE)
@@ -35,19 +37,18 @@ class Usage:
         if time.monotonic() < self._next:
             return
         self._next = time.monotonic() + self._seconds
-        listing = subprocess.run(
-            ["ps", "-eo", "pid=,ppid=,rss=,cputimes=,args="], capture_output=True, text=True, check=True
-        ).stdout
-        found = {int(line.split()[0]): line.split(None, 4)[1:] for line in listing.splitlines()}
-        for pid in descendants(os.getpid()):
-            if pid not in found:
-                continue
-            parent, rss, seconds, command = found[pid]
+        found = {process.pid: process for process in started_by(os.getpid())}
+        commands = {pid: command_of(process) for pid, process in found.items()}
+        for pid, process in found.items():
+            command = commands[pid]
             kind = next((kind for kind in _KINDS if kind in command), None)
-            if kind is None or command == found.get(int(parent), [""])[-1]:  # a fork counts as a message
-                continue
-            self._memory[kind] = max(self._memory[kind], int(rss) / 1024)
-            self._processor[kind][pid] = float(seconds)
+            with suppress(psutil.Error):  # it may have ended
+                if kind is None or command == commands.get(process.ppid(), ""):  # a fork counts as a message
+                    continue
+                times = process.cpu_times()
+                rss = process.memory_info().rss / 2**20
+                self._memory[kind] = max(self._memory[kind], rss)
+                self._processor[kind][pid] = times.user + times.system
 
     def lines(self, warm_log: Path, facts: Mapping[str, Any], *, nodes: int, rounds: int) -> Sequence[str]:
         """Return the report.

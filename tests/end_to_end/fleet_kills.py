@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from deploy.local_fleet import LocalFleet
-from engines.process_table import descendants, processes
+from engines.process_table import descendants, living
 from engines.superlink import finished
 from protocol.archives import read_archive
 from records.checkpoint import checkpoints, latest
@@ -43,12 +43,8 @@ def result(folder: Path) -> dict[str, object]:
 
 def server_apps(fleet: LocalFleet) -> list[int]:
     """Return the ServerApp's processes."""
-    table = processes()
-    return [
-        pid
-        for pid in descendants(fleet.superlink.pid)
-        if pid in table and not table[pid].over and "flwr-serverapp" in table[pid].command
-    ]
+    commands = living()
+    return [pid for pid in descendants(fleet.superlink.pid) if "flwr-serverapp" in commands.get(pid, "")]
 
 
 def shared_memory() -> set[str]:
@@ -121,7 +117,7 @@ def trials(count: int, base: Path, seed: int = 0) -> collections.Counter[str]:
             assert not differing, f"trial {number} ({what}): {differing} differ, see {folder}"
             counts[what] += 1
             print(f"{number + 1} trials: {dict(counts)}", flush=True)
-    assert not [entry.command for entry in processes().values() if str(scratch) in entry.command]
+    assert not [command for command in living().values() if str(scratch) in command]
     assert not scratch.exists()
     deadline = time.monotonic() + _PATIENCE  # other runs on this machine may have theirs
     while shared_memory() - memory:

@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 
-from engines.process_table import descendants, processes
+from engines.process_table import command_of, started_by
 from engines.ray import run_ray
 from server_app.run import RunFailedError
 from server_app.settings import compose_settings
@@ -59,8 +59,7 @@ def test_nobody_else_can_use_its_ray(tmp_path):
         while not (tmp_path / "out" / "devices.csv").is_file() and run.poll() is None:
             assert time.monotonic() < deadline
             time.sleep(0.2)
-        table = processes()
-        commands = [table[pid].command for pid in descendants(run.pid) if pid in table]
+        commands = [command_of(process) for process in started_by(run.pid)]
         found = [re.search(r"--gcs-address=(\S+)", command) for command in commands]
         (address,) = {match[1] for match in found if match}
         refused = _outcome(address)

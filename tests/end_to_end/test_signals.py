@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from engines.process_table import descendants, processes
+from engines.process_table import descendants, living
 from records.checkpoint import checkpoints
 from records.ownership import status_of
 from records.recorder import read_table
@@ -60,9 +60,7 @@ class Command:
 
     def _left(self) -> list[str]:
         return [
-            entry.command
-            for pid, entry in processes().items()
-            if not entry.over and (pid in self._known or str(self.scratch) in entry.command)
+            command for pid, command in living().items() if pid in self._known or str(self.scratch) in command
         ]
 
 

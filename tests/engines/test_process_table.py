@@ -1,12 +1,13 @@
-"""Processes are found with and without ``ps``."""
+"""What a process has started is found, whoever started it among them."""
 
 import os
 import subprocess
 import sys
 
+import psutil
 import pytest
 
-from engines import process_table
+from engines.process_table import command_of, descendants, has_ended, living, started_by
 
 SLEEPS = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'print(1, flush=True); input()'])"
 
@@ -20,34 +21,26 @@ def family():
     child.communicate(b"\n")
 
 
-@pytest.mark.skipif(not os.path.isfile("/proc/self/stat"), reason="no /proc")
 def test_what_was_started_is_found_without_ps(family, monkeypatch):
     monkeypatch.setenv("PATH", "")
-    found = process_table.descendants(os.getpid())
+    found = descendants(os.getpid())
     assert family.pid in found
-    (grandchild,) = process_table.descendants(family.pid)
-    assert grandchild in found
-    assert "input()" in process_table.processes()[grandchild].command
+    (grandchild,) = started_by(family.pid)
+    assert grandchild.pid in found
+    assert "input()" in command_of(grandchild)
+    assert "input()" in living()[grandchild.pid]
 
 
-def test_ps_and_proc_say_the_same(family, tmp_path):
-    if subprocess.run(["ps"], capture_output=True, check=False).returncode:
-        pytest.skip("no ps")
-    with_ps, without = process_table.processes(tmp_path), process_table.processes()
-    assert with_ps[family.pid].parent == without[family.pid].parent == os.getpid()
-    assert SLEEPS in with_ps[family.pid].command
-    assert SLEEPS in without[family.pid].command
-
-
-def test_neither_is_no_error(tmp_path, monkeypatch):
-    monkeypatch.setenv("PATH", "")
-    assert process_table.processes(tmp_path) == {}
-
-
-@pytest.mark.skipif(not os.path.isfile("/proc/self/stat"), reason="no /proc")
-def test_one_that_has_ended_is_over():
+def test_one_that_has_ended_is_over_before_and_after_its_parent_looks():
     ended = subprocess.Popen([sys.executable, "-S", "-c", ""], stdout=subprocess.PIPE)
+    process = psutil.Process(ended.pid)
+    assert not has_ended(psutil.Process())
     ended.stdout.read()  # closed as it ends
-    os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)
-    assert process_table.processes()[ended.pid].over
+    psutil.wait_procs([process], timeout=0)
+    while not has_ended(process):
+        pass
+    assert ended.pid not in living()
     ended.wait()
+    assert has_ended(process)
+    assert command_of(process) == ""
+    assert started_by(ended.pid) == []
