@@ -7,7 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from radio.allocation.optimum import Allocation, AllocationStatus, allocate, least_pruning_ratio
+from radio.allocation.optimum import allocate
+from radio.allocation.ratio import least_pruning_ratio
+from radio.allocation.shares import Allocation, AllocationStatus
 from radio.arrays import BoolArray, FloatArray
 
 

@@ -25,12 +25,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike
 
-from radio.allocation.optimum import (
-    Allocation,
-    AllocationStatus,
-    WhenInfeasible,
-    allocate,
-)
+from radio.allocation.optimum import allocate
 from radio.allocation.pricing import (
     Buyers,
     Certificate,
@@ -41,6 +36,7 @@ from radio.allocation.pricing import (
     settle_limit,
     share_out_charged,
 )
+from radio.allocation.shares import Allocation, AllocationStatus, WhenInfeasible
 from radio.arrays import BoolArray, FloatArray, choice, in_unit_interval, non_negative
 from radio.channel.rates import FixedNoise
 from radio.energy import (

@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.optimize import brentq
 
-from radio.allocation.optimum import Allocation, AllocationStatus, WhenInfeasible, ratio_at_rate
 from radio.allocation.pricing import (
     Buyers,
     Certificate,
@@ -25,6 +24,8 @@ from radio.allocation.pricing import (
     settle_limit,
     share_out_charged,
 )
+from radio.allocation.ratio import ratio_at_rate
+from radio.allocation.shares import Allocation, AllocationStatus, WhenInfeasible
 from radio.arrays import FloatArray, finite, in_unit_interval, non_negative, positive
 
 _NOTHING = 1e-12  # a share of the weights below this is none

@@ -26,173 +26,14 @@ against the envelope in every case.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from enum import IntEnum
-from typing import Literal
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from radio.allocation.problem import Problem, cap_of, floor, least_limit, prepare, ratio_of, settle_limit
+from radio.allocation.shares import Allocation, AllocationStatus, WhenInfeasible
 from radio.allocation.uploaders import choose_uploaders
 from radio.allocation.waterfill import Demand, fill
-from radio.arrays import BoolArray, FloatArray, choice, finite, in_unit_interval, non_negative, positive
-
-WhenInfeasible = Literal["raise", "relax", "drop"]
-
-
-class AllocationStatus(IntEnum):
-    """What limits a device."""
-
-    INTERIOR = 0  # strictly between its bounds
-    SATURATED = 1  # pruning ratio 0: more bandwidth would not help it
-    STARVED = 2  # bandwidth 0, pruning ratio 1: it costs more than it brings; it uploads nothing
-    INFEASIBLE = 3  # left out of the global part: no slack (D <= 0), or dropped for rho_max
-    FLOOR = 4  # held at max_pruning_ratio by that limit
-    TIME_BOUND = 5  # under time and energy: the threshold holds it, energy is left over
-    ENERGY_BOUND = 6  # under time and energy: it spends its budget
-
-
-class InfeasibleAllocationError(ValueError):
-    """`max_pruning_ratio` cannot be met by all feasible devices at once."""
-
-
-@dataclass(frozen=True)
-class Allocation:
-    """Shares of one round (or of a batch of rounds).
-
-    Attributes:
-        bandwidth_fraction: (..., K) b, sums to at most 1.
-        pruning_ratio: (..., K) rho in [0, 1].
-        multiplier: (...) lambda, the fall of the objective per unit of bandwidth fraction; 0 where
-            bandwidth is left over, NaN where no optimum was sought.
-        status: (..., K) int8, `AllocationStatus` codes.
-        objective: (...) sum of w rho, left-out devices counting with rho = 1.
-        max_pruning_ratio: (...) the limit in force; above the one asked for after `relax`.
-        gap: (...) no allocation has an objective below `objective - gap`: 0 where the optimum was found,
-            NaN where none was sought.
-        frequency: (..., K) CPU frequency of each device, Hz; None: its own.
-        power: (..., K) transmit power of each device, W, 0 where it sends nothing; None: its own.
-    """
-
-    bandwidth_fraction: FloatArray
-    pruning_ratio: FloatArray
-    multiplier: FloatArray
-    status: NDArray[np.int8]
-    objective: FloatArray
-    max_pruning_ratio: FloatArray
-    gap: FloatArray
-    frequency: FloatArray | None = None
-    power: FloatArray | None = None
-
-    @staticmethod
-    def of_shares(
-        bandwidth_fraction: ArrayLike,
-        pruning_ratio: ArrayLike,
-        *,
-        weights: ArrayLike | None = None,
-        left_out: ArrayLike = False,
-        max_pruning_ratio: float = 1.0,
-    ) -> Allocation:
-        """Return an allocation of given shares and ratios, for policies that do not optimise.
-
-        Args:
-            bandwidth_fraction: (..., K) b.
-            pruning_ratio: (..., K) rho.
-            weights: (..., K) of the objective; None: 1.
-            left_out: (..., K) bool, devices that take no part in the global part.
-            max_pruning_ratio: the limit that was asked for.
-        """
-        share = np.asarray(bandwidth_fraction, dtype=np.float64)
-        ratio = np.asarray(pruning_ratio, dtype=np.float64)
-        status = np.full(ratio.shape, AllocationStatus.INTERIOR, dtype=np.int8)
-        status[ratio <= 0] = AllocationStatus.SATURATED
-        status[ratio >= 1] = AllocationStatus.STARVED
-        status[np.broadcast_to(left_out, ratio.shape)] = AllocationStatus.INFEASIBLE
-        batch = ratio.shape[:-1]
-        nothing = np.full(batch, np.nan)[()]
-        return Allocation(
-            bandwidth_fraction=share,
-            pruning_ratio=ratio,
-            multiplier=nothing,
-            status=status,
-            objective=(_ones(weights) * ratio).sum(axis=-1),
-            max_pruning_ratio=np.full(batch, max_pruning_ratio)[()],
-            gap=nothing,
-        )
-
-
-def _ones(weights: ArrayLike | None) -> FloatArray:
-    return np.asarray(1.0 if weights is None else weights, dtype=np.float64)
-
-
-@dataclass(frozen=True)
-class _Problem:
-    """The validated inputs, broadcast to (M, K), with (M, 1) limit on the ratio."""
-
-    rate: FloatArray
-    slack: FloatArray
-    compute: FloatArray
-    bits: FloatArray
-    weight: FloatArray
-    overhead: FloatArray
-    limit: FloatArray
-
-    @property
-    def servable(self) -> BoolArray:
-        """Devices for which some share of the band gives a ratio below 1."""
-        return np.asarray((self.slack > 0) & (self.rate > 0))
-
-    def rows(self, index: NDArray[np.intp]) -> _Problem:
-        return _Problem(*(getattr(self, name)[index] for name in self.__dataclass_fields__))
-
-
-def least_pruning_ratio(
-    bandwidth_fraction: ArrayLike,
-    full_band_rate: ArrayLike,
-    slack: ArrayLike,
-    compute_time: ArrayLike,
-    payload_bits: ArrayLike,
-    *,
-    overhead_bits: ArrayLike = 0.0,
-    clamp: bool = True,
-) -> FloatArray:
-    """Return the least pruning ratio that meets the latency threshold at a given share of the band.
-
-    rho = 1 - (b r D - m) / (b r G + Q), clamped to [0, 1] (Liu et al. 2024, eq. (47), where m = 0).
-
-    Args:
-        bandwidth_fraction: (..., K) b.
-        full_band_rate: (..., K) r, bit/s.
-        slack: (..., K) D, s; not positive gives 1.
-        compute_time: (..., K) G, s.
-        payload_bits: (..., K) Q, bits of the dense upload.
-        overhead_bits: (..., K) m, bits that pruning does not save.
-        clamp: False returns the value of the formula, which may leave [0, 1].
-
-    Returns:
-        (..., K) pruning ratio.
-    """
-    speed = np.asarray(bandwidth_fraction, dtype=np.float64) * np.asarray(full_band_rate, dtype=np.float64)
-    return ratio_at_rate(speed, slack, compute_time, payload_bits, overhead_bits=overhead_bits, clamp=clamp)
-
-
-def ratio_at_rate(
-    rate: ArrayLike,
-    slack: ArrayLike,
-    compute_time: ArrayLike,
-    payload_bits: ArrayLike,
-    *,
-    overhead_bits: ArrayLike = 0.0,
-    clamp: bool = True,
-) -> FloatArray:
-    """Return the least pruning ratio at an uplink rate, (..., K) bit/s; else as `least_pruning_ratio`."""
-    speed = np.asarray(rate, dtype=np.float64)
-    d, g = np.asarray(slack, dtype=np.float64), np.asarray(compute_time, dtype=np.float64)
-    q, m = np.asarray(payload_bits, dtype=np.float64), np.asarray(overhead_bits, dtype=np.float64)
-    ratio = (q + m - speed * (d - g)) / (speed * g + q)
-    if clamp:
-        ratio = np.where((speed > 0) & (d > 0), np.clip(ratio, 0.0, 1.0), 1.0)
-    return np.asarray(ratio)
+from radio.arrays import BoolArray, FloatArray, choice
 
 
 def allocate(
@@ -230,7 +71,7 @@ def allocate(
         ValueError: if an argument is outside its range.
     """
     choice("when_infeasible", when_infeasible, WhenInfeasible)
-    problem, shape = _prepare(
+    problem, shape = prepare(
         full_band_rate,
         slack,
         compute_time,
@@ -240,7 +81,7 @@ def allocate(
         overhead_bits=overhead_bits,
     )
     dropped = ~(problem.slack > 0)
-    problem, low, dropped = _settle_limit(problem, dropped, when_infeasible)
+    problem, low, dropped = settle_limit(problem, dropped, when_infeasible)
     low = np.where(dropped, 0.0, low)
     usable = problem.servable & ~dropped
 
@@ -284,117 +125,17 @@ def least_max_pruning_ratio(
         (...) the limit; 1 if none below 1 fits (a device with rate 0, or overhead that alone fills the
         band).
     """
-    problem, shape = _prepare(full_band_rate, slack, compute_time, payload_bits, overhead_bits=overhead_bits)
-    return _least_limit(problem, ~(problem.slack > 0)).reshape(shape[:-1])[()]
-
-
-def _prepare(
-    full_band_rate: ArrayLike,
-    slack: ArrayLike,
-    compute_time: ArrayLike,
-    payload_bits: ArrayLike,
-    *,
-    weights: ArrayLike | None = None,
-    max_pruning_ratio: float = 1.0,
-    overhead_bits: ArrayLike = 0.0,
-) -> tuple[_Problem, tuple[int, ...]]:
-    arrays = np.broadcast_arrays(
-        non_negative("full_band_rate", full_band_rate),
-        finite("slack", slack),
-        non_negative("compute_time", compute_time),
-        positive("payload_bits", payload_bits),
-        non_negative("weights", 1.0 if weights is None else weights),
-        non_negative("overhead_bits", overhead_bits),
-    )
-    shape = arrays[0].shape
-    if not shape or shape[-1] == 0:
-        raise ValueError(f"full_band_rate has shape {shape}; it needs a last axis with at least one device")
-    limit = float(in_unit_interval("max_pruning_ratio", max_pruning_ratio))
-    flat = [array.reshape(-1, shape[-1]) for array in arrays]
-    flat.append(np.full((flat[0].shape[0], 1), limit))
-    return _Problem(*flat), shape
-
-
-def _floor(problem: _Problem, limit: FloatArray) -> FloatArray:
-    """Return the share each device needs for a ratio of `limit` (M, 1); infinite where none suffices."""
-    keep = 1.0 - limit
-    room = problem.slack - keep * problem.compute
-    low = np.full(room.shape, np.inf)
-    np.divide(
-        keep * problem.bits + problem.overhead,
-        problem.rate * room,
-        out=low,
-        where=(problem.rate > 0) & (room > 0),
-    )
-    return low
-
-
-def _least_limit(problem: _Problem, left_out: BoolArray) -> FloatArray:
-    """Bisect for the least limit (M, 1) at which the floors of all others fit into the band."""
-    low, high = np.zeros_like(problem.limit), np.ones_like(problem.limit)
-
-    def fits(limit: FloatArray) -> BoolArray:
-        needed = np.where(left_out, 0.0, _floor(problem, limit)).sum(axis=1, keepdims=True)
-        return np.asarray(needed <= 1.0)
-
-    high = np.where(fits(low), 0.0, high)
-    while True:
-        middle = 0.5 * (low + high)
-        if bool(((middle <= low) | (middle >= high)).all()):
-            return high
-        good = fits(middle)
-        high = np.where(good, middle, high)
-        low = np.where(good, low, middle)
-
-
-def _settle_limit(
-    problem: _Problem, left_out: BoolArray, when_infeasible: WhenInfeasible
-) -> tuple[_Problem, FloatArray, BoolArray]:
-    """Make `max_pruning_ratio` feasible; return the problem, the floors and who is left out."""
-    low = np.where(problem.limit < 1, _floor(problem, problem.limit), 0.0)
-    low[left_out] = 0.0
-    needed = low.sum(axis=1, keepdims=True)
-    bad = needed > 1.0
-    if not bad.any():
-        return problem, low, left_out
-    if when_infeasible == "raise":
-        raise InfeasibleAllocationError(
-            f"max_pruning_ratio = {problem.limit[0, 0]} cannot be met: the devices with positive slack "
-            f"need {needed.max():.4g} of the band, the limit is 1. Raise max_pruning_ratio or the latency "
-            "threshold, or set when_infeasible to 'relax' or 'drop'"
-        )
-    if when_infeasible == "drop":
-        order = np.argsort(low, axis=1, kind="stable")
-        fits = np.cumsum(np.take_along_axis(low, order, axis=1), axis=1) <= 1.0
-        kept = np.empty_like(fits)
-        np.put_along_axis(kept, order, fits, axis=1)
-        return problem, np.where(kept, low, 0.0), left_out | ~kept
-    relaxed = replace(problem, limit=np.where(bad, _least_limit(problem, left_out), problem.limit))
-    low = np.where(relaxed.limit < 1, _floor(relaxed, relaxed.limit), 0.0)
-    low[left_out] = 0.0
-    return relaxed, low, left_out
-
-
-def _cap(problem: _Problem) -> FloatArray:
-    """Return the share at which a device needs no pruning; infinite where there is none."""
-    cap = np.full(problem.rate.shape, np.inf)
-    gain = problem.slack - problem.compute
-    np.divide(
-        problem.bits + problem.overhead,
-        problem.rate * gain,
-        out=cap,
-        where=(problem.rate > 0) & (gain > 0),
-    )
-    return cap
+    problem, shape = prepare(full_band_rate, slack, compute_time, payload_bits, overhead_bits=overhead_bits)
+    return least_limit(problem, ~(problem.slack > 0)).reshape(shape[:-1])[()]
 
 
 def _solve(
-    problem: _Problem, low: FloatArray, usable: BoolArray, charged: BoolArray
+    problem: Problem, low: FloatArray, usable: BoolArray, charged: BoolArray
 ) -> tuple[FloatArray, FloatArray, BoolArray, FloatArray]:
     """Fill the band: concave gains above the floor `low`, concave envelopes where `charged`."""
     r, d, g, q = problem.rate, problem.slack, problem.compute, problem.bits
     w, m = problem.weight, problem.overhead
-    whole = np.where(usable & (w > 0), _cap(problem), low)
+    whole = np.where(usable & (w > 0), cap_of(problem), low)
     cap = np.minimum(whole, 1.0)
     low = np.minimum(low, cap)
 
@@ -438,7 +179,7 @@ def _solve(
 
 
 def _round_uploaders(
-    problem: _Problem,
+    problem: Problem,
     usable: BoolArray,
     charged: BoolArray,
     *,
@@ -447,7 +188,7 @@ def _round_uploaders(
     part: FloatArray,
 ) -> tuple[FloatArray, FloatArray]:
     """Decide who uploads where the envelope left a device half in; every set is solved exactly."""
-    least = np.where(charged, _floor(problem, np.ones_like(problem.limit)), 0.0)
+    least = np.where(charged, floor(problem, np.ones_like(problem.limit)), 0.0)
     undecided = partial & charged
     decided = np.where(charged, share > 0, usable) & ~undecided
     number = np.floor(part * undecided.sum(axis=1) + 1e-9)[
@@ -474,7 +215,7 @@ def _round_uploaders(
             if not idle.any():
                 break
             members = members & ~idle
-        value = (problem.weight * (1 - _ratio(problem, b))).sum(axis=1)
+        value = (problem.weight * (1 - ratio_of(problem, b))).sum(axis=1)
         better = value > best_value
         best_value = np.where(better, value, best_value)
         best_share = np.where(better[:, np.newaxis], b, best_share)
@@ -483,7 +224,7 @@ def _round_uploaders(
 
 
 def _search_uploaders(
-    problem: _Problem,
+    problem: Problem,
     usable: BoolArray,
     charged: BoolArray,
     *,
@@ -503,7 +244,7 @@ def _search_uploaders(
         price=price,
         known=[share > 0],
     )
-    rounded = float((problem.weight * (1 - _ratio(problem, share[np.newaxis]))).sum())
+    rounded = float((problem.weight * (1 - ratio_of(problem, share[np.newaxis]))).sum())
     # A rounding that is as good stays as it is, to the last bit.
     if found.gain <= rounded + 1e-10 * float(problem.weight.sum()):
         return share, multiplier, found.gap
@@ -513,12 +254,12 @@ def _search_uploaders(
 class _FixedNoiseGains:
     """What `radio.allocation.uploaders` asks of one round, a problem of a single row."""
 
-    def __init__(self, problem: _Problem, charged: BoolArray) -> None:
+    def __init__(self, problem: Problem, charged: BoolArray) -> None:
         self._problem = problem
         self._charged = charged
-        low = _floor(problem, np.ones_like(problem.limit))[0]
+        low = floor(problem, np.ones_like(problem.limit))[0]
         self.least_share: FloatArray = np.where(charged, low, 0.0)
-        self._cap = np.maximum(np.minimum(_cap(problem)[0], 1.0), np.minimum(self.least_share, 1.0))
+        self._cap = np.maximum(np.minimum(cap_of(problem)[0], 1.0), np.minimum(self.least_share, 1.0))
 
     def respond(self, price: float) -> tuple[FloatArray, FloatArray]:
         """Return b_k(lambda) of the module text for an upload, and w y - lambda b there."""
@@ -544,18 +285,12 @@ class _FixedNoiseGains:
             if not idle.any():
                 break
             members = members & ~idle
-        gain = float((problem.weight * (1 - _ratio(problem, share))).sum())
+        gain = float((problem.weight * (1 - ratio_of(problem, share))).sum())
         return share[0], float(multiplier[0]), gain
 
 
-def _ratio(problem: _Problem, share: FloatArray) -> FloatArray:
-    return least_pruning_ratio(
-        share, problem.rate, problem.slack, problem.compute, problem.bits, overhead_bits=problem.overhead
-    )
-
-
 def _result(
-    problem: _Problem,
+    problem: Problem,
     share: FloatArray,
     multiplier: FloatArray,
     gap: FloatArray,
@@ -565,10 +300,10 @@ def _result(
     shape: tuple[int, ...],
 ) -> Allocation:
     floored = (low > 0) & (share <= low)
-    ratio = np.where(floored, np.minimum(problem.limit, 1.0), _ratio(problem, share))
+    ratio = np.where(floored, np.minimum(problem.limit, 1.0), ratio_of(problem, share))
     ratio = np.where(problem.limit < 1, np.where(dropped, 1.0, np.minimum(ratio, problem.limit)), ratio)
     # At the cap the ratio is zero by definition; the quotient may leave a rounding error there.
-    ratio = np.where((share > 0) & (share >= _cap(problem)), 0.0, ratio)
+    ratio = np.where((share > 0) & (share >= cap_of(problem)), 0.0, ratio)
     status = np.full(share.shape, AllocationStatus.INTERIOR, dtype=np.int8)
     status[floored] = AllocationStatus.FLOOR
     status[share <= 0] = AllocationStatus.STARVED

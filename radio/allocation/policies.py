@@ -19,15 +19,10 @@ from numpy.typing import ArrayLike
 
 from radio.allocation.energy_aware import Objective
 from radio.allocation.fair import allocate_fair, quicken
-from radio.allocation.optimum import (
-    Allocation,
-    AllocationStatus,
-    WhenInfeasible,
-    allocate,
-    least_pruning_ratio,
-    ratio_at_rate,
-)
+from radio.allocation.optimum import allocate
 from radio.allocation.proportional_noise import allocate_at
+from radio.allocation.ratio import least_pruning_ratio, ratio_at_rate
+from radio.allocation.shares import Allocation, AllocationStatus, WhenInfeasible
 from radio.arrays import BoolArray, FloatArray, in_unit_interval, non_negative
 from radio.channel.rates import FixedNoise, ProportionalNoise, RateModel
 from radio.energy import EnergyTerms

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import brentq
 
-from radio.allocation.optimum import InfeasibleAllocationError, WhenInfeasible
+from radio.allocation.shares import InfeasibleAllocationError, WhenInfeasible
 from radio.allocation.uploaders import choose_uploaders
 from radio.arrays import BoolArray, FloatArray, choice
 from radio.roots import decreasing_root_in_rows

@@ -14,13 +14,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import ArrayLike
 
-from radio.allocation.optimum import (
-    Allocation,
-    AllocationStatus,
-    InfeasibleAllocationError,
-    WhenInfeasible,
-    ratio_at_rate,
-)
+from radio.allocation.ratio import ratio_at_rate
+from radio.allocation.shares import Allocation, AllocationStatus, InfeasibleAllocationError, WhenInfeasible
 from radio.allocation.uploaders import choose_uploaders
 from radio.arrays import BoolArray, FloatArray, choice, finite, in_unit_interval, non_negative, positive
 from radio.channel.rates import LOG_TINY, ProportionalNoise, proportional_noise

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from radio import payload
 from radio.channel import ChannelModel
+from radio.payload.sizes import position_bytes
 from strategies.fleet import Fleet
 from strategies.ofdma import OfdmaCell, OfdmaStrategy
 from strategies.plan import OfdmaPlan, RoundPlan
@@ -86,7 +87,7 @@ def test_planned_bits_are_the_bytes_of_the_upload_and_no_round_exceeds_its_thres
             else 0
         )
         columns = _ofdma(plan).account(assignment.device, kept)
-        positions = 8 * payload._position_bytes(size, kept)[1] + payload.header_bits() if kept else 0
+        positions = 8 * position_bytes(size, kept)[1] + payload.header_bits() if kept else 0
         assert columns["uplink_bits"] == (sent if charged else sent - positions)
 
 
