@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -58,12 +58,26 @@ class Run:
     def table(self, name: str) -> list[Row]:
         """Return the rows of one of its CSV files, without rows cut short; none if there is no such file."""
         if name not in self._tables:
-            try:
-                with (self.folder / name).open(newline="") as file:
-                    self._tables[name] = [row for row in csv.DictReader(file) if None not in row.values()]
-            except OSError:
-                self._tables[name] = []
+            self._tables[name] = list(self.stream(name))
         return self._tables[name]
+
+    def stream(self, name: str) -> Iterator[Row]:
+        """Yield the rows of one of its CSV files, which are then not kept: `devices.csv` may be long."""
+        try:
+            with (self.folder / name).open(newline="") as file:
+                for row in csv.DictReader(file):
+                    if None not in row.values():
+                        yield row
+        except OSError:
+            return
+
+    def header(self, name: str) -> list[str]:
+        """Return the columns of one of its CSV files; none if there is no such file."""
+        try:
+            with (self.folder / name).open(newline="") as file:
+                return next(csv.reader(file), [])
+        except OSError:
+            return []
 
     @cached_property
     def is_study(self) -> bool:

@@ -2,38 +2,43 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from textwrap import fill
 from typing import Any
 
 from experiments.report.metrics import key_label
-from experiments.report.spec import Panel, Report
 
 _LETTERS_PER_INCH = 14  # of a legend's size
 
 
-def draw_legends(figure: Any, drawn: Sequence[tuple[Any, Panel]], report: Report) -> None:
-    """One legend below the panels if they share their lines, else one in each.
+def draw_legends(figure: Any, drawn: Sequence[tuple[Any, Sequence[str]]]) -> None:
+    """The lines that most panels share have one legend below the figure; other panels have their own.
 
     Each gets as many columns as fit, and the figure grows by the height of its legends.
+
+    Args:
+        figure: with the panels.
+        drawn: axes, and the configuration keys that make their lines.
     """
     entries = []
-    for axis, panel in drawn:
+    for axis, keys in drawn:
         handles, labels = axis.get_legend_handles_labels()
-        keys = tuple(report.series if panel.series is None else panel.series)
         if labels:
             title = ", ".join(key_label(name) for name in keys)
             entries.append((axis, handles, labels, title))
     if not entries:
         return
     grid = drawn[0][0].get_subplotspec().get_gridspec()
-    _, handles, labels, title = max(entries, key=lambda entry: len(entry[2]))
-    if len(entries) > 1 and all(entry[3] == title and set(entry[2]) <= set(labels) for entry in entries):
+    most, number = Counter(title for *_, title in entries).most_common(1)[0]
+    alike = [entry for entry in entries if entry[3] == most]
+    _, handles, labels, title = max(alike, key=lambda entry: len(entry[2]))
+    if number > 1 and all(set(entry[2]) <= set(labels) for entry in alike):
         height = _fitting(
             figure, handles, labels, title, 0.98 * figure.bbox.width, loc="outside lower center"
         )
         figure.set_figheight(figure.get_figheight() + height)
-        return
+        entries = [entry for entry in entries if entry[3] != most]
     # Inside the axes many entries would hide the lines; below them, room is needed in every row.
     below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.16)}
     heights: dict[int, float] = {}

@@ -44,6 +44,7 @@ QUANTITIES = {
     "accuracy_worst": Quantity("test accuracy (worst device)", reduce="tail", span=_SHARE),
     "global_accuracy": Quantity("test accuracy (global model)", reduce="tail", span=_SHARE),
     "loss_mean": Quantity("test loss", "nats", reduce="tail"),
+    "test_accuracy": Quantity("test accuracy of a device", span=_SHARE),
     "latency_s": Quantity("round latency", "ms", 1e3),
     "elapsed_s": Quantity("emulated time", "s", 1.0, "last"),
     "uplink_bits": Quantity("uplink per round", "Mbit", 1e-6),
@@ -61,6 +62,7 @@ QUANTITIES = {
     "failed": Quantity("failed devices", span=_COUNT),
     "evaluated": Quantity("evaluated devices", span=_COUNT),
     "starved": Quantity("starved devices", span=_COUNT),
+    "starved_rounds": Quantity("share of rounds without an upload (starved)", span=_SHARE),
     "iterations": Quantity("iterations of the solver", span=_COUNT),
     "pruning_ratio_mean": Quantity("mean pruning ratio"),
     "pruning_ratio_max": Quantity("largest pruning ratio"),
@@ -195,18 +197,55 @@ def _rank(value: Any) -> tuple[int, float, str]:
     return (_OURS.index(value), 0.0, "") if value in _OURS else (len(_OURS), 0.0, str(value))
 
 
+_SUMS = {"elapsed_s": "latency_s", "sent_bits": "uplink_bits", "spent_j": "energy_j"}
+
+
 def rounds(run: Run, column: str) -> tuple[FloatVector, FloatVector]:
     """Return the rounds that have a value in the column, and the values; derived columns too."""
     rows = run.table("rounds.csv")
-    source = {"elapsed_s": "latency_s", "sent_bits": "uplink_bits", "spent_j": "energy_j"}.get(column, column)
+    source = column if rows and column in rows[0] else _SUMS.get(column, column)
     if column.startswith("measured_"):
         rows = run.table("timing.csv")
     index = np.array([number(row.get("round")) for row in rows])
     values = np.array([number(row.get(source)) for row in rows])
-    if source != column:
+    if source != column and np.isfinite(values).any():
         values = np.cumsum(np.nan_to_num(values))
     known = np.isfinite(values)
     return index[known], values[known]
+
+
+def to_target(run: Run, column: str, target: float) -> float | None:
+    """Return a column (round, elapsed_s, sent_bits, spent_j) when the mean accuracy first reached a target.
+
+    None if it never did, or if the run has no such column.
+    """
+    index, accuracy = rounds(run, "accuracy_mean")
+    reached = index[accuracy >= target]
+    steps, values = rounds(run, column)
+    if not reached.size or not steps.size:
+        return None
+    place = int(np.searchsorted(steps, reached[0], side="right")) - 1
+    return float(values[place]) if place >= 0 else None
+
+
+def spread_of(numbers: FloatVector, how: str, *, study: bool) -> float:
+    """Return the half-length of an error bar over samples; 0 of fewer than two.
+
+    Args:
+        numbers: (n,) one per run or draw.
+        how: deviation, confidence (95 % of the mean, Student's t), or auto: two standard errors over draws,
+            the standard deviation over runs.
+        study: whether they are draws.
+    """
+    if numbers.size < 2:
+        return 0.0
+    deviation = float(numbers.std(ddof=1))
+    error = deviation / math.sqrt(numbers.size)
+    if how == "confidence":
+        from scipy.special import stdtrit
+
+        return float(stdtrit(numbers.size - 1, 0.975)) * error
+    return 2 * error if how == "auto" and study else deviation
 
 
 def samples(run: Run, column: str, reduce: str | None = None) -> dict[int, float]:
@@ -232,15 +271,26 @@ def samples(run: Run, column: str, reduce: str | None = None) -> dict[int, float
 
 
 def collect(
-    runs: Iterable[Run], column: str, keys: Sequence[str], reduce: str | None = None
+    runs: Iterable[Run],
+    column: str,
+    keys: Sequence[str],
+    reduce: str | None = None,
+    *,
+    target: float | None = None,
 ) -> dict[Unit, float]:
     """Return all numbers of the runs under (values of `keys`, seed, draw), by which two sets are paired.
 
-    Runs that differ in nothing but keys that are not named are one sample: their mean.
+    Runs that differ in nothing but keys that are not named are one sample: their mean. With a `target`, each
+    run's number is that of `to_target`.
     """
     found: dict[Unit, list[float]] = {}
     for run in runs:
-        for draw, value in samples(run, column, reduce).items():
+        if target is None:
+            numbers = samples(run, column, reduce)
+        else:
+            reached = to_target(run, column, target)
+            numbers = {} if reached is None else {0: reached}
+        for draw, value in numbers.items():
             found.setdefault((*(_hashable(run.config.get(key)) for key in keys), run.seed, draw), []).append(
                 value
             )

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import base64
+import json
+import math
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -16,8 +19,18 @@ import numpy as np
 from experiments.report.claims import Finding, Verdict
 from experiments.report.figures import Figure
 from experiments.report.folders import Run, differing
-from experiments.report.metrics import key_label, matches, plus_minus, quantity, samples, show, values_of
+from experiments.report.metrics import (
+    key_label,
+    matches,
+    plus_minus,
+    quantity,
+    samples,
+    show,
+    to_target,
+    values_of,
+)
 from experiments.report.spec import Report
+from experiments.report.views import View
 from protocol.untrusted import LONGEST, safe_text
 
 
@@ -48,30 +61,7 @@ MARKS: dict[Verdict, str] = {
     "fault": "‼",
 }
 
-_STYLE = """
-:root{--ink:#1a1a1a;--soft:#5a5a5a;--line:#d9d9d9;--paper:#fff;--shade:#f5f6f8}
-*{box-sizing:border-box}
-body{font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif;
-color:var(--ink);background:var(--paper);margin:0 auto;max-width:1180px;padding:1.5rem}
-h1{font-size:1.6rem;margin:.2rem 0}
-h2{font-size:1.25rem;margin:2.4rem 0 .4rem;border-top:2px solid var(--ink);padding-top:.7rem}
-h3{font-size:1rem;margin:1.2rem 0 .3rem}
-p.note{color:var(--soft);margin:.2rem 0 .8rem}
-img{max-width:100%;height:auto;display:block}
-figure{margin:.6rem 0}
-figcaption{color:var(--soft);font-size:.87rem}
-.scroll{overflow-x:auto}
-table{border-collapse:collapse;font-size:.87rem;margin:.3rem 0}
-th,td{text-align:left;padding:.25rem .6rem;border-bottom:1px solid var(--line);vertical-align:top}
-th{background:var(--shade)}
-td.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
-.v{white-space:nowrap;font-weight:600}
-.confirmed{color:#00624a}.contradicted{color:#a84300}.not,.by{color:#555}
-.fault{color:#fff;background:#b00020;padding:.1rem .4rem}
-p.alarm{color:#fff;background:#b00020;font-weight:600;padding:.6rem .9rem}p.alarm a{color:#fff}
-details{margin:.5rem 0}summary{cursor:pointer;color:#005a8c}code{font-size:.87em}
-@media print{details{display:block}h2{break-before:page}}
-"""
+_FOLDER = Path(__file__).parent
 
 
 def render(sections: Sequence[Section], tidy: Sequence[Path], *, facts: Sequence[str]) -> str:
@@ -85,7 +75,7 @@ def render(sections: Sequence[Section], tidy: Sequence[Path], *, facts: Sequence
         '<!doctype html><html lang="en"><head><meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width,initial-scale=1">',
         '<link rel="icon" href="data:,">',
-        f"<title>airflower report</title><style>{_STYLE}</style></head><body>",
+        f"<title>airflower report</title><style>{(_FOLDER / 'page.css').read_text()}</style></head><body>",
         "<h1>airflower report</h1>",
         f'<p class="note">{total} runs in {len(sections)} group(s)'
         + (f", {len(failed)} of them not completed" if failed else "")
@@ -94,10 +84,10 @@ def render(sections: Sequence[Section], tidy: Sequence[Path], *, facts: Sequence
         _alarm(sections),
         _overview(sections, verdicts),
     ]
-    parts += [_section(section) for section in sections]
+    parts += [_section(section, tidy[0].parent if tidy else Path()) for section in sections]
     names = ", ".join(_link(path) for path in tidy)
     parts.append(f"<h2>Data</h2><p>Beside this page, all rows of all runs as tidy CSV: {names}.</p>")
-    parts.append("</body></html>\n")
+    parts.append(f"<script>\n{(_FOLDER / 'page.js').read_text()}</script></body></html>\n")
     return "\n".join(parts)
 
 
@@ -184,7 +174,7 @@ def _overview(sections: Sequence[Section], verdicts: Counter[Verdict]) -> str:
     )
 
 
-def _section(section: Section) -> str:
+def _section(section: Section, out: Path) -> str:
     parts = [f'<h2 id="{section.anchor}">{escape(section.report.title)}</h2>']
     failed = [run for run in section.runs if not run.completed]
     if failed:
@@ -195,11 +185,10 @@ def _section(section: Section) -> str:
         )
         parts.append(f"<p><b>Not completed, left out:</b></p><ul>{items}</ul>")
     if section.figure:
-        data = base64.b64encode(section.figure.png.read_bytes()).decode()
+        parts.append(_panels(section.figure.views, section.anchor))
         parts.append(
-            f'<figure><img alt="{escape(section.report.title)}" src="data:image/png;base64,{data}">'
-            f"<figcaption>{escape(section.figure.caption)} "
-            f"Also as {_link(section.figure.png)} and {_link(section.figure.pdf)}.</figcaption></figure>"
+            f'<p class="note">All panels in one picture: {_link(section.figure.png)}, '
+            f"{_link(section.figure.pdf)}.</p>"
         )
     if section.findings:
         rows = "".join(
@@ -212,9 +201,88 @@ def _section(section: Section) -> str:
             '<h3>Claims</h3><div class="scroll"><table><thead><tr><th>claim</th><th>verdict</th><th>p</th>'
             f"<th>numbers (mean ± standard error)</th></tr></thead><tbody>{rows}</tbody></table></div>"
         )
+    parts += [_table(title, head, rows) for title, head, rows in tables(section)]
     parts.append(_results(section))
-    parts.append(_configuration(section.runs))
+    parts.append(_configuration(section.runs, out))
     return "\n".join(parts)
+
+
+def _panels(views: Sequence[View], anchor: str) -> str:
+    """Return the panels under their headings, each heading with the switches of its lines."""
+    parts: list[str] = []
+    sets: dict[tuple[tuple[str, ...], tuple[tuple[int, str, str], ...]], str] = {}
+    for group, found in groupby(views, key=lambda view: view.group):
+        members = list(found)
+        if group:
+            parts.append(f"<h3>{escape(group)}</h3>")
+        for view in members:
+            if view.labels and (view.keys, view.labels) not in sets:
+                name = f"{anchor}-{len(sets)}"
+                sets[view.keys, view.labels] = name
+                parts.append(_switches(view, name))
+        parts.append('<div class="panels">')
+        parts += [_panel(view, sets.get((view.keys, view.labels), "")) for view in members]
+        parts.append("</div>")
+    return "\n".join(parts)
+
+
+def _switches(view: View, name: str) -> str:
+    buttons = "".join(
+        f'<button type="button" aria-pressed="true" data-line="{look}" style="--c:{colour}">'
+        f"{escape(label)}</button>"
+        for look, label, colour in view.labels
+    )
+    title = escape(", ".join(key_label(key) for key in view.keys))
+    return f'<div class="switches" data-set="{name}"><span>{title}:</span>{buttons}</div>'
+
+
+def _panel(view: View, name: str) -> str:
+    colours = escape(json.dumps({str(look): colour for look, _, colour in view.labels}))
+    return (
+        f'<figure class="panel" data-set="{name}" data-colours="{colours}"><h4>{escape(view.title)}</h4>'
+        f"{view.svg}<figcaption>{escape(view.caption)}</figcaption>"
+        f'<script type="application/json">{view.values}</script></figure>'
+    )
+
+
+Rows = tuple[list[str], list[list[str]]]
+
+
+def tables(section: Section) -> list[tuple[str, list[str], list[list[str]]]]:
+    """Return title, head and rows of the tables that the report asks for."""
+    completed = [run for run in section.runs if run.completed]
+    found = []
+    for table in section.report.tables:
+        names = [value for (value,) in values_of(completed, [table.columns])]
+        head = [*map(key_label, table.rows), *(show(name, table.columns) for name in names)]
+        rows = []
+        for group in values_of(completed, table.rows):
+            where = dict(zip(table.rows, group, strict=True))
+            cells = [show(value, key) for key, value in where.items()]
+            for name in names:
+                members = [run for run in completed if matches(run, {**where, table.columns: name})]
+                numbers = np.array([value for run in members for value in _numbers(run, table.y)])
+                cells.append(_mean_and_error(numbers * quantity(table.y).scale))
+            rows.append(cells)
+        found.append((table.title or quantity(table.y).label, head, rows))
+    return found
+
+
+def _mean_and_error(numbers: Any) -> str:
+    """Return mean ± standard error."""
+    if not numbers.size:
+        return "–"
+    error = float(numbers.std(ddof=1)) / math.sqrt(numbers.size) if numbers.size > 1 else math.inf
+    return plus_minus(float(numbers.mean()), error)
+
+
+def _table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return (
+        f'<h3>{escape(title)}</h3><div class="scroll"><table><thead><tr>'
+        + "".join(f"<th>{escape(label)}</th>" for label in head)
+        + f'</tr></thead><tbody>{body}</tbody></table></div><p class="note">Mean ± standard error.</p>'
+    )
 
 
 _NUMBER_CELL = ' class="n"'
@@ -226,6 +294,7 @@ _COLUMNS = (
     "latency_s",
     "uplink_bits",
     "wire_bytes",
+    "energy_j",
     "airtime_s",
     "normalised_mse",
     "mse_realised",
@@ -237,6 +306,9 @@ _COLUMNS = (
 )
 
 
+_TO_TARGET = ("round", "elapsed_s", "sent_bits", "spent_j")
+
+
 def results(section: Section) -> tuple[list[str], list[list[str]]]:
     """Return head and rows of an experiment's table: one row per setting, mean ± standard deviation.
 
@@ -246,6 +318,15 @@ def results(section: Section) -> tuple[list[str], list[list[str]]]:
     keys = [key for key in section.report.dimensions if len(values_of(completed, [key])) > 1]
     found = {run: {column: _numbers(run, column) for column in _COLUMNS} for run in completed}
     columns = [column for column in _COLUMNS if any(values[column] for values in found.values())]
+    target = section.report.target
+    reached = {
+        column: {run: to_target(run, column, target) for run in completed}
+        for column in _TO_TARGET
+        if target is not None
+    }
+    reached = {
+        column: values for column, values in reached.items() if any(v is not None for v in values.values())
+    }
     if not columns:
         return [], []
     rows = []
@@ -256,8 +337,17 @@ def results(section: Section) -> tuple[list[str], list[list[str]]]:
         for column in columns:
             numbers = np.array([value for run in members for value in found[run][column]])
             cells.append(_spread(numbers * quantity(column).scale))
+        for column, values in reached.items():
+            there = [value for run in members if (value := values[run]) is not None]
+            few = f" ({len(there)} of {len(members)})" if len(there) < len(members) else ""
+            cells.append(_spread(np.array(there) * quantity(column).scale) + few if there else "never")
         rows.append(cells)
-    head = [*(key_label(key) for key in keys), "runs", *(quantity(column).label for column in columns)]
+    head = [
+        *(key_label(key) for key in keys),
+        "runs",
+        *(quantity(column).label for column in columns),
+        *(f"{quantity(column).label} to {target:g}" for column in reached),
+    ]
     return head, rows
 
 
@@ -267,10 +357,15 @@ def results_markdown(sections: Sequence[Section]) -> str:
     for section in sections:
         head, rows = results(section)
         if rows:
-            lines = [head, ["---"] * len(head), *rows]
-            table = "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines)
-            parts.append(f"## {section.report.title}\n\n{table}\n\n{_note(section)}\n")
+            parts.append(f"## {section.report.title}\n\n{_markdown(head, rows)}\n\n{_note(section)}\n")
+        for title, head, rows in tables(section):
+            parts.append(f"### {title}\n\n{_markdown(head, rows)}\n\nMean ± standard error.\n")
     return "\n".join(parts)
+
+
+def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines)
 
 
 def _note(section: Section) -> str:
@@ -321,13 +416,30 @@ def _spread(numbers: Any) -> str:
     return plus_minus(float(numbers.mean()), float(numbers.std(ddof=1)) if numbers.size > 1 else 0.0)
 
 
-def _configuration(runs: Sequence[Run]) -> str:
+_FILES = ("rounds.csv", "devices.csv", "draws.csv", "config.yaml", "summary.json", "run.log", "figure.png")
+
+
+def _files(run: Run, out: Path) -> str:
+    """Return links to the files of a run, from the page's own folder."""
+    links = []
+    for name in _FILES:
+        path = run.folder / name
+        if path.is_file():
+            try:
+                target = Path(os.path.relpath(path, out.resolve())).as_posix()
+            except ValueError:  # another drive
+                continue
+            links.append(f'<a href="{escape(quote(target))}">{escape(name)}</a>')
+    return " ".join(links)
+
+
+def _configuration(runs: Sequence[Run], out: Path) -> str:
     keys = ["seed", *differing(runs)]
     common = {key: value for key, value in runs[0].config.items() if key not in keys}
     rows = "".join(
         f"<tr><td><code>{escape(run.name)}</code></td><td>{escape(str(run.summary.get('status')))}</td>"
         + "".join(f"<td>{escape(show(run.config.get(key), key))}</td>" for key in keys)
-        + "</tr>"
+        + f"<td>{_files(run, out)}</td></tr>"
         for run in runs
     )
     head = "".join(f"<th>{escape(key_label(key))}<br><code>{escape(key)}</code></th>" for key in keys)
@@ -338,7 +450,7 @@ def _configuration(runs: Sequence[Run]) -> str:
     commits = ", ".join(sorted({str(run.summary.get("git_commit")) for run in runs}))
     return (
         f"<details><summary>Configurations: what differs between the {len(runs)} runs</summary>"
-        f'<div class="scroll"><table><thead><tr><th>run</th><th>status</th>{head}</tr></thead>'
+        f'<div class="scroll"><table><thead><tr><th>run</th><th>status</th>{head}<th>files</th></tr></thead>'
         f"<tbody>{rows}</tbody></table></div></details>"
         "<details><summary>What all of them share</summary>"
         f"<table><tbody>{shared}<tr><td>git commit</td><td>{escape(commits)}</td></tr></tbody></table>"

@@ -12,9 +12,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from experiments.report.folders import ReportError, Run, differing
+from experiments.report.folders import ReportError
 
 T = TypeVar("T")
+
+Spread = Literal["auto", "deviation", "confidence"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,16 +25,21 @@ class Panel:
 
     Attributes:
         kind: curve (y along the rounds), final (one number per run against a configuration key), bar (the
-            same for names), cdf (distribution of `x` over draws).
+            same for names), cdf (distribution of `x` over draws), devices (distribution of the column `y` of
+            devices.csv over the devices at the end), heat (the same as a map: devices against settings, or
+            against rounds if there is one setting).
         y: column.
         x: column of a curve (default: round) or a distribution, configuration key of final and bar.
         series: keys whose values make the lines; default: those of the report.
         where: configuration values that a run must have.
         title: above the axes.
         log, logx: logarithmic axes.
+        target: of final and bar: `y` (round, elapsed_s, sent_bits, spent_j) when the mean accuracy first
+            reaches it.
+        group: heading on the page.
     """
 
-    kind: Literal["curve", "final", "bar", "cdf"]
+    kind: Literal["curve", "final", "bar", "cdf", "devices", "heat"]
     y: str = ""
     x: str = ""
     series: Sequence[str] | None = None
@@ -40,6 +47,25 @@ class Panel:
     title: str = ""
     log: bool = False
     logx: bool = False
+    target: float | None = None
+    group: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """A table with one row per combination of `rows` and one column per value of `columns`.
+
+    Attributes:
+        y: column of the records.
+        rows: configuration keys.
+        columns: configuration key.
+        title: above it.
+    """
+
+    y: str
+    rows: Sequence[str]
+    columns: str
+    title: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +138,10 @@ class Report:
         series: keys whose values make the lines.
         panels: axes of its figure.
         claims: statements to check.
+        tables: beside that of all results.
+        spread: of bands and error bars: standard deviation over runs, 95 % confidence of the mean, or auto:
+            deviation over runs, two standard errors over draws.
+        target: accuracy of the columns "to the target"; None: without them.
     """
 
     name: str
@@ -119,6 +149,9 @@ class Report:
     series: tuple[str, ...]
     panels: tuple[Panel, ...]
     claims: tuple[Claim, ...] = ()
+    tables: tuple[Table, ...] = ()
+    spread: Spread = "auto"
+    target: float | None = None
 
     @property
     def dimensions(self) -> tuple[str, ...]:
@@ -135,6 +168,8 @@ class Report:
                 *(*claim.first, *claim.second, *claim.where, *claim.everywhere, *claim.groups),
                 claim.over,
             ]
+        for table in self.tables:
+            keys += [*table.rows, table.columns]
         return tuple(dict.fromkeys(key for key in keys if "." in key))
 
 
@@ -144,21 +179,36 @@ def read_report(node: Mapping[str, Any]) -> Report:
     Raises:
         ReportError: naming the unknown or missing entry.
     """
-    known = {"name", "title", "series", "panels", "claims"}
+    known = {"name", "title", "series", "panels", "claims", "tables", "spread", "target"}
     if unknown := sorted(set(node) - known):
         raise ReportError(f"report.{unknown[0]} is unknown; valid: {', '.join(sorted(known))}")
     name = str(node.get("name", "runs"))
+    spread = node.get("spread", "auto")
+    if spread not in get_args(Spread):
+        raise ReportError(f"report.spread = {spread!r} is not one of: {', '.join(get_args(Spread))}")
     return Report(
         name=name,
         title=str(node.get("title", name)),
         series=tuple(node.get("series", ())),
         panels=tuple(
-            _read(Panel, item, f"report.panels[{i}]") for i, item in enumerate(node.get("panels", ()))
+            _read_panel(item, f"report.panels[{i}]") for i, item in enumerate(node.get("panels", ()))
         ),
         claims=tuple(
             _read_claim(item, f"report.claims[{i}]") for i, item in enumerate(node.get("claims", ()))
         ),
+        tables=tuple(
+            _read(Table, item, f"report.tables[{i}]") for i, item in enumerate(node.get("tables", ()))
+        ),
+        spread=spread,
+        target=None if node.get("target") is None else float(node["target"]),
     )
+
+
+def _read_panel(item: Any, path: str) -> Panel:
+    panel = _read(Panel, item, path)
+    if panel.target is not None and panel.kind not in ("final", "bar"):
+        raise ReportError(f"{path}.target has no effect on kind: {panel.kind}, only on final and bar")
+    return panel
 
 
 def _read_claim(item: Any, path: str) -> Claim:
@@ -199,33 +249,3 @@ def _read(cls: type[T], item: Any, path: str) -> T:
         if get_origin(hints[name]) is Literal and value not in get_args(hints[name]):
             raise ReportError(f"{path}.{name} = {value!r} is not one of: {', '.join(get_args(hints[name]))}")
     return cls(**item)
-
-
-def default_report(runs: Sequence[Run]) -> Report:
-    """Return the page of runs whose configuration says nothing of it: what differs makes the lines."""
-    keys = _shortest(runs, differing(runs))
-    panels: list[Panel] = []
-    learning = [run for run in runs if not run.is_study]
-    if learning:
-        panels += [
-            Panel(kind="curve", y=column, log=column == "mse_realised")
-            for column in ("accuracy_mean", "loss_mean", "pruning_ratio_mean", "latency_s", "mse_realised")
-            if any(row.get(column) for run in learning for row in run.table("rounds.csv"))
-        ]
-    studies = [run for run in runs if run.is_study]
-    if studies and keys:
-        columns = [name for name in (studies[0].table("draws.csv") or [{}])[0] if name != "draw"]
-        panels += [Panel(kind="bar", x=keys[0], y=column, series=keys[1:]) for column in columns[:4]]
-    return Report("runs", "Runs", tuple(keys), tuple(panels))
-
-
-def _shortest(runs: Sequence[Run], keys: Sequence[str]) -> list[str]:
-    """Drop keys that tell no more runs apart than those before them (a scheme changes several at once)."""
-    chosen: list[str] = []
-    told_apart = 1
-    ordered = sorted(keys, key=lambda key: not key.endswith((".name", ".method")))
-    for key in ordered:
-        count = len({tuple(str(run.config.get(k)) for k in [*chosen, key]) for run in runs})
-        if count > told_apart:
-            chosen, told_apart = [*chosen, key], count
-    return chosen

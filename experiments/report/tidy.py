@@ -30,8 +30,7 @@ def write_tidy(runs: Sequence[Run], folder: Path) -> list[Path]:
     }
     written = []
     for name in TABLES:
-        tables = [(fronts[run], run.table(name)) for run in runs]
-        columns = dict.fromkeys(column for _, rows in tables if rows for column in rows[0])
+        columns = dict.fromkeys(column for run in runs for column in run.header(name))
         if not columns:
             continue
         front_names = list(next(iter(fronts.values())))
@@ -40,8 +39,8 @@ def write_tidy(runs: Sequence[Run], folder: Path) -> list[Path]:
         with path.open("w", newline="") as file:
             writer = csv.DictWriter(file, header, lineterminator="\n", restval="")
             writer.writeheader()
-            for front, rows in tables:
-                writer.writerows({**row, **front} for row in rows)
+            for run in runs:
+                writer.writerows({**row, **fronts[run]} for row in run.stream(name))
         written.append(path)
     written.append(_write_runs(runs, folder / "runs.csv"))
     return written

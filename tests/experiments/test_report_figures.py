@@ -1,7 +1,5 @@
 """Figures that leave room for what they show."""
 
-from pathlib import Path
-
 import matplotlib
 
 matplotlib.use("Agg")
@@ -9,23 +7,21 @@ matplotlib.use("Agg")
 import pytest
 from matplotlib import pyplot as plt
 
-from experiments.report.figures import _lines
-from experiments.report.folders import Run
+from experiments.report.figures import look_of
 from experiments.report.legends import draw_legends
 from experiments.report.metrics import key_label, setting
-from experiments.report.spec import Panel, Report
 
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("name", ["a", "personalization_only", "a name as long as a whole panel is wide"])
 def test_no_legend_is_wider_than_its_panel_unless_one_entry_is(name):
     """Two panels with lines of their own have legends of their own."""
-    panels = (Panel(kind="curve", series=("scheme.name",)), Panel(kind="bar", series=("radio.bandwidth_hz",)))
+    keys = (("scheme.name",), ("radio.bandwidth_hz",))
     figure, axes = plt.subplots(2, 2, figsize=(9.2, 7), layout="constrained")
     for axis, prefix in zip(axes[0], ("x", "y"), strict=True):
         for number in range(4):
             axis.plot([0, 1], [0, number], label=f"{prefix}{number}, {name}")
-    draw_legends(figure, list(zip(axes[0], panels, strict=True)), Report("n", "t", ("scheme.name",), panels))
+    draw_legends(figure, list(zip(axes[0], keys, strict=True)))
     figure.canvas.draw()
     cell = figure.bbox.width / 2
     for axis in axes[0]:
@@ -38,13 +34,12 @@ def test_no_legend_is_wider_than_its_panel_unless_one_entry_is(name):
 @pytest.mark.parametrize("words", [1, 3, 12])
 def test_a_legend_of_many_long_entries_stays_within_the_figure(words):
     """Runs of mixed schemes: eleven entries that name several settings each."""
-    panels = (Panel(kind="curve"), Panel(kind="curve"))
     figure, axes = plt.subplots(1, 2, figsize=(9.2, 3.5), layout="constrained")
     for axis in axes:
         for number in range(11):
             axis.plot([0, 1], [0, number], label=", ".join(["personalization_only"] * words) + str(number))
-    report = Report("n", "t", ("radio.bandwidth_hz", "scheme.name", "air.snr_db"), panels)
-    draw_legends(figure, list(zip(axes, panels, strict=True)), report)
+    keys = ("radio.bandwidth_hz", "scheme.name", "air.snr_db")
+    draw_legends(figure, [(axis, keys) for axis in axes])
     figure.canvas.draw()
     (legend,) = figure.legends
     extent = legend.get_window_extent()
@@ -55,12 +50,8 @@ def test_a_legend_of_many_long_entries_stays_within_the_figure(words):
 
 
 def test_more_lines_than_colours_still_look_different():
-    runs = [Run(Path(str(i)), "", {"seed": 1, "scheme.name": f"s{i:02}"}, {}, {}) for i in range(20)]
-    looks = {
-        (look["color"], str(look["linestyle"]), look["marker"])
-        for _, _, look in _lines(runs, ["scheme.name"])
-    }
-    assert len(looks) == 20
+    looks = [look_of(number) for number in range(20)]
+    assert len({(look["color"], str(look["linestyle"]), look["marker"]) for look in looks}) == 20
 
 
 @pytest.mark.parametrize(
