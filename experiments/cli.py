@@ -10,6 +10,7 @@ import io
 import logging
 import os
 import sys
+import time
 from pathlib import Path
 
 from experiments.command_line import ComposedJob, compose
@@ -19,6 +20,7 @@ from server_app.settings import Settings
 
 log = logging.getLogger(__name__)
 
+_seconds: list[float] = []  # that the jobs of this process took, those skipped left out
 CONFIG_ERROR, RUN_ERROR, INTERRUPTED = 2, 1, 130
 
 
@@ -52,8 +54,11 @@ def execute(job: ComposedJob) -> None:
     if not job.in_sweep:
         _attempt(job)
         return
-    from experiments.sweep import is_finished, refresh, start_afresh
+    from experiments.sweep import is_finished, job_line, refresh, start_afresh
     from records.ownership import owned
+
+    if job.number:
+        log.info("%s", job_line(job.number, job.jobs, job.folder.name, _seconds))
 
     with owned(job.folder, wait=True):  # the same sweep may be going on elsewhere
         if is_finished(job.folder, job.settings):
@@ -61,7 +66,9 @@ def execute(job: ComposedJob) -> None:
             refresh(job.folder, job.settings)
             return
         start_afresh(job.folder)
+        started = time.monotonic()
         _attempt(job)
+        _seconds.append(time.monotonic() - started)
 
 
 def _attempt(job: ComposedJob) -> None:

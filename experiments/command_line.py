@@ -10,14 +10,14 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.sweep import DEFAULT_JOB, DEFAULT_SWEEP, say_how_it_ended, subfolder, sweep_name
+from experiments.sweep import DEFAULT_JOB, DEFAULT_SWEEP, say_how_it_ended, subfolder, sweep_name, write_plan
 from protocol.own_files import find_own_modules
 from records.ownership import new_folder
 from schema import ConfigError
@@ -35,12 +35,15 @@ class ComposedJob:
         overrides: those of this job.
         folder: for its records, absolute.
         in_sweep: whether it is one of several.
+        number, jobs: which of how many, from 1; 0 where that is not known (a launcher's other processes).
     """
 
     settings: Settings
     overrides: list[str]
     folder: Path
     in_sweep: bool
+    number: int = 0
+    jobs: int = 0
 
 
 class _Refused(BaseException):
@@ -121,8 +124,13 @@ def _run_composed(config: DictConfig, run: Callable[[ComposedJob], None]) -> Non
         folder=Path(known.runtime.output_dir),
         in_sweep=known.mode == RunMode.MULTIRUN,
     )
-    if job.in_sweep:  # known already, unless a sweeper thought of it just now
-        _command.jobs.setdefault(job.folder, job.settings)
+    if job.in_sweep:
+        folders = list(_command.jobs)
+        if job.folder in folders:
+            job = replace(job, number=folders.index(job.folder) + 1, jobs=len(folders))
+            if job.number == 1:
+                write_plan(job.folder.parent, folders)
+        _command.jobs.setdefault(job.folder, job.settings)  # one that a sweeper thought of just now
     run(job)
 
 

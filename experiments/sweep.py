@@ -151,6 +151,32 @@ def note_failure(folder: Path, error: BaseException) -> None:
         )
 
 
+PLAN = "sweep.json"
+
+
+def write_plan(folder: Path, jobs: Collection[Path]) -> None:
+    """Write down what jobs a sweep has, for whoever watches it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / PLAN, {"jobs": len(jobs), "folders": [job.name for job in jobs]})
+
+
+def job_line(number: int, jobs: int, name: str, seconds: Sequence[float]) -> str:
+    """Return the line before a job of a sweep: which of how many, and how long the others may take.
+
+    Args:
+        number: of the job, from 1.
+        jobs: how many there are.
+        name: of the job's folder.
+        seconds: that those took which this process has done.
+    """
+    left = ""
+    if seconds:
+        minutes = (jobs - number + 1) * sum(seconds) / len(seconds) / 60
+        shown = f"{minutes:.0f} min" if minutes >= 1 else f"{60 * minutes:.0f} s"
+        left = f", about {shown} left"
+    return f"job {number} of {jobs}{left}: {name}"
+
+
 def say_how_it_ended(folder: Path, jobs: Mapping[Path, Settings]) -> None:
     """Say whether the jobs of this sweep have completed; others in the same folder do not matter.
 

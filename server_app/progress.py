@@ -1,8 +1,10 @@
-"""The line that a user watches: one per round."""
+"""The lines that a user watches: one per round, and one at the end."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 from strategies.records import RoundLog, Value
 
@@ -43,6 +45,25 @@ def starved_line(starved: Mapping[str, int], rounds: int) -> str:
     shown = ", ".join(f"device {device} in {number}" for device, number in most[:_NAMED])
     more = f", and {len(most) - _NAMED} more devices" if len(most) > _NAMED else ""
     return f"starved (pruned to nothing) of {rounds} rounds: {shown}{more}"
+
+
+def end_line(summary: Mapping[str, Any], folder: Path) -> str:
+    """Return the last line of a run: how it ended, its result, and where its records are."""
+    parts = [str(summary.get("status", "?"))]
+    if "final_accuracy_mean" in summary:
+        worst = summary.get("final_accuracy_worst")
+        beside = "" if worst is None else f" (worst {worst:.4f})"
+        parts.append(f"accuracy {summary['final_accuracy_mean']:.4f}{beside}")
+    elif "final_loss_mean" in summary:
+        parts.append(f"loss {summary['final_loss_mean']:.4f}")
+    parts += [f"{summary[name]} {name}" for name in ("rounds", "draws") if name in summary]
+    if "total_latency_s" in summary:
+        parts.append(f"{summary['total_latency_s']:.3g} s emulated")
+    if "total_uplink_bits" in summary:
+        parts.append(f"{summary['total_uplink_bits'] / 1e6:.4g} Mbit up")
+    if "total_energy_j" in summary:
+        parts.append(f"{summary['total_energy_j']:.3g} J")
+    return f"{', '.join(parts)}: {folder}"
 
 
 def _devices(log: RoundLog, column: str, value: Value) -> str:

@@ -10,7 +10,7 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,13 +27,14 @@ from protocol.interrupts import held
 from records import checkpoint
 from records.checkpoint import FinishedRound, Writer
 from records.figure import draw_run
+from records.live import Live
 from records.ownership import SUMMARY, guarded, owned, refuse_used
 from records.recorder import DEVICES, ROUNDS, HistoryError, Recorder, read_table, write_json
 from records.summary import run_facts, starved_rounds, summarise
 from schema import ConfigError
 from server_app.devices import write_fleet
 from server_app.job import Job, prepare
-from server_app.progress import round_line, starved_line
+from server_app.progress import end_line, round_line, starved_line
 from server_app.results import TASK
 from server_app.resume import continues, load_checkpoint, open_checkpoint
 from server_app.settings import Settings
@@ -49,6 +50,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 LOG_FILE = "run.log"
+OWN_LOGGERS = ("server_app", "records", "strategies")  # whose lines are the run's
 STOP_FILE = "run.stop"  # made in its folder, it tells a run to stop
 _START_POLL_SECONDS = 0.25
 _LAST_WORDS_SECONDS = 30.0  # devices have so long to store their parts when a run is told to stop
@@ -102,12 +104,15 @@ def record_run(settings: Settings, folder: Path, work: Callable[[], Mapping[str,
                 status, reason = "failed", f"{type(error).__name__}: {error}"
                 if isinstance(error, KeyboardInterrupt):
                     status, reason = "interrupted", str(error) or "SIGINT"
+                ended = {"status": status, "reason": reason, **facts}
                 with held():
-                    write_json(folder / SUMMARY, {"status": status, "reason": reason, **facts})
+                    write_json(folder / SUMMARY, ended)
+                log.warning("%s", end_line(ended, folder))
                 raise
             with held():
                 summary = {"status": "completed", **facts, **final}
                 write_json(folder / SUMMARY, summary)
+            log.info("%s", end_line(summary, folder))
     return summary
 
 
@@ -118,7 +123,7 @@ def _log_file(path: Path, *, append: bool) -> Iterator[None]:
         path, mode="a" if append else "w", encoding="utf-8", errors="backslashreplace"
     )
     handler.setFormatter(logging.Formatter("%(message)s"))
-    loggers = [logging.getLogger(name) for name in ("server_app", "records", "strategies")]
+    loggers = [logging.getLogger(name) for name in OWN_LOGGERS]
     for logger in loggers:
         logger.setLevel(logging.INFO)
         logger.addHandler(handler)
@@ -198,7 +203,9 @@ def _run(settings: Settings, grid: Grid, folder: Path, on_nodes: bool) -> dict[s
         if warning := data.warning():
             log.warning("%s", warning)
         writer = Writer(folder, settings.to_dict(), recorder, start)
-        with open_tracker(settings, folder) as tracker:
+        live = Live(folder, settings.rounds)
+        strategy.notice = live.notice
+        with open_tracker(settings, folder) as tracker, closing(live):
             _rounds(job, strategy, grid, recorder, tracker, writer)
     rows = read_table(folder / ROUNDS)
     _draw(folder)
@@ -273,13 +280,13 @@ def _round(
     orders = strategy.configure_train(server_round, arrays, ConfigRecord(), grid)
     clock.lap("measured_train_seconds")
     # Where replies come one by one, each is taken while the others still train.
-    replies = clock.waiting("measured_train_seconds", exchange(grid, orders, timeout))
+    replies = clock.waiting("measured_train_seconds", exchange(grid, orders, timeout, strategy.heard))
     updated, _ = strategy.aggregate_train(server_round, replies)
     arrays = updated or arrays
     clock.lap("measured_aggregate_seconds")
     orders = strategy.configure_evaluate(server_round, arrays, ConfigRecord(), grid)
     try:
-        strategy.aggregate_evaluate(server_round, exchange(grid, orders, timeout))
+        strategy.aggregate_evaluate(server_round, exchange(grid, orders, timeout, strategy.heard))
     except DivergedError:  # the row of the round shows which devices, and how
         recorder.record(strategy.log, clock.seconds)
         raise

@@ -12,7 +12,7 @@ import logging
 import time
 from abc import abstractmethod
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from typing import ClassVar
 
 import numpy as np
@@ -127,6 +127,8 @@ class WirelessStrategy(Strategy):
         self.server = server or ServerStep()
         self.vectors: dict[str, Weights] = {name: np.zeros(num_weights, np.float32) for name in vectors}
         self.log = RoundLog(0)
+        # Whoever watches: told of every order and answer (kind of message or "replied", device, round).
+        self.notice: Callable[[str, int | None, int | None], None] = lambda kind, device, server_round: None
         self._plan = RoundPlan(())
         self._weights: Weights = np.zeros(0, np.float32)
 
@@ -441,11 +443,23 @@ class WirelessStrategy(Strategy):
     ) -> Message:
         # The group names the device too: an error made by the SuperLink for a dead node has the
         # SuperLink as its source, and only the group tells whose it is.
+        self.notice(kind, device, server_round)
         group = f"{server_round}/{device}"
         address = {"dst_node_id": node, "message_type": kind, "group_id": group, "ttl": self.message_ttl}
         if getattr(grid, "immediate", False):
             return TypedMessage(order, **address)
         return Message(order.to_records(), **address)  # type: ignore[call-overload,no-any-return]
+
+    def heard(self, reply: Message | None) -> None:
+        """Pass on that a device has answered, or without a reply that time goes by."""
+        if reply is None:
+            self.notice("", None, None)
+            return
+        device = self.fleet.device_of(reply.metadata.src_node_id)
+        if device is None:
+            device = _device_of_group(reply.metadata.group_id)
+        if device is not None:
+            self.notice("failed" if reply.has_error() else "replied", device, self.log.round)
 
     def _attribute(
         self, replies: Iterable[Message], expected: Set[int], *, training: bool = True

@@ -23,7 +23,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from flwr.app import Message
 from flwr.serverapp import Grid
@@ -59,7 +59,7 @@ class Collector:
         for share in shares:
             threading.Thread(target=self._look, args=(set(share),), name="replies", daemon=True).start()
 
-    def take(self, seconds: float) -> Iterable[Message]:
+    def take(self, seconds: float) -> Sequence[Message]:
         """Return a reply, waiting for it for at most `seconds`, and those that are there with it.
 
         Raises:
@@ -103,7 +103,12 @@ class Collector:
             self._found.put(error)
 
 
-def exchange(grid: Grid, messages: Iterable[Message], timeout: float) -> Iterable[Message]:
+Heard = Callable[[Message | None], None]
+
+
+def exchange(
+    grid: Grid, messages: Iterable[Message], timeout: float, heard: Heard | None = None
+) -> Iterable[Message]:
     """Send messages and return the replies that came within `timeout` seconds, at most one per message.
 
     What arrives later is never looked at. Replies are in the order of the messages, so that nothing
@@ -114,9 +119,11 @@ def exchange(grid: Grid, messages: Iterable[Message], timeout: float) -> Iterabl
         grid: the connected nodes.
         messages: to send; none sends nothing.
         timeout: seconds after which the round closes with whoever has answered.
+        heard: told of each reply as it comes, and now and then of nothing (None) while there is none.
     """
     if getattr(grid, "immediate", False):
-        return grid.send_and_receive(messages, timeout=timeout)
+        replies_now = grid.send_and_receive(messages, timeout=timeout)
+        return replies_now if heard is None else _told(replies_now, heard)
     outgoing = list(messages)
     if not outgoing:
         return []
@@ -128,7 +135,12 @@ def exchange(grid: Grid, messages: Iterable[Message], timeout: float) -> Iterabl
     try:
         while waiting and (remaining := deadline - time.monotonic()) > 0:
             interrupts.check()
-            for reply in collector.take(min(remaining, _LOOK_SECONDS)):
+            taken = collector.take(min(remaining, _LOOK_SECONDS))
+            if heard is not None and not taken:
+                heard(None)
+            for reply in taken:
+                if heard is not None:
+                    heard(reply)
                 identifier = reply.metadata.reply_to_message_id
                 if identifier in waiting:
                     waiting.discard(identifier)
@@ -136,3 +148,9 @@ def exchange(grid: Grid, messages: Iterable[Message], timeout: float) -> Iterabl
     finally:
         collector.close()
     return [replies[identifier] for identifier in sent if identifier in replies]
+
+
+def _told(replies: Iterable[Message], heard: Heard) -> Iterator[Message]:
+    for reply in replies:
+        heard(reply)
+        yield reply

@@ -1,0 +1,77 @@
+"""What a run is doing right now: ``live.json`` in its folder, for whoever watches (`airflower-watch`).
+
+Tables get a row when a round has ended; a round of a fleet may take minutes. In between, the file says which
+devices have an order, which have answered, and when each was last heard of. It is written at most every half
+second, without a thread of its own and without forcing anything to the disk: a run does not wait for it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+LIVE = "live.json"
+TRAINING, EVALUATING, STORING = "training", "evaluating", "storing"
+_PHASES = {"train": TRAINING, "evaluate": EVALUATING, "query.save": STORING}
+_EVERY_SECONDS = 0.5
+_LEAST_PAUSE = 20.0  # times what the last writing took: with ten thousand devices it takes a while
+
+
+class Live:
+    """Keeps ``live.json`` of a run.
+
+    Args:
+        folder: of the run.
+        rounds: how many it is to have.
+    """
+
+    def __init__(self, folder: Path, rounds: int) -> None:
+        self._path = folder / LIVE
+        self._state: dict[str, Any] = {"round": 0, "rounds": rounds, "phase": "starting", "devices": {}}
+        self._next = 0.0
+        self._broken = False
+
+    def notice(self, kind: str, device: int | None, server_round: int | None) -> None:
+        """Take note of an order (its message type) or an answer ("replied"); without a device, of the time.
+
+        A change of phase is written at once.
+        """
+        now = time.time()
+        phase = _PHASES.get(kind, "")
+        changed = bool(phase) and (phase, server_round) != (self._state["phase"], self._state["round"])
+        if changed:
+            self._state |= {"round": server_round, "phase": phase, "since": round(now, 3)}
+        if device is not None:
+            entry = self._state["devices"].setdefault(str(device), {})
+            if phase:
+                entry |= {"phase": phase, "asked": round(now, 3)}
+            else:
+                if entry.get("phase") == TRAINING and "asked" in entry:
+                    entry["took"] = round(now - entry["asked"], 3)
+                entry |= {"phase": kind, "seen": round(now, 3)}
+        if changed or now >= self._next:
+            self._write(now)
+
+    def close(self) -> None:
+        """Say that the run is at its end."""
+        self._state["phase"] = "ended"
+        self._write(time.time())
+
+    def _write(self, now: float) -> None:
+        started = time.perf_counter()
+        temporary = self._path.with_name(f".{LIVE}.{os.getpid()}")
+        try:
+            temporary.write_text(json.dumps({**self._state, "updated": round(now, 3)}))
+            temporary.replace(self._path)
+        except OSError as error:  # a run does not fail because nobody can watch it
+            if not self._broken:
+                log.warning("%s cannot be written: %s", self._path, error)
+            self._broken = True
+        took = time.perf_counter() - started
+        self._next = now + max(_EVERY_SECONDS, _LEAST_PAUSE * took)
