@@ -207,7 +207,7 @@ def test_every_line_can_be_switched_and_has_its_values(sweep, text):
     switches = dict(re.findall(r'<div class="switches" data-set="([^"]*)">(.*?)</div>', text))
     assert {name for name in figures if name} == set(switches)
     for name, body in zip(figures, bodies, strict=True):
-        values = json.loads(re.search(r'<script type="application/json">(.*?)</script>', body)[1])  # type: ignore[index]
+        values = json.loads(re.search(r'<script type="application/json">(.*?)</script>', body)[1])
         for line in values.get("lines", ()):
             assert f'class="s{line["i"]}"' in body
             assert len(line["px"]) == len(line["py"]) == len(line["x"]) == len(line["y"])
@@ -216,7 +216,7 @@ def test_every_line_can_be_switched_and_has_its_values(sweep, text):
             assert all(top - 1 <= y <= top + height + 1 for y in line["py"])
             if name:
                 assert f'data-line="{line["i"]}"' in switches[name]
-    curve = json.loads(re.search(r'<script type="application/json">(.*?)</script>', bodies[0])[1])  # type: ignore[index]
+    curve = json.loads(re.search(r'<script type="application/json">(.*?)</script>', bodies[0])[1])
     run = next(run for run in find_runs([sweep]) if run.name == "proposed101")
     assert curve["lines"][0]["y"][-1] == pytest.approx(
         samples(run, "accuracy_mean", "last")[0] + 0.001, abs=1e-3
