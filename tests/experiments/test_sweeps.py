@@ -23,7 +23,7 @@ def contents(folder):
         and path.suffix != ".png"
         and "timing" not in path.name
         and path.name != "manifest.json"  # names the run, and what the clock measured
-        and path.name not in ("run.log", "multirun.yaml", "hydra.yaml", "server.npz")
+        and path.name not in ("run.log", "live.json", "multirun.yaml", "hydra.yaml", "server.npz")
     }
 
 
