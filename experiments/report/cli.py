@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def build_report(
     paths: Sequence[Path], out: Path, *, spread: Spread | None = None, target: float | None = None
 ) -> Path:
-    """Write figures, tables, page and CSV files into `out` and return the page.
+    """Write figures, tables, the page and CSV files into `out`, and return the page.
 
     Args:
         paths: run or sweep folders.
