@@ -59,7 +59,7 @@ def sweep(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def text(sweep):
-    """The page of the sweep, which is drawn once."""
+    """The page of the sweep: drawing it takes seconds, so once."""
     return build_report([sweep], sweep.parent / "out", spread="confidence").read_text()
 
 
