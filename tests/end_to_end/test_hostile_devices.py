@@ -63,9 +63,16 @@ def test_huge_claims_move_nothing(tmp_path, monkeypatch):
     assert all(row["num_examples"] == "40" for row in read_table(tmp_path / "attacked" / "devices.csv"))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("norm", [9999.0, 60.0, 10.0, 1.0])
-@pytest.mark.parametrize("overrides", [("model=mlp", "scheme=fedavg"), ("model=mlp",)])
+FEDAVG, PROPOSED = ("model=mlp", "scheme=fedavg"), ("model=mlp",)
+ATTACKS = [
+    pytest.param(norm, job, marks=pytest.mark.slow if quick else pytest.mark.exhaustive)
+    for norm in (9999.0, 60.0, 10.0, 1.0)
+    for job in (FEDAVG, PROPOSED)
+    for quick in [(norm, job) in ((9999.0, PROPOSED), (1.0, FEDAVG))]
+]
+
+
+@pytest.mark.parametrize(("norm", "overrides"), ATTACKS)
 def test_honest_accuracy_stays_near_that_without_the_attack(tmp_path, monkeypatch, norm, overrides):
     """It turns its updates round. Nine devices learn a little less than ten: 5 points are allowed."""
     job = (*overrides, "rounds=30")
@@ -89,8 +96,15 @@ HONEST = {
 }  # fmt: skip
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("case", HONEST)
+OFTEN = ("adam", "pruned", "coded in 8 bits", "over the air")
+
+
+CASES = [
+    pytest.param(case, marks=pytest.mark.slow if case in OFTEN else pytest.mark.exhaustive) for case in HONEST
+]
+
+
+@pytest.mark.parametrize("case", CASES)
 def test_no_honest_device_is_ever_rejected(tmp_path, case):
     run_job(tmp_path, "rounds=10", *HONEST[case])
     assert _failed(tmp_path) == set()
