@@ -16,11 +16,12 @@ import torch
 from flwr.app import ArrayRecord, Context
 
 from client_app import state
-from client_app.algorithms import make_algorithm, steps_per_round
+from client_app.algorithms import ALGORITHM, make_algorithm, steps_per_round
 from client_app.evaluation import Evaluation, evaluate
 from client_app.local_round import local_round
 from client_app.masks import Mask
 from client_app.network import Arrays, ModuleNetwork
+from client_app.own_model import Origin, keep_global
 from client_app.phases import Algorithm
 from client_app.probe import send_probe
 from client_app.results import LocalResult
@@ -46,6 +47,7 @@ from task.dataset import Dataset
 from task.datasets import DATA_ROOT_VARIABLE, DatasetUnavailableError, load_dataset, node_root
 from task.datasets.image_folder import load_images
 from task.partition import DevicePart
+from task.trained import TaskFacts, facts_of
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,12 @@ class RunContext:
     def parts(self) -> list[DevicePart]:
         """Each device's samples."""
         return self.task.parts
+
+    @cached_property
+    def facts(self) -> TaskFacts:
+        """What the network is, for those who use it without the data."""
+        spec = self.spec
+        return facts_of(self.task.data, model=spec.model, personal=spec.personal, learning=spec.learning)
 
 
 @lru_cache(maxsize=1)
@@ -282,9 +290,10 @@ def report(work: Assignment, result: LocalResult, seconds: float) -> TrainReport
     if probe is not None and not math.isfinite(_stated_rate(context)):
         send_probe(probe, str(context.node_config.get("probe-address", "")) or probe.address)
     own = _named(result.buffers, run.network.split.personal_buffers)
-    kept = {f"{_ALGORITHM}{name}": array for name, array in result.state.items()}
+    kept = {f"{ALGORITHM}{name}": array for name, array in result.state.items()}
     # Last: a device that fails keeps its old part.
     work.store.keep(result.personal, work.order.round, {**own, **kept})
+    _keep_global(run, work.index, work.store, work.order, work.order.round - 1, work.broadcast)
     return made
 
 
@@ -346,17 +355,35 @@ def test(order: EvaluateOrder, context: Context) -> Evaluation:
     """Test the global part with this device's personal part on its own test samples."""
     run, index = _run_of(order.spec, context)
     images, labels = run.task.test(run.parts[index].test)
-    recovered = _store(run.spec, order, index, context).recover(run.initial_personal.size)
+    store = _store(run.spec, order, index, context)
+    recovered = store.recover(run.initial_personal.size)
     own = recovered.part
+    weights = read_weights(order.weights)
+    _keep_global(run, index, store, order, order.round, weights)
     return evaluate(
         run.network,
-        global_part=run.algorithm.personalised(read_weights(order.weights), _algorithm_state(recovered)),
+        global_part=run.algorithm.personalised(weights, _algorithm_state(recovered)),
         personal=run.initial_personal if own is None else own.weights,
         images=images,
         labels=labels,
         buffers=_buffers(run, recovered, order),
         metrics=run.task.metrics,
     )
+
+
+def _keep_global(
+    run: RunContext,
+    index: int,
+    store: state.StateStore,
+    order: TrainOrder | EvaluateOrder,
+    after: int,
+    weights: npt.NDArray[np.float32],
+) -> None:
+    """Keep the global part after a round where the device has a folder of its own."""
+    if store.own is not None:
+        buffers = {} if order.buffers is None else read_vectors(order.buffers)
+        origin = Origin(run.facts, run.spec.seed, run.training.algorithm, run.training.options)
+        keep_global(store.own, index, after, weights, buffers, origin)
 
 
 def introduce(order: HelloOrder, context: Context) -> Introduction:
@@ -478,12 +505,9 @@ def _arrays(spec: DeviceSpec, result: LocalResult) -> dict[str, npt.NDArray[np.u
     return found
 
 
-_ALGORITHM = "algorithm."  # what the names of a local algorithm's arrays begin with where they are kept
-
-
 def _algorithm_state(recovered: state.Recovered) -> dict[str, npt.NDArray[np.float32]]:
     """Return what the local algorithm kept, by its own names."""
     arrays = {} if recovered.part is None else recovered.part.arrays
     return {
-        name.removeprefix(_ALGORITHM): array for name, array in arrays.items() if name.startswith(_ALGORITHM)
+        name.removeprefix(ALGORITHM): array for name, array in arrays.items() if name.startswith(ALGORITHM)
     }

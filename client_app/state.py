@@ -323,6 +323,13 @@ def state_file(directory: Path, device: int, server_round: int) -> Path:
     return directory / f"device-{device:06d}-round-{server_round:06d}.npz"
 
 
+def part_files(directory: Path, device: int) -> list[Path]:
+    """Return the files of a device's personal parts in a folder, the newest first."""
+    named = [(path, _FILE_NAME.fullmatch(path.name)) for path in directory.iterdir()]
+    mine = [path for path, name in named if name and int(name[1]) == device]
+    return sorted(mine, key=_round_of, reverse=True)
+
+
 def checkpoint_folder(own: Path, server_round: int) -> Path:
     """Return where a device's copies for a checkpoint lie below its folder of a run."""
     return own / "checkpoint" / f"round-{server_round:06d}"

@@ -47,7 +47,7 @@ def local_fleet(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--nodes", type=int, required=True, metavar="N", help="number of SuperNodes")
     parser.add_argument("--out", type=Path, help="folder of the records (default: outputs/date/time-fleet)")
-    parser.add_argument("--state-dir", type=Path, help="folder of the personal parts (default: thrown away)")
+    parser.add_argument("--state-dir", type=Path, help="folder of the personal parts (default: OUT/state)")
     parser.add_argument("--resources", action="store_true", help="report memory, processor time and bytes")
     parser.add_argument("overrides", nargs="*", help="Hydra overrides, as of the airflower command")
     options = parser.parse_args(arguments)
@@ -96,7 +96,7 @@ def _run(options: argparse.Namespace, folder: Path) -> None:
     log.info("records: %s", folder)
     with short_folder("airflower-fleet-", SOCKET) as scratch, ExitStack() as last:
         last.callback(tell_the_end, folder)  # when the ServerApp is gone
-        state = options.state_dir.resolve() if options.state_dir else None
+        state = (options.state_dir or folder / "state").resolve()
         with LocalFleet(
             Path(scratch), options.nodes, folder / "logs", state_dir=state, throw_away=True
         ) as started:
@@ -178,18 +178,28 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
 
 
 def supernode(arguments: Sequence[str] | None = None) -> int:
-    """Keep ``flower-supernode`` running with these arguments and a warm process beside it."""
+    """Keep ``flower-supernode`` running with these arguments and a warm process beside it.
+
+    ``predict`` asks the model that a node has trained instead.
+    """
     given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] == ["predict"]:
+        from deploy.predict import main
+
+        return main(given[1:])
     _interrupt_once()
     try:
         _check_platform()
-        from deploy.supernode import NodeOptions, keep_running, start_command
+        from deploy.supernode import NodeOptions, keep_running, start_command, with_state_dir
 
         if {"--help", "-h", "--version", "-V"} & set(given):
             return subprocess.call([*start_command(), *given])
         options = NodeOptions.read(given)
         for line in options.check().splitlines():
             print(f"supernode: {line}", flush=True)
+        given, note = with_state_dir(given)
+        if note:
+            print(f"supernode: {note}", flush=True)
         return keep_running(given, options)
     except ConfigError as error:
         print(f"supernode: {error}", file=sys.stderr)

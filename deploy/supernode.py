@@ -16,6 +16,7 @@ unless one is there already. However this process ends, nothing of it stays behi
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import socket
@@ -133,6 +134,37 @@ class NodeOptions:
     def trouble(self) -> str:
         """Return what is wrong with the connection to the SuperLink, or ""."""
         return "" if self.insecure else trouble(self.superlink, self.root_certificates)
+
+
+def with_state_dir(arguments: Sequence[str]) -> tuple[list[str], str]:
+    """Return the arguments with a ``state-dir`` in the node-config, and what is to be said of it.
+
+    A node that names none gets a folder of its user's, so that a restart does not lose its personal part; one
+    that names "" keeps nothing. Where no folder can be made, nothing is kept either.
+    """
+    given = list(arguments)
+    places = [
+        i for i, word in enumerate(given) if word == "--node-config" or word.startswith("--node-config=")
+    ]
+    if not places:
+        return given, ""
+    last = places[-1]
+    joined = given[last].startswith("--node-config=")
+    text = given[last].partition("=")[2] if joined else given[last + 1]
+    config = parse_config_args([text])
+    if "state-dir" in config:
+        return given, ""
+    try:
+        base = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
+        folder = base / "airflower" / f"device-{config['partition-id']}"
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(f"{folder} cannot be written")
+    except (OSError, RuntimeError, KeyError) as error:
+        return given, f"no state-dir, and none can be made ({error}): a restart loses the personal part"
+    text = f"{text} state-dir={json.dumps(str(folder), ensure_ascii=False)}"
+    given[last if joined else last + 1] = f"--node-config={text}" if joined else text
+    return given, f'state-dir = {folder}, by default; state-dir="" keeps the personal part in memory only'
 
 
 def _free(host: str, port: int) -> bool:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +25,7 @@ from task.build import Learning, Task, TaskError, build_task
 from task.check import check_task
 from task.dataset import Dataset
 from task.split import Split, flatten
-from task.trained import TaskFacts
+from task.trained import TaskFacts, facts_of
 
 
 @dataclass(frozen=True)
@@ -56,21 +55,8 @@ class Job:
     @property
     def facts(self) -> TaskFacts:
         """Return what the trained network is, for those who use it without the data."""
-        data, spec = self.task.data, self.spec
-        real = not data.train[0].is_floating_point() and not data.pictures
-        mean, std = ((), ()) if real else data.statistics
-        return TaskFacts(
-            model=spec.model,
-            personal=tuple(spec.personal),
-            learning=spec.learning,
-            num_classes=data.num_classes or 0,
-            outputs=data.num_classes or math.prod(data.train[1].shape[1:]),
-            sample_shape=data.sample_shape,
-            sample_dtype=str(data.train[0].dtype).removeprefix("torch."),
-            mean=mean,
-            std=std,
-            label_names=data.label_names,
-        )
+        spec = self.spec
+        return facts_of(self.task.data, model=spec.model, personal=spec.personal, learning=spec.learning)
 
 
 def prepare(settings: Settings, *, on_nodes: bool = False) -> Job:

@@ -22,7 +22,7 @@ import numpy.typing as npt
 import torch
 from omegaconf import OmegaConf
 
-from client_app.algorithms import make_algorithm
+from client_app.algorithms import ALGORITHM, make_algorithm
 from protocol.archives import ArchiveError, read_archive
 from protocol.streams import torch_seed
 from records import checkpoint
@@ -31,7 +31,6 @@ from task.trained import TaskFacts, TrainedModel, WeightsError, trained_model
 
 SUMMARY, CONFIG, TASK = "summary.json", "config.yaml", "task.json"
 _ARRAY = "array."  # of the names of what else a stored personal part holds
-_ALGORITHM = "algorithm."  # of those among them that belong to the local algorithm
 
 
 class ResultsError(ValueError):
@@ -92,9 +91,9 @@ class Run:
             personal, own = self._personal(kept, device)
             buffers |= own
             state = {
-                name.removeprefix(_ALGORITHM): vector
+                name.removeprefix(ALGORITHM): vector
                 for name, vector in own.items()
-                if name.startswith(_ALGORITHM)
+                if name.startswith(ALGORITHM)
             }
             training = self.config["training"]
             algorithm = make_algorithm(training["algorithm"], training["options"])
@@ -146,7 +145,7 @@ class Run:
         if part.own:
             raise ResultsError(
                 f"device = {device}: its personal part is on the node itself, in its state-dir; use "
-                "airflower-predict there"
+                "airflower-supernode predict there"
             )
         if part.round == 0:
             return None, {}  # it never trained: its part is the initial one

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -84,6 +85,26 @@ class TaskFacts:
             std=self.std or None,
         )
         return make_transform(how.transform, dict(how.transform_options), data)
+
+
+def facts_of(
+    data: Dataset, *, model: Mapping[str, Any], personal: Sequence[str], learning: Mapping[str, Any]
+) -> TaskFacts:
+    """Return what a network trained on `data` is; the rest as the fields of `TaskFacts`."""
+    whole_numbers = not data.train[0].is_floating_point() and not data.pictures
+    mean, std = ((), ()) if whole_numbers else data.statistics
+    return TaskFacts(
+        model=model,
+        personal=tuple(personal),
+        learning=learning,
+        num_classes=data.num_classes or 0,
+        outputs=data.num_classes or math.prod(data.train[1].shape[1:]),
+        sample_shape=data.sample_shape,
+        sample_dtype=str(data.train[0].dtype).removeprefix("torch."),
+        mean=mean,
+        std=std,
+        label_names=data.label_names,
+    )
 
 
 class TrainedModel(nn.Module):

@@ -23,6 +23,7 @@ from client_app.schedules import rate
 from protocol.training import TrainingSpec
 from registry import Registry
 
+ALGORITHM = "algorithm."  # what the names of an algorithm's arrays begin with where a device keeps them
 ALGORITHMS: Registry[type[Algorithm]] = Registry("local algorithm", key="training.algorithm")
 
 
