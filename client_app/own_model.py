@@ -106,13 +106,14 @@ def own_model(state_dir: Path, *, run: str | None = None, device: int | None = N
     buffers = {
         name.removeprefix(_BUFFER): array for name, array in arrays.items() if name.startswith(_BUFFER)
     } | kept
-    global_part = make_algorithm(about["algorithm"], about["options"]).personalised(global_part, state)
+    algorithm = make_algorithm(about["algorithm"], about["options"])
+    global_part = np.asarray(algorithm.personalised(global_part, state), dtype=np.float32)
     if not all(np.isfinite(one).all() for one in (global_part, *buffers.values())):
         raise StateError(f"{path} holds values that are not finite")
     trained = "its initial personal part" if part is None else f"its personal part of round {part.round}"
     return trained_model(
         facts,
-        global_part=np.asarray(global_part, dtype=np.float32),
+        global_part=global_part,
         personal=None if part is None else part.weights,
         buffers=buffers,
         init=torch.Generator().manual_seed(torch_seed(about["seed"], "init")),

@@ -1,5 +1,7 @@
 """A node answers with its own model, from what it wrote itself; no fleet is started."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -29,14 +31,14 @@ SMALL = (
 def _node(tmp_path, *overrides):
     """Let a node train for two rounds and be tested; return its context, its job and the global parts."""
     job = prepare(compose_settings([*SMALL, *overrides]))
-    config = {"partition-id": INDEX, "num-partitions": 3, "state-dir": str(tmp_path)}
+    config: dict[str, Any] = {"partition-id": INDEX, "num-partitions": 3, "state-dir": str(tmp_path)}
     context = Context(1, INDEX, config, RecordDict(), {})
     spec, rng = job.spec.to_json(), np.random.default_rng(0)
     noise = 0.01 * rng.standard_normal(job.initial_weights.size).astype(np.float32)
     parts = [job.initial_weights, job.initial_weights + noise, job.initial_weights - noise]
     first = {name: buffer.flatten().numpy() for name, buffer in persistent_buffers(job.task.model).items()}
     shared = {name: first[name] for name in job.split.shared_buffers}
-    more = {"run": "r", "buffers": vectors_record(shared) if shared else None}
+    more: dict[str, Any] = {"run": "r", "buffers": vectors_record(shared) if shared else None}
     for number in (1, 2):
         device.train(TrainOrder(number, 50, spec, weights_record(parts[number - 1]), **more), context)
     tested = device.test(EvaluateOrder(2, spec, weights_record(parts[2]), **more), context)
