@@ -8,12 +8,17 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from schema import ConfigError
+
+if TYPE_CHECKING:
+    from server_app.settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -35,32 +40,54 @@ def fleet(arguments: Sequence[str] | None = None) -> int:
     return CONFIG_ERROR
 
 
-def local_fleet(arguments: Sequence[str] | None = None) -> int:
-    """Run a job on a fleet of processes on this machine.
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run a job on a fleet, and keep it going until it is completed.
 
     Returns:
         0 only if the run completed.
     """
     parser = argparse.ArgumentParser(
         prog="airflower-fleet run",
-        description="Start a SuperLink with TLS and N authenticated SuperNodes here, run the job, stop all.",
+        description="Run a job on a fleet of processes here (--nodes), or on the one of a running SuperLink "
+        "(--superlink). What ends is started again, and the run goes on from its last checkpoint. The same "
+        "command with the same --out goes on with a run that was interrupted or killed.",
     )
-    parser.add_argument("--nodes", type=int, required=True, metavar="N", help="number of SuperNodes")
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument(
+        "--nodes",
+        type=int,
+        metavar="N",
+        help="start a SuperLink (TLS) and N SuperNodes with keys here",
+    )
+    where.add_argument(
+        "--superlink", metavar="NAME", help="a connection in the Flower home, to a SuperLink on this machine"
+    )
     parser.add_argument("--out", type=Path, help="folder of the records (default: outputs/date/time-fleet)")
-    parser.add_argument("--state-dir", type=Path, help="folder of the personal parts (default: OUT/state)")
-    parser.add_argument("--resources", action="store_true", help="report memory, processor time and bytes")
+    parser.add_argument(
+        "--state-dir", type=Path, help="folder of the personal parts, with --nodes (default: OUT/state)"
+    )
+    parser.add_argument(
+        "--tries", type=int, default=10, metavar="N",
+        help="starts in a row without another round stored, after which the run is given up (10)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--resources", action="store_true", help="report memory, processor time and bytes, with --nodes"
+    )
     parser.add_argument("overrides", nargs="*", help="Hydra overrides, as of the airflower command")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     _interrupt_once()
     folder = (options.out or Path(f"outputs/{datetime.now():%Y-%m-%d/%H-%M-%S}-fleet")).resolve()
     try:
-        _run(options, folder)
+        _check_platform()
+        if options.tries < 1:
+            raise ConfigError(f"--tries {options.tries}; a run is started at least once")
+        _run_here(options, folder) if options.nodes is not None else _run_there(options, folder)
     except ConfigError as error:
         log.error("airflower-fleet: %s", error)
         return CONFIG_ERROR
     except KeyboardInterrupt:
-        log.error("airflower-fleet: interrupted")
+        log.error("airflower-fleet: interrupted; the same command with --out %s goes on with the run", folder)
         return INTERRUPTED
     except Exception as error:
         log.error("airflower-fleet: the run failed: %s: %s", type(error).__name__, error)
@@ -78,47 +105,77 @@ def _check_platform() -> None:
         )
 
 
-def _run(options: argparse.Namespace, folder: Path) -> None:
-    _check_platform()
+def _composed(given: Sequence[str]) -> tuple[Settings, list[str]]:
+    """Return the settings of a job, and its overrides with paths that hold everywhere."""
+    from engines.superlink import absolute, with_absolute_paths
+    from server_app.settings import compose_settings
+
+    settings = compose_settings(list(given))
+    return with_absolute_paths(settings), absolute(settings, given)
+
+
+def _run_here(options: argparse.Namespace, folder: Path) -> None:
     from deploy.credentials import roster
     from deploy.local_fleet import LocalFleet
     from deploy.resources import Usage
-    from engines.superlink import absolute, tell_the_end
+    from deploy.supervise import standing, supervise
+    from engines.superlink import tell_the_end
     from engines.temporary import SOCKET, short_folder
-    from server_app.settings import compose_settings
+    from records.ownership import holder_of, owned
     from server_app.settings.overrides import override
 
     if options.nodes < 1:
         raise ConfigError(f"--nodes {options.nodes}; a fleet has at least 1 node")
     if any(override.startswith("fleet.num_devices=") for override in options.overrides):
         raise ConfigError("fleet.num_devices is given by --nodes")
-    settings = compose_settings([f"fleet.num_devices={options.nodes}", *options.overrides])
+    settings, overrides = _composed([f"fleet.num_devices={options.nodes}", *options.overrides])
     log.info("records: %s", folder)
-    with short_folder("airflower-fleet-", SOCKET) as scratch, ExitStack() as last:
+    with owned(folder / "logs"), ExitStack() as last:  # one supervisor at a time
+        if holder_of(folder) is None and standing(folder, settings).completed:
+            log.info("the run was completed before")
+            return
+        scratch = Path(last.enter_context(short_folder("airflower-fleet-", SOCKET)))
         last.callback(tell_the_end, folder)  # when the ServerApp is gone
         state = (options.state_dir or folder / "state").resolve()
-        with LocalFleet(
-            Path(scratch), options.nodes, folder / "logs", state_dir=state, throw_away=True
-        ) as started:
-            log.info("SuperLink (TLS, SuperNode keys) on 127.0.0.1:%d", started.port)
-            log.info("its control API, for the operator: 127.0.0.1:%d, loopback only", started.control_port)
-            for index in range(options.nodes):
-                started.start_node(index)
-            log.info("%d SuperNodes started", options.nodes)
-            overrides = absolute(settings, options.overrides)
-            if settings.fleet.roster is None and settings.fleet.identity == "key":
-                # The keys are new each time: a run that continues another one is told whose is whose.
-                path = str(roster(started.credentials, options.nodes))
-                overrides.append(override("fleet.roster", path))
-            usage = Usage()
-            watch = usage.sample if options.resources else (lambda: None)
-            started.run(overrides, folder, watch)
+        started = last.enter_context(
+            LocalFleet(scratch, options.nodes, folder / "logs", state_dir=state, throw_away=True)
+        )
+        log.info("SuperLink (TLS, SuperNode keys) on 127.0.0.1:%d", started.port)
+        log.info("its control API, for the operator: 127.0.0.1:%d, loopback only", started.control_port)
+        for index in range(options.nodes):
+            started.start_node(index, tended=True)
+        log.info("%d SuperNodes started", options.nodes)
+        if settings.fleet.roster is None and settings.fleet.identity == "key":
+            # The keys are new each time: a run that continues another one is told whose is whose.
+            overrides.append(override("fleet.roster", str(roster(started.credentials, options.nodes))))
+        usage = Usage()
+
+        def watch() -> None:
+            started.tend()
             if options.resources:
-                facts = started.flwr.run_facts(started.run_id)
-                for line in usage.lines(
-                    folder / "logs" / "warm.log", facts, nodes=options.nodes, rounds=settings.rounds
-                ):
-                    log.info("%s", line)
+                usage.sample()
+
+        supervise(started, settings, overrides, folder, watch=watch, tries=options.tries)
+        if options.resources:
+            facts = started.flwr.run_facts(started.run_id)
+            warm_log = folder / "logs" / "warm.log"
+            for line in usage.lines(warm_log, facts, nodes=options.nodes, rounds=settings.rounds):
+                log.info("%s", line)
+
+
+def _run_there(options: argparse.Namespace, folder: Path) -> None:
+    from deploy.lab_fleet import LabFleet
+    from deploy.supervise import supervise
+    from records.ownership import owned
+
+    for option in ("state_dir", "resources"):
+        if getattr(options, option):
+            raise ConfigError(f"--{option.replace('_', '-')} is for --nodes; a lab has its own")
+    settings, overrides = _composed(options.overrides)
+    log.info("records: %s", folder)
+    with owned(folder / "logs"), tempfile.TemporaryDirectory(prefix="airflower-lab-") as scratch:
+        fleet = LabFleet(options.superlink, Path(scratch))
+        supervise(fleet, settings, overrides, folder, tries=options.tries)
 
 
 def make_test_ca(arguments: Sequence[str] | None = None) -> int:
@@ -169,11 +226,43 @@ def check(arguments: Sequence[str] | None = None) -> int:
     return main(arguments)
 
 
+def approve(arguments: Sequence[str] | None = None) -> int:
+    """Let a node into the fleet by the request that it made."""
+    from deploy.membership import main
+
+    return main("approve", arguments)
+
+
+def rotate(arguments: Sequence[str] | None = None) -> int:
+    """Give a device another key."""
+    from deploy.membership import main
+
+    return main("rotate", arguments)
+
+
+def revoke(arguments: Sequence[str] | None = None) -> int:
+    """Have a node refused for good."""
+    from deploy.membership import main
+
+    return main("revoke", arguments)
+
+
+def list_members(arguments: Sequence[str] | None = None) -> int:
+    """List the devices of the roster and their nodes."""
+    from deploy.membership import main
+
+    return main("list", arguments)
+
+
 _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
-    "run": local_fleet,
+    "run": run,
     "credentials": make_test_ca,
     "gate": serve_gate,
     "check": check,
+    "approve": approve,
+    "rotate": rotate,
+    "revoke": revoke,
+    "list": list_members,
 }
 
 
@@ -187,6 +276,8 @@ def supernode(arguments: Sequence[str] | None = None) -> int:
         from deploy.predict import main
 
         return main(given[1:])
+    if given[:1] == ["enrol"]:
+        return _enrol(given[1:])
     _interrupt_once()
     try:
         _check_platform()
@@ -206,6 +297,28 @@ def supernode(arguments: Sequence[str] | None = None) -> int:
         return CONFIG_ERROR
     except KeyboardInterrupt:
         return 0  # told to stop: not a failure to a supervisor
+
+
+def _enrol(arguments: Sequence[str]) -> int:
+    from deploy.enrolment import enrol
+
+    parser = argparse.ArgumentParser(
+        prog="airflower-supernode enrol",
+        description="Make this node's own key, and a request for the operator of the fleet. The key stays.",
+    )
+    parser.add_argument("key", type=Path, help="file of the private key; KEY.pub and KEY.csr are made too")
+    parser.add_argument("--device", type=int, required=True, metavar="N", help="index of the device")
+    parser.add_argument("--name", default="", help="of the node, for people (device-N)")
+    options = parser.parse_args(arguments)
+    try:
+        request = enrol(options.key, options.device, options.name)
+    except ConfigError as error:
+        print(f"airflower-supernode: {error}", file=sys.stderr)
+        return CONFIG_ERROR
+    print(f"device {request.device}, {request.name}: {request.fingerprint}")
+    print(f"send {options.key}.csr to the operator, and tell the fingerprint another way")
+    print(f"then: airflower-supernode --auth-supernode-private-key {options.key} ...")
+    return 0
 
 
 def _interrupt_once() -> None:

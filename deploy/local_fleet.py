@@ -8,34 +8,44 @@ nodes reach the gate only (see `gate`), and the SuperLink listens on loopback. N
 
 from __future__ import annotations
 
+import logging
+import secrets
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
 from deploy import gate, warm
 from deploy.credentials import Credentials, make_credentials
+from deploy.supernode import Waits, start_command
 from engines.superlink import (
     CONNECTION,
     Flwr,
     app_folder,
     commands,
     environment,
-    finished,
     follow,
     free_ports,
     kill_all,
+    log_size,
+    stop_run,
     wait_for,
 )
-from protocol.guard import Guard
+from protocol.guard import Guard, end_marked
 from records.ownership import SUMMARY
+
+log = logging.getLogger(__name__)
 
 NodeConfig = Mapping[str, str | int | float | bool]
 
 # SuperExec looks for work this often, in s (Flower's default is 1).
 _TASK_POLL_SECONDS = "0.1"
+# Marks each of the fleet's processes with what it starts, which may outlive it.
+_PART = "AIRFLOWER_PART"
 
 
 class LocalFleet:
@@ -74,10 +84,13 @@ class LocalFleet:
         self.host = host
         self.credentials: Credentials = make_credentials(scratch / "keys", nodes=num_nodes, hosts=(host,))
         self.port, self.control_port = free_ports(2)
+        self._guard = Guard(*([scratch] if throw_away else []))
         self.nodes: dict[int, subprocess.Popen[bytes]] = {}
         self.run_id = ""
         self._commands = commands()
         self._all: list[subprocess.Popen[bytes]] = []
+        self._parts: dict[int, str] = {}  # process id -> mark of what it has started
+        self._tended: dict[str, _Tended] = {}
         home, folder = self._places("operator")
         (home / "config.toml").write_text(
             f'[superlink]\ndefault = "{CONNECTION}"\n[superlink.{CONNECTION}]\n'
@@ -87,11 +100,10 @@ class LocalFleet:
         self.flwr = Flwr(
             self._commands / "flwr",
             folder,
-            environment(self._commands, home),
+            {**environment(self._commands, home), **self._guard.variables},
             address=f"127.0.0.1:{self.control_port}",
             trust=self.credentials.ca_certificate,
         )
-        self._guard = Guard(*([scratch] if throw_away else []))
         try:
             self._node_variables = self._start_warm_server() if warm_start else {}
             self.superlink = self.start_superlink()
@@ -151,6 +163,7 @@ class LocalFleet:
         superlink_port: int | None = None,
         name: str | None = None,
         kept_running: bool = False,
+        tended: bool = False,
         inside: Sequence[str] = (),
     ) -> subprocess.Popen[bytes]:
         """Start SuperNode `index` (again, if it has ended).
@@ -163,6 +176,7 @@ class LocalFleet:
             superlink_port: a port of this machine that leads to the SuperLink; default: the gate's.
             name: names its log and its folders; default: by its index.
             kept_running: whether `deploy/supernode` starts it again when it ends.
+            tended: whether `tend` does.
             inside: a command that runs its arguments in a network of their own, such as ``ip netns exec
                 NAME``; the node then has a warm process of its own. Implies `kept_running`.
         """
@@ -182,7 +196,7 @@ class LocalFleet:
             if tls
             else ("--insecure",)
         )
-        command = ["flower-supernode"]
+        command = start_command() if tended else ["flower-supernode"]
         if kept_running or inside:
             command = [*inside, sys.executable, str(Path(__file__).with_name("supernode"))]
         process = self._start(
@@ -201,6 +215,15 @@ class LocalFleet:
         )
         if name == f"node-{index:03d}":
             self.nodes[index] = process
+        if tended:
+
+            def again() -> subprocess.Popen[bytes]:
+                return self.start_node(
+                    index, config, key=key, tls=tls, superlink_port=superlink_port, name=name, tended=True
+                )
+
+            waits = self._tended[name].waits if name in self._tended else Waits()
+            self._tended[name] = _Tended(process, again, waits)
         return process
 
     def kill_node(self, index: int) -> None:
@@ -213,6 +236,33 @@ class LocalFleet:
         """Kill the SuperLink and the ServerApps that it runs, as a power cut does."""
         kill_all(self.superlink)
         self.superlink.wait(60)
+
+    def bring_up(self) -> None:
+        """Start the SuperLink again if it has ended, and end what it has left behind.
+
+        Raises:
+            RunFailedError: if it does not start.
+        """
+        if self.superlink.poll() is not None:
+            self._end_rest(self.superlink)  # a ServerApp without its SuperLink can do nothing more
+            log.warning("the SuperLink has ended; starting it again")
+            self.start_superlink()
+        if self.run_id:
+            self.flwr.stop(self.run_id)  # what the SuperLink may still hold for running
+
+    def at_work(self, folder: Path) -> bool:
+        """Return False: what works for this fleet ends with it."""
+        return False
+
+    def tend(self) -> None:
+        """Start the gate, the warm process and tended nodes again if they have ended."""
+        for name, one in list(self._tended.items()):
+            if one.due():
+                log.warning("%s has ended (exit code %s); starting it again", name, one.process.returncode)
+                self._end_rest(one.process)
+                one.started = time.monotonic()
+                one.process = one.again()
+                one.ended = None
 
     def submit(self, overrides: Sequence[str], folder: Path) -> str:
         """Submit the app; its records go to `folder`. Return the run's id.
@@ -236,12 +286,13 @@ class LocalFleet:
         Raises:
             RunFailedError: if the run does not complete.
         """
+        shown = log_size(folder) if any(given.startswith("resume=") for given in overrides) else 0
         run_id = self.submit(overrides, folder)
         try:
-            return follow(self.flwr, run_id, self.superlink, folder, watch)
-        finally:
-            if not finished(folder):
-                self.flwr.stop(run_id)
+            return follow(self.flwr, run_id, self.superlink, folder, watch, shown=shown)
+        except KeyboardInterrupt as signal:  # while the nodes are there to store their parts
+            stop_run(folder, signal)
+            raise
 
     def _start_gate(self) -> None:
         keys = self.credentials
@@ -255,19 +306,24 @@ class LocalFleet:
         )
         home, folder = self._places("gate")
         command = [sys.executable, "-I", gate.__file__, *gate.arguments(options)]
-        process = self._start(command, home, folder, self.logs / "gate.log")
+
+        def start() -> subprocess.Popen[bytes]:
+            return self._start(command, home, folder, self.logs / "gate.log")
+
+        process = start()
+        self._tended["gate"] = _Tended(process, start)
         wait_for(self.port, process, self.logs / "gate.log", self.host, trust=keys.ca_certificate)
 
     def _start_warm_server(self) -> dict[str, str]:
         folder = self.scratch / "warm"
         variables = warm.environment(folder, self._commands)
         home, neutral = self._places("warm-server")
-        self._start(
-            [sys.executable, "-I", str(Path(warm.__file__)), variables["AIRFLOWER_WARM_SOCKET"]],
-            home,
-            neutral,
-            self.logs / "warm.log",
-        )
+        command = [sys.executable, "-I", str(Path(warm.__file__)), variables["AIRFLOWER_WARM_SOCKET"]]
+
+        def start() -> subprocess.Popen[bytes]:
+            return self._start(command, home, neutral, self.logs / "warm.log")
+
+        self._tended["warm process"] = _Tended(start(), start)
         return variables
 
     def _start(
@@ -279,11 +335,13 @@ class LocalFleet:
         variables: Mapping[str, str] | None = None,
     ) -> subprocess.Popen[bytes]:
         output.parent.mkdir(parents=True, exist_ok=True)
+        part = secrets.token_hex(16)
         settings = {
             "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": _TASK_POLL_SECONDS,
             **environment(self._commands, home),
             **(variables or {}),
             **self._guard.variables,
+            _PART: part,
         }
         with output.open("ab") as stream:
             process = subprocess.Popen(
@@ -295,8 +353,14 @@ class LocalFleet:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        self._all.append(process)
+        self._parts[process.pid] = part
+        self._all = [*(one for one in self._all if one.poll() is None), process]
         return process
+
+    def _end_rest(self, process: subprocess.Popen[bytes]) -> None:
+        """End what a process that has ended has left behind."""
+        if part := self._parts.pop(process.pid, ""):
+            end_marked(part, 0.0, _PART)
 
     def _found(self, command: str) -> str:
         own = self._commands / command
@@ -312,6 +376,34 @@ class LocalFleet:
     def _public_key(self, index: int) -> Path:
         private = self.credentials.node_key(index)
         return private.with_name(f"{private.name}.pub")
+
+
+@dataclass
+class _Tended:
+    """A process that is started again when it has ended.
+
+    Attributes:
+        process: of which the last start has made it.
+        again: starts it again.
+        waits: how long to wait before each start.
+        started: when it was started last.
+        ended: when its next start is due, once it was found to have ended.
+    """
+
+    process: subprocess.Popen[bytes]
+    again: Callable[[], subprocess.Popen[bytes]]
+    waits: Waits = field(default_factory=Waits)
+    started: float = field(default_factory=time.monotonic)
+    ended: float | None = None
+
+    def due(self) -> bool:
+        """Return whether it is to be started again now."""
+        if self.process.poll() is None:
+            return False
+        now = time.monotonic()
+        if self.ended is None:
+            self.ended = now + self.waits.after(now - self.started)
+        return now >= self.ended
 
 
 def _toml(value: str | int | float | bool) -> str:

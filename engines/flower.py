@@ -92,7 +92,7 @@ def _run(settings: Settings, folder: Path, scratch: Path, command_folder: Path) 
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    flwr = Flwr(command_folder / "flwr", neutral, variables)
+    flwr = Flwr(command_folder / "flwr", neutral, {**variables, **guard.variables})
     run_id = ""
     try:
         wait_for(port, superlink, folder / "superlink.log")

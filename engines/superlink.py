@@ -25,7 +25,7 @@ from engines.diagnose import trouble
 from engines.process_table import descendants
 from protocol.interrupts import request
 from protocol.own_files import for_other_processes
-from records.ownership import KILLED, RUNNING, SUMMARY, is_over, read_summary
+from records.ownership import KILLED, RUNNING, SUMMARY, is_over, read_summary, settle
 from records.recorder import write_json
 from schema import ConfigError, build, path_keys
 from server_app.run import LOG_FILE, STOP_FILE, RunFailedError
@@ -67,6 +67,7 @@ class Flwr:
         folder: its working directory.
         environment: its environment; the Flower home is in it.
         address, trust: of the SuperLink and its CA, to say what is wrong with the connection; "": no TLS.
+        connection: its name in the Flower home; "": the default there.
     """
 
     def __init__(
@@ -77,8 +78,10 @@ class Flwr:
         *,
         address: str = "",
         trust: Path | None = None,
+        connection: str = CONNECTION,
     ) -> None:
         self._address, self._trust = address, trust
+        self._connection = (connection,) if connection else ()
         self._command = command
         self._folder = folder
         self._environment = environment
@@ -114,7 +117,7 @@ class Flwr:
         text = "".join(f"{name} = {toml_text(value)}\n" for name, value in values.items())
         run_config.write_text(text, encoding="utf-8")
         simulation = ("--federation-config", federation) if federation else ()
-        answer = self._json("run", str(app), CONNECTION, "--run-config", str(run_config), *simulation)
+        answer = self._json("run", str(app), *self._connection, "--run-config", str(run_config), *simulation)
         if not answer.get("success"):
             raise RunFailedError(f"`flwr run` could not submit the run: {answer}")
         return str(answer["run-id"])
@@ -125,14 +128,40 @@ class Flwr:
         Raises:
             RunFailedError: if the SuperLink does not accept it.
         """
-        answer = self._json("supernode", "register", str(public_key), CONNECTION, "--name", name)
+        answer = self._json("supernode", "register", str(public_key), *self._connection, "--name", name)
         if not answer.get("success"):
             raise RunFailedError(f"`flwr supernode register` did not take {public_key.name}: {answer}")
         return str(answer["node-id"])
 
+    def unregister(self, node: str) -> None:
+        """Have a SuperNode refused from now on; its key cannot be registered again.
+
+        Raises:
+            RunFailedError: if the SuperLink does not do it.
+        """
+        answer = self._json("supernode", "unregister", node, *self._connection)
+        if not answer.get("success"):
+            raise RunFailedError(f"`flwr supernode unregister` did not take node {node}: {answer}")
+
+    def nodes(self) -> list[dict[str, str]]:
+        """Return what the SuperLink knows of each SuperNode, its ``node-id`` and ``status`` among it.
+
+        Raises:
+            RunFailedError: if it does not say.
+        """
+        answer = self._json("supernode", "list", *self._connection)
+        if not answer.get("success"):
+            raise RunFailedError(f"`flwr supernode list` failed: {answer.get('error') or answer}")
+        return [{str(name): str(value) for name, value in node.items()} for node in answer["nodes"]]
+
     def run_facts(self, run_id: str) -> dict[str, Any]:
         """Return what the SuperLink knows of a run, its network traffic among it."""
-        return dict((self._json("list", CONNECTION, "--run-id", run_id).get("runs") or [{}])[0])
+        return dict((self._json("list", *self._connection, "--run-id", run_id).get("runs") or [{}])[0])
+
+    def answers(self) -> str:
+        """Return "" if the SuperLink answers, else what is wrong."""
+        answer = self._json("list", *self._connection)
+        return "" if answer.get("success") else str(answer.get("error") or answer)
 
     def status(self, run_id: str) -> tuple[str, str]:
         """Return the run's status and its details."""
@@ -141,13 +170,13 @@ class Flwr:
 
     def log(self, run_id: str) -> str:
         """Return the last lines of what the app printed."""
-        result = self._call("log", run_id, CONNECTION, "--show")
+        result = self._call("log", run_id, *self._connection, "--show")
         lines = [line for line in result.stdout.splitlines() if line.strip() and "HTTP Request" not in line]
         return "\n".join(lines[-30:])
 
     def stop(self, run_id: str) -> None:
         """Ask the SuperLink to stop the run."""
-        self._call("stop", run_id, CONNECTION)
+        self._call("stop", run_id, *self._connection)
 
     def _json(self, *arguments: str) -> dict[str, Any]:
         result = self._call(*arguments, "--format", "json")
@@ -163,31 +192,45 @@ class Flwr:
         return answer
 
     def _call(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [str(self._command), *arguments],
-            cwd=self._folder,
-            env=self._environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=START_SECONDS,
-            check=False,
-        )
+        command = [str(self._command), *arguments]
+        try:
+            return subprocess.run(
+                command,
+                cwd=self._folder,
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=START_SECONDS,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:  # a busy machine, or a SuperLink that has just gone
+            return subprocess.CompletedProcess(command, 1, "", f"no answer within {START_SECONDS:g} s")
 
 
 def follow(
     flwr: Flwr,
     run_id: str,
-    superlink: subprocess.Popen[bytes],
+    superlink: subprocess.Popen[bytes] | None,
     folder: Path,
     watch: Callable[[], None] = lambda: None,
+    *,
+    shown: int = 0,
 ) -> dict[str, Any]:
     """Log the run's own lines as they come and return its summary; `watch` is called now and then.
+
+    Args:
+        flwr: asks its SuperLink.
+        run_id: of the run.
+        superlink: its process, if it is ours.
+        folder: of the run.
+        watch: called now and then.
+        shown: bytes of the run's log that have been shown before.
 
     Raises:
         RunFailedError: if the run does not complete.
     """
-    shown, next_status, over = 0, time.monotonic() + _STATUS_SECONDS, ""
+    next_status, over = time.monotonic() + _STATUS_SECONDS, ""
     while True:
         shown = _show(folder / LOG_FILE, shown)
         if (summary := finished(folder)) is not None:
@@ -197,15 +240,22 @@ def follow(
             raise RunFailedError(str(summary.get("reason", "no reason given")))
         if over:
             raise RunFailedError(f"the ServerApp ended without a result ({over})\n{flwr.log(run_id)}")
-        if superlink.poll() is not None:
+        if superlink is not None and superlink.poll() is not None:
             raise RunFailedError(f"the SuperLink died (exit code {superlink.returncode}); see superlink.log")
         if time.monotonic() > next_status:
+            settle(folder)  # where the guard of the ServerApp was killed with it
             status, details = flwr.status(run_id)
             if status.startswith("finished"):
                 over = f"{status}: {details}"  # one more look at the summary before giving up
             next_status = time.monotonic() + _STATUS_SECONDS
         watch()
         time.sleep(0.2)
+
+
+def log_size(folder: Path) -> int:
+    """Return how many bytes the log of a run has: what was shown before, where it goes on in place."""
+    path = folder / LOG_FILE
+    return path.stat().st_size if path.is_file() else 0
 
 
 def _show(path: Path, shown: int) -> int:

@@ -114,9 +114,9 @@ class Guard:
         self._process.wait()
 
 
-def marked(mark: str) -> list[int]:
+def marked(mark: str, variable: str = MARK) -> list[int]:
     """Return the ids of this user's processes that were started with this mark and have not ended."""
-    wanted = f"{MARK}={mark}"
+    wanted = f"{variable}={mark}"
     own = os.getpid()
     if Path("/proc/self/environ").is_file():
         found = []
@@ -132,11 +132,17 @@ def marked(mark: str) -> list[int]:
     return [int(line[0]) for line in lines if len(line) == 2 and wanted in line[1] and int(line[0]) != own]
 
 
-def end_marked(mark: str, grace_s: float = GRACE_SECONDS) -> None:
-    """End the processes with this mark, and those that they start meanwhile."""
+def end_marked(mark: str, grace_s: float = GRACE_SECONDS, variable: str = MARK) -> None:
+    """End the processes with this mark, and those that they start meanwhile.
+
+    Args:
+        mark: value of the variable in their environment.
+        grace_s: how long they may take after SIGTERM, before SIGKILL.
+        variable: its name.
+    """
     deadline = time.monotonic() + grace_s
     asked: set[int] = set()
-    while alive := marked(mark):
+    while alive := marked(mark, variable):
         hard = time.monotonic() > deadline
         for pid in alive:
             if hard or pid not in asked:

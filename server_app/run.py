@@ -202,7 +202,14 @@ def _run(settings: Settings, grid: Grid, folder: Path, on_nodes: bool) -> dict[s
         log.info("%s", data.line())
         if warning := data.warning():
             log.warning("%s", warning)
-        writer = Writer(folder, settings.to_dict(), recorder, start)
+        every = settings.checkpoint_every
+        writer = Writer(
+            folder,
+            settings.to_dict(),
+            recorder,
+            start,
+            every=int(job.spec.own_data_root) if every is None else every,
+        )
         live = Live(folder, settings.rounds)
         strategy.notice = live.notice
         with open_tracker(settings, folder) as tracker, closing(live):
@@ -237,7 +244,7 @@ def _rounds(
         start.state if start else {},
         recorder.marks,
     )
-    silent = 0
+    silent, answered = 0, finished
     try:
         for server_round in range(finished.round + 1, settings.rounds + 1):
             interrupts.check()
@@ -255,15 +262,18 @@ def _rounds(
             log.info("%s", round_line(strategy.log, settings.rounds, clock.seconds))
             asked = strategy.log.columns["participants"]  # none, where no battery can pay for a round
             silent = 0 if strategy.log.columns["replies"] or not asked else silent + 1
+            if not silent:
+                answered = finished
             if silent == settings.fleet.max_failed_rounds or (silent and server_round == settings.rounds):
                 raise RunFailedError(_why(strategy, silent))
             last = server_round == settings.rounds
-            if last or (settings.checkpoint_every and server_round % settings.checkpoint_every == 0):
+            # What a network that is down has cost is not stored: who continues the run does it again.
+            if not silent and (last or writer.due(server_round)):
                 writer.save(finished, grid, strategy, settings.fleet.round_timeout_s)
         if start and finished.round == start.round and writer.stored_round is None:
             writer.save(finished, grid, strategy, settings.fleet.round_timeout_s)
     except KeyboardInterrupt as signal:
-        _last_words(signal, finished, writer, strategy, grid)
+        _last_words(signal, answered, writer, strategy, grid)
         raise
 
 

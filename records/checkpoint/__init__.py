@@ -13,7 +13,7 @@ complete one of which nothing has changed; what is passed over, and why, is said
 """
 
 from records.checkpoint.folders import FOLDER, checkpoints, discard_after, latest, source_of
-from records.checkpoint.load import load, open_checkpoint
+from records.checkpoint.load import load, open_checkpoint, refuse_other
 from records.checkpoint.manifest import Checkpoint, CheckpointError, DevicePart, Manifest
 from records.checkpoint.writer import FinishedRound, Writer
 
@@ -30,5 +30,6 @@ __all__ = [
     "latest",
     "load",
     "open_checkpoint",
+    "refuse_other",
     "source_of",
 ]

@@ -99,13 +99,7 @@ def _fits(
 ) -> None:
     """See that a run with `config` may continue the checkpoint."""
     stored = json.loads((checkpoint.folder / "config.json").read_bytes())
-    differences = [
-        f"{name} is {mine!r} here and {theirs!r} there"
-        for name, (mine, theirs) in _differences(json.loads(json.dumps(config)), stored).items()
-        if name != "rounds" and not decides_nothing(name)
-    ]
-    if differences:
-        raise ConfigError(f"resume = {path}: that run had another configuration: {'; '.join(differences)}")
+    refuse_other(f"resume = {path}", config, stored, decides_nothing=decides_nothing)
     # A run that was stopped behind its last round has its summary and figure left to do.
     done = status_of(checkpoint.run_folder)[0] == "completed"
     if config["rounds"] < checkpoint.round or (config["rounds"] == checkpoint.round and done):
@@ -113,6 +107,23 @@ def _fits(
             f"rounds = {config['rounds']}, but the checkpoint of resume = {path} has finished round "
             f"{checkpoint.round}; set rounds above it"
         )
+
+
+def refuse_other(
+    where: str, config: Mapping[str, Any], stored: Any, *, decides_nothing: Callable[[str], bool]
+) -> None:
+    """See that a run with `config` may go on where one with the configuration `stored` was.
+
+    Raises:
+        ConfigError: beginning with `where`, if they differ in what decides a run.
+    """
+    differences = [
+        f"{name} is {mine!r} here and {theirs!r} there"
+        for name, (mine, theirs) in _differences(json.loads(json.dumps(config)), stored).items()
+        if name != "rounds" and not decides_nothing(name)
+    ]
+    if differences:
+        raise ConfigError(f"{where}: that run had another configuration: {'; '.join(differences)}")
 
 
 def _why(manifest: Manifest) -> str:

@@ -63,12 +63,14 @@ class Writer:
         config: nested configuration of the run.
         recorder: its tables.
         start: the checkpoint that the run continues, or None; it is kept while devices may need it.
+        every: rounds between two checkpoints; 0: none but the last.
     """
 
     run_folder: Path
     config: Mapping[str, Any]
     recorder: Recorder
     start: Checkpoint | None = None
+    every: int = 0
     _last: Manifest | None = field(default=None, init=False)
     _asked: dict[int, int] = field(default_factory=dict, init=False)  # device -> last round of an order
 
@@ -77,6 +79,10 @@ class Writer:
         for device, row in log.devices.items():
             if row.get("status") is not None and row.get("reason") != NOT_CONNECTED:
                 self._asked[device] = log.round
+
+    def due(self, server_round: int) -> bool:
+        """Return whether a checkpoint is to be written after a round that is not the last."""
+        return bool(self.every) and server_round % self.every == 0
 
     @property
     def stored_round(self) -> int | None:

@@ -80,8 +80,8 @@ class Settings:
     evaluate_global: bool = key(
         "also test the global model on the whole test set; where nothing is personal", used=TRAINING
     )
-    checkpoint_every: int = key(
-        "rounds between two checkpoints; 0: only at the end",
+    checkpoint_every: int | None = key(
+        "rounds between two checkpoints; 0: only at the end; null: 1 on a fleet of nodes, else 0",
         unit="rounds", minimum=0, used=TRAINING, decides=False,
     )  # fmt: skip
     resume: str | None = key(

@@ -41,7 +41,8 @@ def options() -> dict[str, set[str]]:
     for name, command in (
         ("flower-superlink", [str(commands() / "flower-superlink")]),
         ("flower-supernode", [str(commands() / "flower-supernode")]),
-        ("airflower-fleet", [sys.executable, "-c", gate, "gate"]),
+        ("airflower-fleet gate", [sys.executable, "-c", gate, "gate"]),
+        ("airflower-fleet run", [sys.executable, "-c", gate, "run"]),
     ):
         text = subprocess.run([*command, "--help"], capture_output=True, text=True, check=True, cwd=ROOT)
         found[name] = set(re.findall(r"--[a-z][a-z-]+", text.stdout))
@@ -54,7 +55,7 @@ def test_every_option_is_one_of_the_command(name, options):
     which = Path(command[0]).name
     assert which in {"flower-superlink", *SCRIPTS}
     if which == "airflower-fleet":
-        assert command[1] == "gate"
+        which = f"{which} {command[1]}"
     which = which.replace("airflower-supernode", "flower-supernode")  # it hands them on
     given = {word for word in command if word.startswith("--")}
     assert given

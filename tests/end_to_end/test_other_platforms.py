@@ -65,7 +65,7 @@ def test_a_job_runs_without_calls_that_only_some_platforms_have(tmp_path):
     assert '"completed"' in (tmp_path / "out" / "summary.json").read_text()
 
 
-@pytest.mark.parametrize("command", [("supernode",), ("local_fleet", "--nodes", "1")])
+@pytest.mark.parametrize("command", [("supernode",), ("run", "--nodes", "1")])
 def test_a_fleet_says_what_the_platform_lacks(tmp_path, command):
     function, *arguments = command
     code, output = _run(tmp_path, WITHOUT.format(module="deploy.cli", function=function), *arguments)
