@@ -17,7 +17,7 @@ from strategies.base import WirelessStrategy
 from strategies.buffers import SharedBuffers
 from strategies.evaluation import ACCURACY, MetricColumns
 from strategies.fleet import Fleet
-from strategies.identity import read_roster
+from strategies.identity import RosterFile
 from strategies.limits import NormLimit
 from strategies.measured import MeasuredStrategy, UplinkProbe
 from strategies.ofdma import OfdmaStrategy
@@ -119,7 +119,7 @@ def _fleet(fleet: FleetSettings, spec: str) -> Fleet:
         return Fleet(fleet.num_devices, spec=spec, by_key=fleet.identity == "key")
     path = Path(fleet.roster).expanduser()
     try:
-        return Fleet(fleet.num_devices, spec=spec, roster=read_roster(path, fleet.num_devices))
+        return Fleet(fleet.num_devices, spec=spec, roster=RosterFile(path, fleet.num_devices))
     except (OSError, ValueError) as error:
         raise ConfigError(f"fleet.roster = {fleet.roster}: {error}") from error
 

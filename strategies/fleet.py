@@ -29,7 +29,7 @@ from protocol.fields import MessageError
 from protocol.messages import HELLO, HelloOrder, Introduction
 from protocol.untrusted import last_line, safe_text
 from strategies.exchange import Collector
-from strategies.identity import fingerprint
+from strategies.identity import RosterFile, fingerprint
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class Fleet:
     Args:
         num_devices: K.
         spec: JSON text of the `DeviceSpec`, which the nodes are asked about.
-        roster: fingerprints of keys that own an index for good.
+        roster: fingerprints of keys that own an index for good, or the file that says so.
         by_key: whether an index belongs to a key; without, to whoever holds it (nodes without keys).
     """
 
@@ -58,7 +58,7 @@ class Fleet:
         num_devices: int,
         *,
         spec: str = "",
-        roster: Mapping[int, str] | None = None,
+        roster: Mapping[int, str] | RosterFile | None = None,
         by_key: bool = True,
     ) -> None:
         self.num_devices = num_devices
@@ -66,7 +66,8 @@ class Fleet:
         self._question = HelloOrder(spec).to_records()
         self._problems: dict[int, str] = {}  # node id -> why it cannot take part
         self._by_key = by_key
-        self._roster = dict(roster or {})
+        self._roster_file = roster if isinstance(roster, RosterFile) else None
+        self._roster = dict(roster.owners if isinstance(roster, RosterFile) else roster or {})
         self._owner = dict(self._roster)  # device index -> fingerprint of the key that it belongs to
         self._key: dict[int, str] = {}  # node id -> fingerprint of its key
         self._seniority: dict[int, tuple[str, int]] = {}  # node id -> when its key was registered, node id
@@ -114,6 +115,8 @@ class Fleet:
 
     def refresh(self, grid: Grid) -> None:
         """Learn which nodes are connected, and which devices they are as far as they have told."""
+        if self._roster_file is not None and self._roster_file.changed():
+            self._take_roster(self._roster_file.owners)
         connected = self._look(grid)
         now = time.monotonic()
         unknown = [
@@ -152,6 +155,27 @@ class Fleet:
             device = self._index_of[node]
             if self._node_of.setdefault(device, node) != node:
                 log.debug("node %d also calls itself device %d; it waits", node, device)
+
+    def _take_roster(self, roster: Mapping[int, str]) -> None:
+        """Go by a roster that has changed: who has lost an index is not used, who has one now is asked."""
+        log.info("the roster has changed")
+        former = self._roster
+        self._roster = dict(roster)
+        taken = {*roster.values()}
+        self._owner = {
+            device: key
+            for device, key in self._owner.items()
+            if device not in roster and key not in taken and former.get(device) != key
+        } | self._roster
+        lost = [
+            node for node, device in self._index_of.items() if self._key.get(node) != self._owner.get(device)
+        ]
+        for node in lost:
+            del self._index_of[node]
+        self._node_of = {device: node for device, node in self._node_of.items() if node in self._index_of}
+        for node in (*lost, *self._clashes):
+            self._asked.pop(node, None)
+        self._clashes.clear()
 
     def _look(self, grid: Grid) -> set[int]:
         """Return the nodes that are connected, and note their keys.

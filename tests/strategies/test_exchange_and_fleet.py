@@ -18,7 +18,7 @@ from protocol.arrays import vector_record
 from protocol.messages import DEVICE
 from strategies.exchange import exchange
 from strategies.fleet import Fleet, FleetError
-from strategies.identity import fingerprint, read_roster
+from strategies.identity import RosterFile, fingerprint, read_roster
 
 
 class SlowGrid(Grid):
@@ -432,3 +432,27 @@ def test_a_wrong_roster_is_named(tmp_path, text, named):
     (tmp_path / "roster").write_text(text)
     with pytest.raises(ValueError, match=named):
         read_roster(tmp_path / "roster", 2)
+
+
+def test_a_run_goes_by_a_roster_that_changes_meanwhile(tmp_path, caplog):
+    """A device gets a new key: its new node has the index at once, the old one never again."""
+    path = tmp_path / "roster"
+    path.write_text(_roster_line(0, KEYS[0]) + _roster_line(1, KEYS[1]))
+    grid = KeyedGrid({1: 0, 2: 1}, {1: KEYS[0], 2: KEYS[1], 3: KEYS[2]})
+    fleet = Fleet(2, roster=RosterFile(path, 2))
+    assert _joined(fleet, grid) == {0: 1, 1: 2}
+    grid.device[3] = 1  # has started with the new key, before the operator has approved it
+    assert _joined(fleet, grid) == {0: 1, 1: 2}
+    path.write_text(
+        _roster_line(0, KEYS[0]) + "# rotated: " + _roster_line(1, KEYS[1]) + _roster_line(1, KEYS[2])
+    )
+    assert _joined(fleet, grid) == {0: 1, 1: 3}
+    assert fleet.device_of(2) is None
+    path.write_text("1 half a li")  # is being edited
+    assert _joined(fleet, grid) == {0: 1, 1: 3}
+    assert "the former one holds" in caplog.text
+    path.write_text("# revoked: " + _roster_line(0, KEYS[0]) + _roster_line(1, KEYS[2]))
+    assert _joined(fleet, grid)[1] == 3
+    after = Fleet(2, roster=RosterFile(path, 2))
+    after.restore(fleet.state())
+    assert _joined(after, grid)[1] == 3
