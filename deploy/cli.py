@@ -184,10 +184,16 @@ def make_test_ca(arguments: Sequence[str] | None = None) -> int:
 
     parser = argparse.ArgumentParser(
         prog="airflower-fleet credentials",
-        description="Make a CA, the SuperLink's certificate and SuperNode keys for a trial fleet.",
+        description="Make a CA, the SuperLink's certificate and, for trials, SuperNode keys.",
     )
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--nodes", type=int, default=10, metavar="N", help="number of SuperNode keys (10)")
+    parser.add_argument(
+        "--nodes",
+        type=int,
+        default=10,
+        metavar="N",
+        help="number of SuperNode keys, for trials (10); 0: each node makes its own",
+    )
     parser.add_argument(
         "--host",
         action="append",
@@ -200,7 +206,8 @@ def make_test_ca(arguments: Sequence[str] | None = None) -> int:
         made = make_credentials(
             options.folder, nodes=options.nodes, hosts=options.hosts or (), days=options.days
         )
-        roster(made, options.nodes)
+        if options.nodes:
+            roster(made, options.nodes)
     except (ValueError, OSError) as error:
         print(f"airflower-fleet: {error}", file=sys.stderr)
         return CONFIG_ERROR

@@ -1,7 +1,7 @@
-"""Certificates and keys of a test fleet: a CA, the SuperLink's certificate, one key per SuperNode.
+"""Certificates of a fleet, and keys of a test fleet: a CA, the SuperLink's certificate, SuperNode keys.
 
-For trials and for fleets of one laboratory. Private keys are unencrypted and readable by their owner
-only; whoever has ``ca.key`` can pose as the SuperLink, so keep it off the machines of the fleet.
+Keys of nodes are made here for trials only: a node of a real fleet makes its own (see `enrolment`). Private
+keys are unencrypted and readable by their owner only; whoever has ``ca.key`` can pose as the SuperLink, so keep it off the machines of the fleet.
 
 ======================  ====  ==========================================================
 ca.crt, ca.key          0644  the certificate that every SuperNode trusts; its key (0600)
@@ -62,11 +62,11 @@ def make_credentials(folder: Path, *, nodes: int, hosts: Sequence[str] = (), day
     The certificate names loopback too: that is where the SuperLink listens, behind the gate.
 
     Raises:
-        ValueError: if a number is not positive.
+        ValueError: if a number is of no use.
         FileExistsError: if one of the files is there; nothing is ever overwritten.
     """
-    if nodes < 1 or days < 1:
-        raise ValueError(f"nodes = {nodes}, days = {days}; both must be at least 1")
+    if nodes < 0 or days < 1:
+        raise ValueError(f"nodes = {nodes}, days = {days}; there is no such number of keys, or of days")
     names = dict.fromkeys([*hosts, *LOOPBACK])  # each once
     made = Credentials(folder)
     for directory in (folder, folder / "nodes"):
