@@ -1,7 +1,8 @@
 """Certificates of a fleet, and keys of a test fleet: a CA, the SuperLink's certificate, SuperNode keys.
 
 Keys of nodes are made here for trials only: a node of a real fleet makes its own (see `enrolment`). Private
-keys are unencrypted and readable by their owner only; whoever has ``ca.key`` can pose as the SuperLink, so keep it off the machines of the fleet.
+keys are unencrypted and readable by their owner only; whoever has ``ca.key`` can pose as the SuperLink, so
+keep it off the machines of the fleet.
 
 ======================  ====  ==========================================================
 ca.crt, ca.key          0644  the certificate that every SuperNode trusts; its key (0600)

@@ -1,6 +1,5 @@
 """Enrolment, rotation and revocation with real processes: the operator never opens a node's private key."""
 
-import contextlib
 import os
 import re
 import subprocess
@@ -13,6 +12,7 @@ from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
 from flwr.proto.node_pb2 import Node
 
 from deploy.local_fleet import LocalFleet
+from engines.process_table import living
 from tests.deployment.fleets import SMALL, rounds, rows, wait
 from tests.deployment.test_strangers import _call, _signed
 
@@ -79,15 +79,6 @@ def _admitted(fleet: LocalFleet, node: str, key: Path) -> bool:
     return bool(answer.status_code == 200)
 
 
-def _command_lines() -> list[bytes]:
-    """Return the command lines of all processes, as far as this machine tells."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):
-            found.append(path.read_bytes())
-    return found
-
-
 def test_nodes_are_let_in_changed_and_shut_out_by_their_requests(tmp_path):
     nodes, out = tmp_path / "nodes", tmp_path / "out"
     with LocalFleet(tmp_path / "fleet", 3, tmp_path / "logs") as fleet:
@@ -152,7 +143,7 @@ def test_nodes_are_let_in_changed_and_shut_out_by_their_requests(tmp_path):
         ]
         assert [line.split()[3] for line in listed[1:4]] == ["online"] * 3
 
-        commands = _command_lines()
+        commands = [command.encode(errors="replace") for command in living().values()]
     private = [*keys, new, again]
     opened = operator.opened.read_text().splitlines()
     assert str(Path(f"{keys[0]}.csr")) in opened  # the hook is at work

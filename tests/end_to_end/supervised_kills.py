@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from engines.inprocess import InProcessGrid
-from engines.process_table import descendants, processes
+from engines.process_table import command_of, descendants, living, started_by
 from protocol.archives import read_archive
 from protocol.guard import MARK
 from records.checkpoint import latest
@@ -77,11 +77,10 @@ class Supervised:
     def kill(self, target: str, rng: random.Random) -> bool:
         """Kill a part, or everything; return whether it was there."""
         if target in TARGETS:
-            table = processes()
             victims = [
-                pid
-                for pid in descendants(self.process.pid)
-                if pid in table and not table[pid].over and TARGETS[target] in table[pid].command
+                started.pid
+                for started in started_by(self.process.pid)
+                if TARGETS[target] in command_of(started)
             ]
         elif target == "supervisor":
             victims = [self.process.pid]
@@ -146,7 +145,7 @@ def trial(number: int, base: Path, reference: dict[str, object], seed: int, *, m
     found = result(folder)
     differing = [name for name in reference if found[name] != reference[name]]
     assert not differing, f"trial {number} ({done}): {differing} differ, see {folder}\n{supervised.tail()}"
-    left = [entry.command for entry in processes().values() if str(scratch) in entry.command]
+    left = [command for command in living().values() if str(scratch) in command]
     assert not left, left
     if "machine" not in targets:  # nobody is left to clear up after a power cut
         assert not [path for path in scratch.iterdir() if path.name.startswith("airflower-")]
