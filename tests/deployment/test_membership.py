@@ -115,14 +115,20 @@ def test_a_request_that_is_not_to_be_trusted_is_refused(tmp_path, change, named)
         read_request(tmp_path / "node.csr")
 
 
+def _says(answer):
+    return lambda _: answer
+
+
 def test_only_the_request_that_the_node_has_made_is_approved(asked):
     mine, other = asked("a", 0), asked("b", 0)
     _confirm(mine, mine.fingerprint)
     _confirm(mine, None, lambda _: "yes")
     _confirm(mine, None, lambda _: f" {mine.fingerprint} ")
-    for given, answer in ((other.fingerprint, ""), (None, "no"), (None, ""), (None, other.fingerprint)):
+    with pytest.raises(ConfigError, match="nothing was changed"):
+        _confirm(mine, other.fingerprint)
+    for answer in ("no", "", other.fingerprint):
         with pytest.raises(ConfigError, match="nothing was changed"):
-            _confirm(mine, given, lambda _, answer=answer: answer)
+            _confirm(mine, None, _says(answer))
 
     def nobody(_):
         raise EOFError

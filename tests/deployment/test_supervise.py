@@ -6,12 +6,13 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-import server_app.run
 from deploy.supervise import RunStoppedError, standing, supervise
 from engines.inprocess import open_grid
+from records.checkpoint import Writer
 from records.recorder import read_table, write_json
 from schema import ConfigError
 from server_app.run import RunFailedError, run
@@ -25,7 +26,7 @@ SETTINGS = compose_settings(list(JOB))
 
 def _settings(overrides: Sequence[str]) -> Settings:
     """Return the settings of the job; composing takes longer than a run."""
-    changes = {}
+    changes: dict[str, Any] = {}
     for given in overrides[len(JOB) :]:
         name, _, value = given.partition("=")
         changes[name] = int(value) if value.isdecimal() else value
@@ -41,7 +42,7 @@ class Here:
 
     def __init__(self, monkeypatch, ends: Sequence[tuple[str, int]]) -> None:
         self.run_id, self.state, self.starts = "", "finished:failed", 0
-        self.flwr = SimpleNamespace(status=lambda _: (self.state, ""))
+        self.flwr: Any = SimpleNamespace(status=lambda _: (self.state, ""))
         self.ends = list(ends)
         self.monkeypatch = monkeypatch
         self.jobs: list[list[str]] = []
@@ -98,7 +99,7 @@ def whole(tmp_path_factory):
     "ends", [[("kill", 1), ("cut", 1), ("kill", 4)], [("kill", 3), ("kill", 3)], [("cut", 2), ("cut", 4)]]
 )
 def test_the_records_are_those_of_an_undisturbed_run(whole, tmp_path, monkeypatch, ends):
-    waited = []
+    waited: list[float] = []
     summary = supervise(Here(monkeypatch, ends), SETTINGS, JOB, tmp_path, sleep=waited.append)
     assert summary["status"] == "completed"
     assert records(tmp_path) == whole
@@ -114,7 +115,8 @@ def test_a_network_that_is_down_costs_no_round(whole, tmp_path, monkeypatch):
 
 
 def test_without_progress_it_is_given_up_and_waits_longer_each_time(tmp_path, monkeypatch):
-    here, waited = Here(monkeypatch, [("kill", 1)] * 9), []
+    waited: list[float] = []
+    here = Here(monkeypatch, [("kill", 1)] * 9)
     with pytest.raises(RunFailedError, match="given up: 4 starts"):
         supervise(here, SETTINGS, JOB, tmp_path, tries=4, sleep=waited.append)
     assert waited == [1.0, 2.0, 4.0]
@@ -162,9 +164,7 @@ def test_the_folder_of_another_run_is_refused(tmp_path, monkeypatch):
 def test_a_fleet_stores_every_round_unless_it_is_told_otherwise(tmp_path, monkeypatch, caplog):
     stored = []
     monkeypatch.setattr("server_app.run.draw_run", lambda _: None)
-    monkeypatch.setattr(
-        server_app.run.Writer, "save", lambda self, finished, *_: stored.append(finished.round)
-    )
+    monkeypatch.setattr(Writer, "save", lambda self, finished, *_: stored.append(finished.round))
     caplog.set_level(logging.ERROR)
     for name, more, on_nodes in (("a", None, True), ("b", None, False), ("c", 0, True)):
         chosen = dataclasses.replace(SETTINGS, checkpoint_every=more)
