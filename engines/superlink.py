@@ -52,6 +52,9 @@ def app_folder(scratch: Path) -> Path:
     made.mkdir()
     shutil.copy(project, made)
     for pattern in patterns:
+        if pattern.startswith("/"):  # a single file of the clone: the wheel brings it beside this module
+            shutil.copy(Path(__file__).with_name(pattern[1:]), made)
+            continue
         for source in root.glob(pattern):
             target = made / source.relative_to(root)
             target.parent.mkdir(parents=True, exist_ok=True)

@@ -16,8 +16,8 @@ from protocol.own_files import find_own_modules
 from records.ownership import new_folder
 from schema import build
 from server_app.run import OWN_LOGGERS, run
+from server_app.run_config import overrides_of
 from server_app.settings import Settings, compose_settings
-from server_app.settings.overrides import split
 
 app = ServerApp()
 
@@ -30,7 +30,7 @@ def main(grid: Grid, context: Context) -> None:
     if given:
         settings = build(Settings, json.loads(given))
     else:
-        settings = compose_settings(split(str(context.run_config.get("overrides", ""))))
+        settings = compose_settings(overrides_of(context.run_config))
     folder = str(context.run_config.get("out-dir", ""))
     path = Path(folder).expanduser() if folder else new_folder(f"outputs/{datetime.now():%Y-%m-%d/%H-%M-%S}")
     print(f"records: {path.resolve()}", flush=True)

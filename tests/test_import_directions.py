@@ -38,6 +38,7 @@ RANK = {
     "experiments": 5,
     "deploy": 6,
     "benchmarks": 6,
+    "airflower": 7,
 }
 _DOTTED = re.compile(rf"({'|'.join(RANK)})(\.\w+)+(:\w+)?")
 
