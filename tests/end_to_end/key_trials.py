@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 SCHEMES = (
     "proposed", "simultaneous", "equal_bandwidth", "equal_bandwidth_joint_rho", "personalization_only",
     "pruning_only", "fedavg", "fixed_ratio", "printed_formula", "over_the_air", "error_free",
-    "aircomp_pruned", "measured",
+    "aircomp_pruned", "measured", "energy_aware",
 )  # fmt: skip
 
 # Every scheme that prunes does so here, partly, and no two devices hold equally many images.
@@ -25,6 +26,7 @@ BASE: dict[str, Any] = {
 }  # fmt: skip
 OF_SCHEME: dict[str, dict[str, Any]] = {
     "aircomp_pruned": {"radio.bandwidth_hz": 2e7, "radio.latency_threshold_ms": 0.6},
+    "energy_aware": {"radio.energy_budget_j": 0.02},
     "measured": {
         "channel.source": "measured", "measured.probe": False, "measured.initial_pruning_ratio": 0.25,
         "radio.latency_threshold_ms": 100.0,
@@ -74,6 +76,8 @@ _SOME = {"fleet.devices_per_round": 3, "air.num_selected": 2}
 # What no operator states is asked for by a transfer; what was measured then decides.
 _TIMED = {"measured.initial_pruning_ratio": 0.0}
 
+_APP = "tests.end_to_end.strange_app"
+_DRIVING = {"channel.mobility": f"{_APP}:driving"}
 _POOR = {"random_starts": 0, "matched_starts": 1, "candidates": 1, "climb": 1, "settled": 1, "improved": 0}
 
 TRIALS: tuple[Trial, ...] = (
@@ -81,6 +85,7 @@ TRIALS: tuple[Trial, ...] = (
     _t("rounds", 3),
     _t("evaluate_every", 2),
     _t("evaluate_global", True),
+    _t("evaluate_global", True, {"model.personal": []}),
     _t("fleet.num_devices", 5),
     _t("fleet.devices_per_round", 3),
     _t("fleet.min_replies", 4, {"air.num_selected": 4}, faults="1:raise"),
@@ -121,6 +126,47 @@ TRIALS: tuple[Trial, ...] = (
         )
         for setting in ({}, _PLACES)
     ),
+    *(
+        _t(f"channel.{name}", value, {**setting, **more})
+        for name, value, more in (
+            ("path_loss", "umi", {}),
+            ("path_loss_options", {"carrier_ghz": 28.0}, {"channel.path_loss": "umi"}),
+            ("mobility", f"{_APP}:driving", {}),
+            ("mobility_options", {"speed_kmh": 90.0}, _DRIVING),
+            ("shadowing_distance_m", 500.0, {**_DRIVING, "channel.shadowing_std_db": 8.0}),
+            ("shadowing_distance_m", 500.0, {"channel.shadowing_std_db": 8.0}),
+        )
+        for setting in ({}, _PLACES)
+    ),
+    _t("channel.model", "none"),
+    _t("channel.options", {"k_factor": 30.0}, {"channel.model": "rician"}),
+    _t("channel.coherence_step_ms", 50.0),
+    _t("channel.coherence_step_ms", 50.0, {"channel.model": "gauss_markov"}),
+    _t("channel.coherence_step_ms", 50.0, {**_DRIVING, **_PLACES}),
+    _t("channel.csi_delay_rounds", 1),
+    _t("channel.csi_error_variance", 0.2),
+    _t("channel.on_outage", "lost", {"channel.csi_error_variance": 0.2}),
+    _t("channel.on_outage", "lost"),
+    _t("radio.rate_backoff_db", 3.0),
+    _t("radio.rate_backoff_db", 3.0, {"channel.csi_error_variance": 0.2}),
+    _t("radio.devices", str(Path(__file__).with_name("unlike_devices.csv"))),
+    _t("radio.energy_per_cycle_squared", 5e-28),
+    _t("radio.battery_j", 1e-6),
+    _t("radio.energy_budget_j", 2e-3),
+    _t("radio.cpu_min_hz", 2.5e9, {"radio.energy_budget_j": 2e-3}),
+    _t("scheme.fairness", 1.0),
+    _t("scheme.tie_break", "least_latency", {"radio.bandwidth_hz": 2e8}),
+    _t("scheme.objective", "least_energy",
+       {"radio.max_pruning_ratio": 0.9, "radio.latency_threshold_ms": 25.0}),
+    _t("scheme.aggregation", "all_devices_mean"),
+    _t("scheme.aggregation_options", {"share": 0.0}, {"scheme.aggregation": "trimmed_mean"}),
+    _t("server.optimizer", "momentum"),
+    _t("server.options", {"beta": 0.1}, {"server.optimizer": "momentum"}),
+    _t("server.learning_rate", 0.5),
+    _t("training.clip_norm", 0.01),
+    _t("training.optimizer_options", {"betas": [0.5, 0.9]}, {"training.optimizer": "adam"}),
+    _t("training.schedule", f"{_APP}:halving"),
+    _t("training.schedule_options", {"by": 0.1}, {"training.schedule": f"{_APP}:halving"}),
     _t("measured.window", 1, {"rounds": 4}),
     _t("measured.margin", 0.5),
     _t("measured.initial_pruning_ratio", 0.75),
@@ -192,7 +238,7 @@ TRIALS: tuple[Trial, ...] = (
     _t("air.min_count", 3, _COUNT_FREE),
     _t("scheduler.method", "random_beamforming"),
     *(
-        _t("scheduler.beamformer", "tests.end_to_end.strange_app:poor_beam", {"scheduler.method": method},
+        _t("scheduler.beamformer", f"{_APP}:poor_beam", {"scheduler.method": method},
            schemes=("fedavg", "aircomp_pruned"))
         for method in ("multistart", "policy_greedy", "random_selection", "random_beamforming",
                        "iterative_reweighted", "subgradient", "brute_force")
@@ -211,21 +257,6 @@ TRIALS: tuple[Trial, ...] = (
     _t("engine.batch_devices", 2),
     _t("dataset.download", True),
     _t("dataset.root", "/nowhere"),
-)  # fmt: skip
-
-# Declared, but nothing reads them yet: the trial shows it, and passes by itself when something does.
-AWAITED = ("evaluate_global", "task.metrics")
-
-# Declared since the trials were written: each wants a trial.
-UNTRIED = (
-    "channel.coherence_step_ms", "channel.csi_delay_rounds", "channel.csi_error_variance", "channel.mobility",
-    "channel.mobility_options", "channel.model", "channel.on_outage", "channel.options", "channel.path_loss",
-    "channel.path_loss_options", "channel.shadowing_distance_m", "radio.rate_backoff_db",
-    "scheme.aggregation", "scheme.aggregation_options", "server.learning_rate", "server.optimizer",
-    "server.options", "training.clip_norm", "training.optimizer_options", "training.schedule",
-    "training.schedule_options", "radio.cpu_min_hz", "radio.energy_per_cycle_squared",
-    "radio.energy_budget_j", "radio.battery_j", "radio.devices", "scheme.fairness", "scheme.tie_break",
-    "scheme.objective",
 )  # fmt: skip
 
 # Keys that no run of a few rounds in one process can show, and what else looks at them.

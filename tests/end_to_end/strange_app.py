@@ -13,6 +13,7 @@ from flwr.clientapp import ClientApp
 import client_app.app as real
 from protocol.messages import TrainOrder
 from radio.beamforming import Beam, gains
+from radio.channel.mobility import Straight
 from tests.end_to_end import faulty_app
 
 app = ClientApp()
@@ -54,3 +55,13 @@ def poor_beam(channels, *, rng, initial=None):
     """Listen with all antennas alike: the beam of whoever asks for it."""
     beam = np.full(channels.shape[1], channels.shape[1] ** -0.5, complex)
     return Beam(beam, float(gains(channels, beam).min()), None, "converged", 0)
+
+
+def driving(scene, *, speed_kmh=30.0):
+    """Move straight on, at a speed that need not be said."""
+    return Straight(scene, speed_kmh=speed_kmh)
+
+
+def halving(server_round, *, by=0.5):
+    """Return a rate that falls with every round."""
+    return float(by ** (server_round - 1))

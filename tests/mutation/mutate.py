@@ -47,7 +47,16 @@ HEAVY = (
     "torch", "numpy", "scipy.optimize", "scipy.stats", "sklearn.datasets", "hydra", "omegaconf",
     "matplotlib.pyplot", "hypothesis", "pytest", "flwr.app", "flwr.serverapp", "flwr.clientapp",
 )  # fmt: skip
-OPTIONS = ("-q", "-x", "-m", "not slow and not fleet and not exhaustive", "-p", "no:cacheprovider", "-p", "no:xdist")
+OPTIONS = (
+    "-q",
+    "-x",
+    "-m",
+    "not slow and not fleet and not exhaustive",
+    "-p",
+    "no:cacheprovider",
+    "-p",
+    "no:xdist",
+)
 # A fault that needs so much more processor time than no fault is one that a person would notice.
 PATIENCE, LEAST_SECONDS, WALL_SECONDS = 5.0, 20.0, 900.0
 
