@@ -49,6 +49,7 @@ Study = Callable[[Settings], StudyResult]
 STUDIES: Registry[Study] = Registry("study", key="study.name")
 STUDIES.register_at(  # imported when asked for: most jobs need none of them
     scheduling="experiments.studies.scheduling:scheduling",
+    optimality="experiments.studies.optimality:optimality",
     planning="experiments.studies.planning:planning",
     printed_formula="experiments.studies.planning:printed_formula",
 )

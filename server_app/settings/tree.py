@@ -50,7 +50,9 @@ class EngineSettings:
 class StudySettings:
     """A job that looks at the radio and trains nothing."""
 
-    name: str | None = key("scheduling, planning, printed_formula, or package.module:function; null: train")
+    name: str | None = key(
+        "scheduling, optimality, planning, printed_formula, or package.module:function; null: train"
+    )
     draws: int = key("channel draws of a study", minimum=1, used=STUDY)
 
 

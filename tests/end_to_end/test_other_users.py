@@ -85,7 +85,7 @@ def test_a_user_without_account_runs_a_tree_that_it_cannot_write(place):
     _completed(place, place.run("-m", "experiments.cli", *JOB))
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_user_without_account_and_a_long_tmpdir_on_ray(place):
     long = place.work / ("x" * 100)
     long.mkdir()

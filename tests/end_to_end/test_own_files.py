@@ -34,7 +34,7 @@ def write_as_printed(folder: Path) -> list[list[str]]:
     "engine",
     [
         "inprocess",
-        pytest.param("ray", marks=pytest.mark.slow),
+        pytest.param("ray", marks=pytest.mark.exhaustive),
         pytest.param("flower", marks=pytest.mark.slow),
     ],
 )

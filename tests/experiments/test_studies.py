@@ -92,6 +92,20 @@ def test_schedulers_meet_the_same_channels_and_the_bound_holds(tmp_path):
     assert (column(tmp_path / "policy", "measured_schedule_seconds", "timing.csv") > 0).all()
 
 
+def test_the_distance_to_the_optimum_is_that_of_all_sets(tmp_path):
+    """Branch and bound against every set of users, on the channels that both studies draw."""
+    small = ("fleet.num_devices=9", "air.num_selected=3", "air.antennas=2")
+    study(tmp_path / "all", "study.name=scheduling", "scheduler.method=brute_force", *small)
+    study(tmp_path / "greedy", "study.name=scheduling", "scheduler=policy_greedy", *small)
+    study(tmp_path / "distance", "study.name=optimality", "scheduler=policy_greedy", *small)
+    best, found = (column(tmp_path / name, "min_gain") for name in ("all", "greedy"))
+    loss = column(tmp_path / "distance", "loss_db")
+    assert loss == pytest.approx(10 * np.log10(best / found), abs=2e-3)
+    assert loss.max() > 0.1  # the draws can tell
+    assert (column(tmp_path / "distance", "optimal") == (loss < 5e-3)).all()
+    assert not column(tmp_path / "distance", "unproved").any()
+
+
 def test_random_beams_have_the_mse_of_order_statistics(tmp_path):
     """Gains of a random beam are i.i.d. Exp(1): E of the M-th largest of K is a sum of reciprocals."""
     settings = compose_settings(
