@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 _PACKAGES = ("airflower", "flwr", "torch", "torchvision", "numpy", "scipy", "cvxpy", "hydra-core", "ray")
+# What adds up over the rounds, and the column of rounds.csv that it is the sum of.
+CUMULATIVE = {"elapsed_s": "latency_s", "sent_bits": "uplink_bits", "spent_j": "energy_j"}
 ACCURACY_LEVELS = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.97, 0.99)
 
 
@@ -44,9 +46,10 @@ def summarise(rows: Sequence[Mapping[str, str]]) -> dict[str, Any]:
     if values := numbers("latency_s"):
         summary["total_latency_s"] = sum(values)
         summary["max_latency_s"] = max(values)
+        summary["time_to_accuracy_s"] = until_accuracy(rows, "latency_s")
     if values := numbers("energy_j"):
         summary["total_energy_j"] = sum(values)
-        summary["energy_to_accuracy_j"] = energy_to_accuracy(rows)
+        summary["energy_to_accuracy_j"] = until_accuracy(rows, "energy_j")
     if values := numbers("pruning_ratio_mean"):
         summary["mean_pruning_ratio"] = sum(values) / len(values)
     summary["rounds_with_failures"] = sum(bool(row.get("failed")) for row in rows)
@@ -55,12 +58,12 @@ def summarise(rows: Sequence[Mapping[str, str]]) -> dict[str, Any]:
     return summary
 
 
-def energy_to_accuracy(rows: Sequence[Mapping[str, str]]) -> dict[str, float]:
-    """Return the joules until the mean accuracy first reached a level, for the levels that it reached."""
+def until_accuracy(rows: Sequence[Mapping[str, str]], column: str) -> dict[str, float]:
+    """Return the sum of a column until the mean accuracy first reached a level, for those that it reached."""
     found: dict[str, float] = {}
     spent = 0.0
     for row in rows:
-        spent += float(row.get("energy_j") or 0)
+        spent += float(row.get(column) or 0)
         reached = float(row.get("accuracy_mean") or 0)
         for level in ACCURACY_LEVELS:
             if reached >= level:

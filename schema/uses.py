@@ -169,6 +169,24 @@ PERSONAL_STEPS = Use(
 GLOBAL_STEPS = Use("with training.global_epochs=null", lambda s: s.training.global_epochs is None)
 PROBE = Use("with channel=measured and measured.probe=true", lambda s: _measured(s) and s.measured.probe)
 NORM_LIMIT = Use("with fleet.upload_norm_limit", lambda s: s.fleet.upload_norm_limit is not None)
+OVERLAPPING = Use(
+    "by rounds that do not wait for all (server.mode=deadline or buffered)",
+    lambda s: s.server.mode != "synchronous",
+)
+BUFFERED = Use("with server.mode=buffered", lambda s: s.server.mode == "buffered")
+NOT_BUFFERED = Use(
+    "with server.mode=synchronous or deadline (buffered has server.concurrency)",
+    lambda s: s.server.mode != "buffered",
+)
+SAMPLED = Use(
+    "where not all devices take part at once (fleet.devices_per_round; with buffered: server.concurrency)",
+    lambda s: (s.server.concurrency if BUFFERED.holds(s) else s.fleet.devices_per_round) is not None,
+)
+STOPPED = Use(
+    "with stop.patience or stop.threshold",
+    lambda s: s.stop.patience is not None or s.stop.threshold is not None,
+)
+PATIENT = Use("with stop.patience", lambda s: s.stop.patience is not None)
 TRAINING = Use("by jobs that train (no study.name)", lambda s: s.study.name is None)
 STUDY = Use("by studies (study.name)", lambda s: s.study.name is not None)
 MLFLOW = Use("with tracker=mlflow", lambda s: s.tracker.name == "mlflow")

@@ -39,6 +39,7 @@ from server_app.results import TASK
 from server_app.resume import continues, load_checkpoint, open_checkpoint
 from server_app.settings import Settings
 from server_app.strategy import build_strategy
+from server_app.stop import EarlyStop
 from server_app.trackers import Tracker, open_tracker
 from strategies.base import DivergedError, WirelessStrategy
 from strategies.exchange import exchange
@@ -192,6 +193,8 @@ def _run(settings: Settings, grid: Grid, folder: Path, on_nodes: bool) -> dict[s
         if settings.channel.source != "measured":
             write_fleet(folder, settings)
         strategy.summary()
+        stop = EarlyStop(settings.stop, strategy.round_columns)
+        stop.replay(read_table(folder / ROUNDS))
         strategy.fleet.wait(
             grid,
             settings.fleet.start_timeout_s,
@@ -213,7 +216,7 @@ def _run(settings: Settings, grid: Grid, folder: Path, on_nodes: bool) -> dict[s
         live = Live(folder, settings.rounds)
         strategy.notice = live.notice
         with open_tracker(settings, folder) as tracker, closing(live):
-            _rounds(job, strategy, grid, recorder, tracker, writer)
+            _rounds(job, strategy, grid, recorder, tracker, writer, stop)
     rows = read_table(folder / ROUNDS)
     _draw(folder)
     starved = starved_rounds(folder / DEVICES, rows)
@@ -223,6 +226,7 @@ def _run(settings: Settings, grid: Grid, folder: Path, on_nodes: bool) -> dict[s
     return {
         **summarise(rows),
         **totals,
+        **stop.summary(),
         "data": data.summary(),
         "checkpoint_round": writer.stored_round,
         "records": recorder.digests,
@@ -236,6 +240,7 @@ def _rounds(
     recorder: Recorder,
     tracker: Tracker,
     writer: Writer,
+    stop: EarlyStop,
 ) -> None:
     settings, start = job.settings, writer.start
     finished = FinishedRound(
@@ -247,6 +252,9 @@ def _rounds(
     silent, answered = 0, finished
     try:
         for server_round in range(finished.round + 1, settings.rounds + 1):
+            if stop.reason:
+                log.info("the run ends after round %d: %s", finished.round, stop.reason)
+                break
             interrupts.check()
             arrays = weights_record(finished.weights)
             weights, clock = _round(
@@ -264,9 +272,9 @@ def _rounds(
             silent = 0 if strategy.log.columns["replies"] or not asked else silent + 1
             if not silent:
                 answered = finished
-            if silent == settings.fleet.max_failed_rounds or (silent and server_round == settings.rounds):
+            last = stop.see(server_round, strategy.log.columns) or server_round == settings.rounds
+            if silent == settings.fleet.max_failed_rounds or (silent and last):
                 raise RunFailedError(_why(strategy, silent))
-            last = server_round == settings.rounds
             # What a network that is down has cost is not stored: who continues the run does it again.
             if not silent and (last or writer.due(server_round)):
                 writer.save(finished, grid, strategy, settings.fleet.round_timeout_s)
@@ -290,7 +298,7 @@ def _round(
     orders = strategy.configure_train(server_round, arrays, ConfigRecord(), grid)
     clock.lap("measured_train_seconds")
     # Where replies come one by one, each is taken while the others still train.
-    replies = clock.waiting("measured_train_seconds", exchange(grid, orders, timeout, strategy.heard))
+    replies = clock.waiting("measured_train_seconds", strategy.exchange(grid, orders, timeout))
     updated, _ = strategy.aggregate_train(server_round, replies)
     arrays = updated or arrays
     clock.lap("measured_aggregate_seconds")

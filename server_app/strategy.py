@@ -12,6 +12,7 @@ from protocol.streams import generator
 from schema import ConfigError, in_si
 from server_app.channels import try_channels
 from server_app.links import air_interface, measured_link, ofdma_cell
+from server_app.modes import round_mode, selection
 from strategies.aggregation import ChosenAggregation, choose
 from strategies.base import WirelessStrategy
 from strategies.buffers import SharedBuffers
@@ -59,7 +60,8 @@ def build_strategy(
         "num_weights": job.split.global_part.size,
         "spec": job.spec.to_json(),
         "fleet": _fleet(settings.fleet, job.spec.to_json()),
-        "devices_per_round": settings.fleet.devices_per_round,
+        "mode": round_mode(settings),
+        "selection": selection(settings, job.data.train),
         "evaluate_every": settings.evaluate_every,
         "evaluate_participants": settings.fleet.evaluate == "participants",
         "last_round": settings.rounds,

@@ -29,13 +29,17 @@ from protocol.typed_messages import Body, LazyMessages, TypedMessage, read
 from protocol.untrusted import last_line, safe_text
 from strategies.buffers import SharedBuffers
 from strategies.evaluation import ACCURACY, Evaluation, GlobalTest, MetricColumns, summarise
+from strategies.exchange import exchange
 from strategies.fleet import Fleet
 from strategies.intake import Intake
 from strategies.limits import NormHistory, NormLimit, UploadError
+from strategies.modes import Mode, Synchronous
 from strategies.plan import Assignment, Receiver, RoundPlan, Weights
 from strategies.records import DEVICE_COLUMNS, ROUND_COLUMNS, RoundLog, Value
 from strategies.sample_counts import SampleCounts
+from strategies.selection import Selection
 from strategies.server_optimizers import ServerStep
+from strategies.versions import Version
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +75,8 @@ class WirelessStrategy(Strategy):
         server: the server's step along what the uploads ask for; default: all the way.
         vectors: what the local algorithm sends and receives beside the global part, float32 (N_u,) by name:
             the sum of all that was sent, each divided by the number of devices of the run.
+        mode: when a round closes; default: with all in that take part.
+        selection: which devices take part, where not all do; default: by lot.
     """
 
     def __init__(
@@ -80,7 +86,8 @@ class WirelessStrategy(Strategy):
         num_weights: int,
         spec: str,
         fleet: Fleet,
-        devices_per_round: int | None = None,
+        mode: Mode | None = None,
+        selection: Selection | None = None,
         evaluate_every: int = 1,
         evaluate_participants: bool = False,
         last_round: int | None = None,
@@ -105,7 +112,8 @@ class WirelessStrategy(Strategy):
         self.num_weights = num_weights
         self.spec = spec
         self.fleet = fleet
-        self.devices_per_round = devices_per_round
+        self.mode: Mode = mode or Synchronous(fleet.num_devices)
+        self.selection = selection or Selection(samples=[1] * fleet.num_devices)
         self.evaluate_every = evaluate_every
         self.evaluate_participants = evaluate_participants
         self.last_round = last_round
@@ -130,6 +138,7 @@ class WirelessStrategy(Strategy):
         # Whoever watches: told of every order and answer (kind of message or "replied", device, round).
         self.notice: Callable[[str, int | None, int | None], None] = lambda kind, device, server_round: None
         self._plan = RoundPlan(())
+        self._damping: dict[int, float] = {}  # device -> by what its upload counts less because it is stale
         self._weights: Weights = np.zeros(0, np.float32)
 
     # Columns beyond those of every scheme.
@@ -144,13 +153,13 @@ class WirelessStrategy(Strategy):
         further = [column for metric in self.metrics if metric is not ACCURACY for column in metric.of_round]
         if self.global_test is not None:
             further += ["global_loss", *(f"global_{metric.name}" for metric in self.metrics)]
-        return (*ROUND_COLUMNS, *further, *self.scheme_round_columns)
+        return (*ROUND_COLUMNS, *self.mode.round_columns, *further, *self.scheme_round_columns)
 
     @property
     def device_columns(self) -> tuple[str, ...]:
         """Columns of the row of a device, in order."""
         further = [metric.of_device for metric in self.metrics if metric is not ACCURACY]
-        return (*DEVICE_COLUMNS, *further, *self.scheme_device_columns)
+        return (*DEVICE_COLUMNS, *self.mode.device_columns, *further, *self.scheme_device_columns)
 
     @property
     def reported_columns(self) -> tuple[str, ...]:
@@ -173,6 +182,8 @@ class WirelessStrategy(Strategy):
             **self.norms.state(),
             **self.buffers.state(),
             **self.server.state(),
+            **self.mode.state(),
+            **self.selection.state(),
             **{f"vector-{name}": vector for name, vector in self.vectors.items()},
             "train-counts": self.train_counts.state(),
             "test-counts": self.test_counts.state(),
@@ -184,6 +195,8 @@ class WirelessStrategy(Strategy):
         if "norms" in state:
             self.norms.restore(state)
         self.server.restore(state)
+        self.mode.restore(state)
+        self.selection.restore(state)
         for name in self.vectors:
             self.vectors[name] = np.asarray(state[f"vector-{name}"], np.float32)
         for name, counts in (("train-counts", self.train_counts), ("test-counts", self.test_counts)):
@@ -206,22 +219,18 @@ class WirelessStrategy(Strategy):
         self.log = RoundLog(server_round)
         self._weights = read_weights(arrays)
         self.fleet.refresh(grid)
-        devices = self._participants(server_round)
         started = time.perf_counter()
-        self._plan = self.plan(server_round, devices)
+        self._plan = self.mode.plan(server_round, self)
         self.log.columns["measured_plan_seconds"] = round(time.perf_counter() - started, 6)
         self.log.columns.update(self._plan.columns)
-        broadcast, buffers = weights_record(self._weights), self.buffers.record()
         self.buffers.begin()
-        vectors = vectors_record(self.vectors) if self.vectors else None
+        sent = _Broadcasts(self.present)
         for device, row in self._plan.absent.items():
             self.log.device(device, row)
         mask = None if self._plan.mask is None else mask_record(self._plan.mask)
         present: list[tuple[Assignment, int]] = []
         for assignment in self._plan.assignments:
-            self.log.device(assignment.device, {"status": "failed", **assignment.columns})
-            if assignment.num_pruned >= self.num_weights:
-                self.log.device(assignment.device, {"kept_weights": 0})  # starved, whether it answers or not
+            self._expect(assignment)
             node = self.fleet.node_of(assignment.device)
             if node is None:
                 self.fail(assignment.device, NOT_CONNECTED)
@@ -230,11 +239,12 @@ class WirelessStrategy(Strategy):
 
         def order(to: tuple[Assignment, int]) -> Message:
             assignment, node = to
+            weights, buffers, vectors = sent.of(assignment)
             what = TrainOrder(
                 round=server_round,
                 num_pruned=assignment.num_pruned,
                 spec=self.spec,
-                weights=broadcast,
+                weights=weights,
                 mask=mask if assignment.num_pruned < self.num_weights else None,
                 resume_dir=self.resume_dir,
                 run=self.run,
@@ -257,6 +267,7 @@ class WirelessStrategy(Strategy):
         Replies are taken in the order of the devices, each as soon as those before it are there, and then
         dropped: while others still train, and without holding the uploads of all.
         """
+        self._damping = {a.device: a.start.weight for a in self._plan.assignments if a.start is not None}
         intake = Intake(self, self.receive(server_round, self._plan, self._weights))
         waiting = deque(self._plan.assignments)
         expected = {assignment.device for assignment in waiting}
@@ -287,6 +298,7 @@ class WirelessStrategy(Strategy):
                 intake.used,
                 self.min_replies,
             )
+            self.log.columns.update(self.mode.close(changed=False))
             return None, None
         self.buffers.finish()
         outcome = intake.receiver.finish()
@@ -297,7 +309,18 @@ class WirelessStrategy(Strategy):
         if not np.isfinite(weights).all():
             raise DivergedError(f"round {server_round}: the global part left the finite numbers")
         self._weights = weights
+        self.log.columns.update(self.mode.close(changed=True))
         return weights_record(weights), MetricRecord({"replies": intake.used})
+
+    def exchange(self, grid: Grid, orders: Iterable[Message], timeout: float) -> Iterable[Message]:
+        """Send train orders and return the replies that are there when the round closes."""
+        return exchange(grid, orders, timeout, self.heard)
+
+    def _expect(self, assignment: Assignment) -> None:
+        """Open a device's row: it has failed until its reply is used."""
+        self.log.device(assignment.device, {"status": "failed", **assignment.columns})
+        if assignment.num_pruned >= self.num_weights:
+            self.log.device(assignment.device, {"kept_weights": 0})  # starved, whether it answers or not
 
     def _take(self, assignment: Assignment, arrived: dict[int, Message], intake: Intake) -> None:
         """Take a device's reply, if there is one."""
@@ -316,7 +339,13 @@ class WirelessStrategy(Strategy):
 
     def accepted(self, device: int, report: TrainReport, columns: Mapping[str, Value]) -> None:
         """Record a device whose reply is used."""
-        self.buffers.add(report.buffers, int(columns.get("num_examples") or 0))
+        damping = self._damping.get(device, 1.0)
+        self.buffers.add(report.buffers, damping * int(columns.get("num_examples") or 0))
+        loss = report.metrics.get("global-loss", report.metrics.get("personal-loss"))
+        latency = columns.get("latency_s", columns.get("measured_total_seconds"))
+        self.selection.note(
+            self.log.round, device, loss=loss, latency=latency if isinstance(latency, float) else None
+        )
         reported = {name.replace("-", "_"): value for name, value in report.metrics.items()}
         self.log.device(
             device,
@@ -431,12 +460,15 @@ class WirelessStrategy(Strategy):
             return [assignment.device for assignment in self._plan.assignments]
         return self.fleet.connected
 
-    def _participants(self, server_round: int) -> Sequence[int]:
-        everyone = range(self.fleet.num_devices)
-        if self.devices_per_round is None:
-            return everyone
-        rng = generator(self.seed, "participation", server_round)
-        return sorted(rng.choice(self.fleet.num_devices, self.devices_per_round, replace=False).tolist())
+    @property
+    def present(self) -> Version:
+        """The global part as it is, and what is broadcast with it; the number is the mode's."""
+        return Version(0, self._weights, dict(self.buffers.values), dict(self.vectors))
+
+    def choose(self, server_round: int, devices: Sequence[int], number: int, turn: int) -> Sequence[int]:
+        """Return `number` of these devices; `turn` counts the choices of the round, from 0."""
+        keys = (server_round, turn) if turn else (server_round,)
+        return self.selection(server_round, devices, number, generator(self.seed, "participation", *keys))
 
     def _message(
         self, order: Body, node: int, kind: str, server_round: int, device: int, grid: Grid
@@ -489,6 +521,26 @@ class WirelessStrategy(Strategy):
         short = last_line(reason)
         log.warning("round %d, device %d: not used: %s", self.log.round, device, short)
         self.log.device(device, {"status": "failed", "reason": short})
+
+
+class _Broadcasts:
+    """What devices are sent, as records: one for each version, whoever gets it."""
+
+    def __init__(self, present: Version) -> None:
+        self._present = present
+        self._known: dict[int | None, tuple[ArrayRecord, ArrayRecord | None, ArrayRecord | None]] = {}
+
+    def of(self, assignment: Assignment) -> tuple[ArrayRecord, ArrayRecord | None, ArrayRecord | None]:
+        """Return weights, running statistics and the local algorithm's vectors for a device."""
+        version = self._present if assignment.start is None else assignment.start.version
+        number = None if assignment.start is None else version.number
+        if number not in self._known:
+            self._known[number] = (
+                weights_record(version.weights),
+                vectors_record(version.buffers) if version.buffers else None,
+                vectors_record(version.vectors) if version.vectors else None,
+            )
+        return self._known[number]
 
 
 def _device_of_group(group: str) -> int | None:

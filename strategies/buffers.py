@@ -75,17 +75,17 @@ class SharedBuffers:
             if not np.isfinite(vector).all():
                 raise UploadError(f"buffer {name} holds values that are not finite")
 
-    def add(self, sent: Vectors, num_examples: int) -> None:
-        """Take one device's buffers into the average, with the weight of its samples."""
+    def add(self, sent: Vectors, weight: float) -> None:
+        """Take one device's buffers into the average; the weight is that of its samples, less if stale."""
         if not sent:
             return
         for name, vector in sent.items():
             if vector.dtype.kind == "f":
-                part = vector.astype(np.float64) * num_examples
+                part = vector.astype(np.float64) * weight
                 self._sums[name] = self._sums[name] + part if name in self._sums else part
             else:
                 self._most[name] = np.maximum(self._most[name], vector) if name in self._most else vector
-        self._weight += num_examples
+        self._weight += weight
 
     def finish(self) -> None:
         """Make the average the buffers of the global model; without any upload they stay."""

@@ -76,10 +76,8 @@ class MaskedReceiver:
         upload = read_upload(assignment, report, self._weights.size, self._detail.bits_per_weight)
         if upload is None or upload.num_kept == 0:
             return None
-        positions, base = None, self._weights
-        if upload.num_kept < self._weights.size:
-            positions = Positions(upload.mask)
-            base = positions.take(self._weights)
+        positions = Positions(upload.mask) if upload.num_kept < self._weights.size else None
+        base = _at(positions, self._started_from(assignment))
         vectors = {
             name: _read_vector(name, report, upload.num_kept, self._detail.bits_per_weight)
             for name in self._vectors
@@ -106,11 +104,8 @@ class MaskedReceiver:
                 mean.add_nothing()
         else:
             assert isinstance(upload, MaskedUpload)
-            values, positions = upload.values, upload.positions
-            if scale < 1.0:
-                base = self._weights if positions is None else positions.take(self._weights)
-                values = base + np.float32(scale) * (values - base)
-            self._aggregator.add(values, positions, weight)
+            positions = upload.positions
+            self._aggregator.add(self._moved(assignment, upload, scale), positions, weight)
             for name, mean in self._vectors.items():
                 mean.add(upload.vectors[name], positions)
             wire_bytes = upload.num_bytes + sum(vector.nbytes for vector in report.buffers.values())
@@ -120,6 +115,26 @@ class MaskedReceiver:
         self._bits += int(columns["uplink_bits"] or 0)
         self._latencies[assignment.device] = float(columns.get("latency_s") or 0.0)
         return {**columns, "wire_bytes": wire_bytes}
+
+    def _started_from(self, assignment: Assignment) -> Weights:
+        """Return the global part that a device was sent."""
+        return self._weights if assignment.start is None else assignment.start.version.weights
+
+    def _moved(self, assignment: Assignment, upload: MaskedUpload, scale: float) -> Weights:
+        """Return what an upload asks for, (n,): as it is, unless it is stale or too large.
+
+        The update of a stale one, relative to what it started from, is damped and added to the global part as
+        it is now: u + s (u_k - u^v).
+        """
+        start = assignment.start
+        stale = start is not None and start.staleness > 0
+        if scale == 1.0 and not stale:
+            return upload.values
+        base = _at(upload.positions, self._started_from(assignment))
+        present = _at(upload.positions, self._weights) if stale else base
+        damping = start.weight if start is not None else 1.0
+        moved: Weights = present + np.float32(scale * damping) * (upload.values - base)
+        return moved
 
     def finish(self) -> Outcome:
         """Aggregate, and sum up the round."""
@@ -133,6 +148,10 @@ class MaskedReceiver:
         }
         vectors = {name: (mean.finish().weights, self._used) for name, mean in self._vectors.items()}
         return Outcome(result.weights, columns, result.counts > 0, vectors)
+
+
+def _at(positions: Positions | None, weights: Weights) -> Weights:
+    return weights if positions is None else positions.take(weights)
 
 
 def read_upload(

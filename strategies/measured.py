@@ -23,6 +23,7 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 import numpy.typing as npt
 from flwr.app import ArrayRecord, Message, MetricRecord
+from flwr.serverapp import Grid
 
 from protocol.messages import ProbeOrder, TrainReport
 from radio import payload
@@ -32,6 +33,7 @@ from strategies.masked import MaskedReceiver
 from strategies.plan import Assignment, MeasuredPlan, RoundPlan, Weights
 from strategies.records import Value
 from strategies.settings import Weighting
+from strategies.wall_clock import WallClock
 
 FloatVector = npt.NDArray[np.float64]
 
@@ -263,9 +265,26 @@ class MeasuredStrategy(WirelessStrategy):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Take the replies; devices that gave nothing usable are taken to be slower than thought."""
+        if isinstance(self.mode, WallClock):
+            replies = list(replies)
+            self._plan = self.mode.narrow(self._plan, replies, self.fleet)
+            for assignment in self._plan.assignments:
+                self._expect(assignment)
+            for device, row in self.mode.at_work_columns.items():
+                self.log.device(device, row)
         taken = super().aggregate_train(server_round, replies)
         self.close_round(self._plan)
         return taken
+
+    def exchange(self, grid: Grid, orders: Iterable[Message], timeout: float) -> Iterable[Message]:
+        """Send train orders and return the replies that are there when the round closes."""
+        if isinstance(self.mode, WallClock):
+            return self.mode.exchange(grid, orders, self.fleet, self.heard)
+        return super().exchange(grid, orders, timeout)
+
+    def _evaluated(self) -> Iterable[int]:
+        busy = self.mode.busy if isinstance(self.mode, WallClock) else frozenset()
+        return [device for device in super()._evaluated() if device not in busy]
 
     def close_round(self, plan: RoundPlan) -> None:
         """Note which devices had an order and gave nothing usable."""

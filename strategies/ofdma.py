@@ -100,6 +100,13 @@ class OfdmaCell:
             margin=self.margin,
         )
 
+    def within(self, band: float) -> OfdmaCell:
+        """Return the cell where only so much of the band is to be shared out, in (0, 1]."""
+        if band == 1.0:
+            return self
+        noise = self.noise_power * (band if self.noise_model == "proportional" else 1.0)
+        return replace(self, bandwidth=band * self.bandwidth, noise_power=noise)
+
     @property
     def knows_channels(self) -> bool:
         """Whether plans hold: the server knows the channels of the round itself."""
@@ -184,16 +191,18 @@ class OfdmaStrategy(WirelessStrategy):
         if self.batteries:
             self.batteries.restore(state)
 
-    def plan(self, server_round: int, devices: Sequence[int]) -> RoundPlan:
-        """Draw the channels and let the policy share out the band.
+    def plan(self, server_round: int, devices: Sequence[int], *, band: float = 1.0) -> RoundPlan:
+        """Draw the channels and let the policy share out the band, or what of it is free.
 
         A device whose part costs more than its battery or budget holds sits the round out, and the band is
         shared again among the others.
         """
-        everyone = self.emulated.draw(server_round)
+        everyone, cell = self.emulated.draw(server_round), self.cell.within(band)
+        if band < 1.0:
+            everyone = everyone.within(band)
         chosen = np.asarray(devices, dtype=np.int64)
         while True:
-            part = self._share(everyone.of(chosen), chosen)
+            part = self._share(everyone.of(chosen), chosen, cell)
             able = part.able
             if able.all():
                 break
@@ -202,25 +211,37 @@ class OfdmaStrategy(WirelessStrategy):
                 break
         absent = sorted(set(devices) - set(chosen.tolist()))
         rows = {device: self._exhausted(device) for device in absent}
-        columns: dict[str, Value] = {"latency_threshold_s": self.cell.latency_threshold}
-        if self.batteries is not None:
-            columns["exhausted"] = len(absent)
         if not chosen.size:
-            columns["energy_j"] = 0.0
-            return RoundPlan(
-                (), columns=columns, detail=OfdmaPlan(self.cell.bits_per_weight, {}), absent=rows
-            )
-        return self._planned(part, chosen, columns, rows)
+            columns = self.totals([], list(rows.values()))
+            return RoundPlan((), columns=columns, detail=self.empty, absent=rows)
+        return self._planned(part, chosen, rows, band)
+
+    @property
+    def empty(self) -> OfdmaPlan:
+        """Return the detail of a plan for nobody."""
+        return OfdmaPlan(self.cell.bits_per_weight, {}, tuple(self.vectors))
+
+    def totals(
+        self, rows: Sequence[Mapping[str, Value]], absent: Sequence[Mapping[str, Value]]
+    ) -> dict[str, Value]:
+        """Return the columns of a round that sum up those of its devices, and of those that sat it out."""
+        columns: dict[str, Value] = {"latency_threshold_s": self.cell.latency_threshold}
+        if rows:
+            columns["pruning_ratio_mean"] = float(_column(rows, "pruning_ratio").mean())
+        if self.batteries is not None:
+            spent = (_column(rows, name).sum() for name in ("compute_energy_j", "transmit_energy_j"))
+            columns["energy_j"] = float(sum(spent))
+            columns["exhausted"] = sum(row["status"] == EXHAUSTED for row in absent)
+        return columns
 
     def _exhausted(self, device: int) -> dict[str, Value]:
         assert self.batteries is not None
         return {"status": EXHAUSTED, **self.batteries.pay(device, 0.0, 0.0)}
 
-    def _share(self, state: ChannelState, chosen: npt.NDArray[np.int_]) -> _Part:
+    def _share(self, state: ChannelState, chosen: npt.NDArray[np.int_], cell: OfdmaCell) -> _Part:
         """Allocate, and account for what it takes: bits, seconds and joules."""
-        cell = self.cell
         known, rates, true_rates = state.planned.gain, state.planned.rates, state.rates
-        allocation = self._allocate(rates, chosen, known)
+        allocation = self._allocate(rates, chosen, known, cell)
         num_pruned = prune_counts(allocation.pruning_ratio, self.num_weights)
         kept = self.num_weights - num_pruned
         charged = {number: self._charged_bits(number) for number in set(kept.tolist())}
@@ -263,13 +284,12 @@ class OfdmaStrategy(WirelessStrategy):
         self,
         part: _Part,
         chosen: npt.NDArray[np.int_],
-        columns: dict[str, Value],
         absent: Mapping[int, Mapping[str, Value]],
+        band: float,
     ) -> RoundPlan:
         """Put a part into words, and take what it costs from the batteries."""
         allocation = part.allocation
-        if not self.cell.knows_channels:
-            columns["outage_share"] = float(part.outage.mean())
+        shares = (band * allocation.bandwidth_fraction).tolist()
         infeasible = (allocation.status == AllocationStatus.INFEASIBLE).tolist()
         devices = chosen.tolist()
         slots = {
@@ -278,12 +298,13 @@ class OfdmaStrategy(WirelessStrategy):
                 float(part.true_latency[i]),
                 counts=not infeasible[i],
                 lost=bool(part.lost[i]),
+                share=shares[i],
             )
             for i, device in enumerate(devices)
         }
         rows = zip(
             (10 * np.log10(part.gain)).tolist(),
-            allocation.bandwidth_fraction.tolist(),
+            shares,
             allocation.pruning_ratio.tolist(),
             map(_STATUS_NAMES.__getitem__, allocation.status.tolist()),
             part.latency.tolist(),
@@ -293,7 +314,6 @@ class OfdmaStrategy(WirelessStrategy):
             dict(zip(self.scheme_device_columns, values, strict=False)) for values in rows
         ]
         if part.joules is not None and self.batteries is not None:
-            columns["energy_j"] = float(part.joules[0].sum() + part.joules[1].sum())
             for i, device in enumerate(devices):
                 described[i]["cpu_frequency_hz"] = float(part.frequency[i])
                 sends = part.bits[i] > 0
@@ -301,17 +321,17 @@ class OfdmaStrategy(WirelessStrategy):
                 spent = float(part.joules[0][i]), float(part.joules[1][i])
                 described[i].update(self.batteries.pay(device, *spent))
         multiplier = float(allocation.multiplier)
+        columns = self.totals(described, list(absent.values()))
+        columns["multiplier"] = multiplier if np.isfinite(multiplier) else None
+        if not self.cell.knows_channels:
+            columns["outage_share"] = float(part.outage.mean())
         return RoundPlan(
             tuple(
                 Assignment(device, pruned, row)
                 for device, pruned, row in zip(devices, part.num_pruned.tolist(), described, strict=True)
             ),
-            columns={
-                "pruning_ratio_mean": float(allocation.pruning_ratio.mean()),
-                "multiplier": multiplier if np.isfinite(multiplier) else None,
-                **columns,
-            },
-            detail=OfdmaPlan(self.cell.bits_per_weight, slots, tuple(self.vectors)),
+            columns=columns,
+            detail=replace(self.empty, slots=slots),
             absent=absent,
         )
 
@@ -320,8 +340,9 @@ class OfdmaStrategy(WirelessStrategy):
         limited = self.norm_limit.norm != np.inf
         return MaskedReceiver(plan, weights, self.weighting, self.aggregation, limited=limited)
 
-    def _allocate(self, rates: RateModel, chosen: npt.NDArray[np.int_], gain: FloatVector) -> Allocation:
-        cell = self.cell
+    def _allocate(
+        self, rates: RateModel, chosen: npt.NDArray[np.int_], gain: FloatVector, cell: OfdmaCell
+    ) -> Allocation:
         size = payload.linear_size(
             self.num_weights,
             cell.bits_per_weight,
@@ -338,16 +359,15 @@ class OfdmaStrategy(WirelessStrategy):
             when_infeasible=cell.when_infeasible,
             fairness=cell.fairness,
             tie_break=cell.tie_break,
-            energy=self._energy_terms(chosen, gain, size),
+            energy=self._energy_terms(chosen, gain, size, cell),
             objective=cell.objective,
         )
         return self.policy(problem, pruning_ratio=self.pruning_ratio)
 
     def _energy_terms(
-        self, chosen: npt.NDArray[np.int_], gain: FloatVector, size: payload.LinearSize
+        self, chosen: npt.NDArray[np.int_], gain: FloatVector, size: payload.LinearSize, cell: OfdmaCell
     ) -> EnergyTerms | None:
         """Return what decides the time and energy of these devices; None where nothing is known of joules."""
-        cell = self.cell
         if cell.energy is None or self.batteries is None:
             return None
         own = cell.energy.of(chosen)
@@ -375,7 +395,7 @@ class OfdmaStrategy(WirelessStrategy):
         everyone = np.arange(self.fleet.num_devices)
         state = self.emulated.mean_state()
         try:
-            found = self._allocate(state.rates, everyone, state.gain)
+            found = self._allocate(state.rates, everyone, state.gain, self.cell)
             shapes = np.shape(found.bandwidth_fraction), np.shape(found.pruning_ratio), np.shape(found.status)
         except ValueError:
             raise
@@ -397,6 +417,11 @@ class OfdmaStrategy(WirelessStrategy):
             vectors=len(self.vectors),
             positions=self.cell.charge_mask_bits,
         )
+
+
+def _column(rows: Sequence[Mapping[str, Value]], name: str) -> FloatVector:
+    """Return a column of numbers of the rows that have it."""
+    return np.array([row[name] for row in rows if name in row], np.float64)
 
 
 def prune_counts(pruning_ratio: FloatVector, num_weights: int) -> npt.NDArray[np.int64]:

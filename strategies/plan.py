@@ -14,6 +14,7 @@ from protocol.messages import TrainReport
 from radio import payload
 from radio.channel.cell import ChannelVectors
 from strategies.records import Value
+from strategies.versions import Start
 
 Weights = npt.NDArray[np.float32]
 
@@ -26,11 +27,13 @@ class Assignment:
         device: index of the device.
         num_pruned: weights of the global part that it prunes; all of them: it uploads nothing.
         columns: what the plan records of it.
+        start: what it started from, where rounds do not wait for it; None: this round's broadcast.
     """
 
     device: int
     num_pruned: int
     columns: Mapping[str, Value] = field(default_factory=dict)
+    start: Start | None = None
 
 
 @dataclass(frozen=True)
@@ -42,12 +45,14 @@ class Slot:
         latency: of the device, s.
         counts: whether the round waits for it.
         lost: whether its upload does not get through: the channel is worse than the plan took it for.
+        share: of the band, which it keeps until it is done.
     """
 
     bits: int
     latency: float
     counts: bool
     lost: bool = False
+    share: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -58,11 +63,13 @@ class OfdmaPlan:
         bits_per_weight: of every upload.
         slots: of each device.
         vectors: names of what the local algorithm sends beside the retained weights.
+        seconds: that the round takes, where it does not wait for all; None: as long as they need.
     """
 
     bits_per_weight: int
     slots: Mapping[int, Slot]
     vectors: tuple[str, ...] = ()
+    seconds: float | None = None
 
     def account(self, device: int, num_kept: int) -> dict[str, Value]:
         """Return the columns of what a device kept and sent; it keeps what was planned."""
@@ -78,6 +85,8 @@ class OfdmaPlan:
         Args:
             spent: seconds of the devices that answered.
         """
+        if self.seconds is not None:
+            return self.seconds
         alone = not any(slot.counts for slot in self.slots.values())
         waited = [
             spent.get(device, slot.latency) for device, slot in self.slots.items() if slot.counts or alone

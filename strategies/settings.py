@@ -10,15 +10,19 @@ from radio.allocation.energy_aware import Objective
 from radio.allocation.policies import TieBreak
 from schema import key
 from schema.uses import (
+    BUFFERED,
     DIGITAL,
     ENERGY_AWARE,
     FIXED_RATIO,
     MEASURED,
     NORM_LIMIT,
+    NOT_BUFFERED,
     NOT_PRUNED_AIR,
     OFDMA,
     OPTIMUM,
+    OVERLAPPING,
     PROBE,
+    SAMPLED,
     TIME_OPTIMUM,
     TRAINING,
 )
@@ -60,8 +64,21 @@ class SchemeSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class ServerSettings:
-    """The server's step along what the uploads of a round ask for."""
+    """When a round closes, and the server's step along what its uploads ask for."""
 
+    mode: Literal["synchronous", "deadline", "buffered"] = key(
+        "synchronous: a round closes with all in; deadline: at radio.latency_threshold_ms; "
+        "buffered: with server.buffer uploads; who is late goes on",
+        used=TRAINING,
+    )
+    buffer: int = key("uploads with which a round closes", minimum=1, used=TRAINING & BUFFERED)
+    concurrency: int | None = key(
+        "devices that are at work at once; null: all", minimum=1, used=TRAINING & BUFFERED
+    )
+    staleness_exponent: float = key(
+        "a: the update of an upload that is s versions old counts (1 + s)^-a",
+        minimum=0, used=TRAINING & OVERLAPPING,
+    )  # fmt: skip
     optimizer: str = key(
         "sgd (with learning_rate 1: federated averaging), momentum, adam, yogi, adagrad, or "
         "package.module:Class",
@@ -74,11 +91,26 @@ class ServerSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SelectionSettings:
+    """Which devices take part, where not all do."""
+
+    policy: str = key(
+        "uniform, power_of_choice (largest loss), oort (loss and latency), or package.module:function",
+        used=TRAINING & SAMPLED,
+    )
+    options: Mapping[str, Any] = key(
+        "parameters of the policy, such as drawn of power_of_choice", used=TRAINING & SAMPLED
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class FleetSettings:
     """The devices, and when a round closes."""
 
     num_devices: int = key("K: devices of the fleet", minimum=1)
-    devices_per_round: int | None = key("sampled uniformly each round; null: all", minimum=1, used=TRAINING)
+    devices_per_round: int | None = key(
+        "chosen each round by selection.policy; null: all", minimum=1, used=TRAINING & NOT_BUFFERED
+    )
     start_timeout_s: float = key(
         "wait this long for all devices before the first round",
         unit="s", above=0, used=TRAINING, decides=False,

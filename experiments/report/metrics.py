@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from experiments.report.folders import Run, number
+from records.summary import CUMULATIVE
 
 FloatVector = npt.NDArray[np.float64]
 Unit = tuple[Any, ...]
@@ -130,7 +131,11 @@ _UNITS = {
 
 
 def quantity(column: str) -> Quantity:
-    """Return how a column is shown."""
+    """Return how a column is shown; of ``elapsed_s@0.95`` the value when the mean accuracy first was 0.95."""
+    base, at, level = column.partition("@")
+    if at:
+        shown = quantity(base)
+        return replace(shown, name=f"{shown.name} to {100 * float(level):g} %", reduce="last", span=None)
     return QUANTITIES.get(column, Quantity(column.replace("_", " ")))
 
 
@@ -200,13 +205,22 @@ def _rank(value: Any) -> tuple[int, float, str]:
     return (_OURS.index(value), 0.0, "") if value in _OURS else (len(_OURS), 0.0, str(value))
 
 
-_SUMS = {"elapsed_s": "latency_s", "sent_bits": "uplink_bits", "spent_j": "energy_j"}
-
-
 def rounds(run: Run, column: str) -> tuple[FloatVector, FloatVector]:
-    """Return the rounds that have a value in the column, and the values; derived columns too."""
+    """Return the rounds that have a value in the column, and the values; derived columns too.
+
+    Of ``column@level`` the one value of the round in which the mean accuracy first reached the level;
+    infinite, at the last round, if it never did.
+    """
+    base, at, level = column.partition("@")
+    if at:
+        index, values = rounds(run, base)
+        evaluated, accuracy = rounds(run, "accuracy_mean")
+        reached = evaluated[accuracy >= float(level)]
+        if not reached.size:
+            return index[-1:], np.full(index[-1:].shape, np.inf)
+        return reached[:1], values[index == reached[0]]
     rows = run.table("rounds.csv")
-    source = column if rows and column in rows[0] else _SUMS.get(column, column)
+    source = column if rows and column in rows[0] else CUMULATIVE.get(column, column)
     if column.startswith("measured_"):
         rows = run.table("timing.csv")
     index = np.array([number(row.get("round")) for row in rows])
@@ -261,6 +275,7 @@ def samples(run: Run, column: str, reduce: str | None = None) -> dict[int, float
         found = {int(row["draw"]): number(row.get(column)) for row in run.table(name)}
         return {draw: value for draw, value in found.items() if math.isfinite(value)}
     _, values = rounds(run, column)
+    values = values[np.isfinite(values)]  # a level that was never reached has no number
     if not values.size:
         return {}
     reduce = reduce or quantity(column).reduce

@@ -79,6 +79,11 @@ class ChannelState:
         known = None if self.known is None else self.known.of(devices)
         return ChannelState(self.gain[devices], self.rates.of(devices), known)
 
+    def within(self, share: float) -> ChannelState:
+        """Return the uplinks where only so much of the band is to be shared out, in (0, 1]."""
+        known = None if self.known is None else self.known.within(share)
+        return ChannelState(self.gain, self.rates.within(share), known)
+
 
 @dataclass(frozen=True)
 class ChannelVectors:

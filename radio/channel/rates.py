@@ -39,6 +39,10 @@ class RateModel(Protocol):
         """Return the rates of some devices, along the last axis."""
         ...
 
+    def within(self, share: float) -> RateModel:
+        """Return the rates over fractions of so much of the band, in (0, 1]: r'(b) = r(share b)."""
+        ...
+
 
 @dataclass(frozen=True)
 class FixedNoise:
@@ -68,6 +72,10 @@ class FixedNoise:
     def of(self, devices: NDArray[np.intp]) -> FixedNoise:
         """Return the rates of some devices, along the last axis."""
         return FixedNoise(self.full_band[..., devices])
+
+    def within(self, share: float) -> FixedNoise:
+        """Return share b r."""
+        return FixedNoise(share * self.full_band)
 
 
 @dataclass(frozen=True)
@@ -125,6 +133,10 @@ class ProportionalNoise:
     def of(self, devices: NDArray[np.intp]) -> ProportionalNoise:
         """Return the rates of some devices, along the last axis."""
         return ProportionalNoise(self.snr[..., devices], self.bandwidth)
+
+    def within(self, share: float) -> ProportionalNoise:
+        """Return the same over a narrower band, in which there is less noise."""
+        return ProportionalNoise(self.snr / share, share * self.bandwidth)
 
 
 def full_band_rate(

@@ -28,6 +28,7 @@ def check_together(settings: Settings) -> None:
             f"fleet.roster = {fleet.roster} says which key is which device, but with fleet.identity = index "
             "keys do not count; leave one of them out"
         )
+    _check_mode(settings)
     if fleet.devices_per_round is not None and fleet.devices_per_round > fleet.num_devices:
         raise ConfigError(
             f"fleet.devices_per_round = {fleet.devices_per_round} is above "
@@ -57,4 +58,37 @@ def check_together(settings: Settings) -> None:
     if scheme.allocation == "fixed_ratio" and scheme.pruning_ratio is None:
         raise ConfigError(
             "scheme.pruning_ratio is null; scheme.allocation=fixed_ratio needs a value in [0, 1]"
+        )
+
+
+def _check_mode(settings: Settings) -> None:
+    """Check when a round closes.
+
+    Raises:
+        ConfigError: naming the keys and their values.
+    """
+    server, fleet = settings.server, settings.fleet
+    if server.mode == "synchronous":
+        return
+    if settings.scheme.uplink != "ofdma":
+        raise ConfigError(
+            f"server.mode = {server.mode} with scheme.uplink = {settings.scheme.uplink}: over the air all "
+            "send at once, so that every round waits for the last; use server.mode=synchronous, or a scheme "
+            "with scheme.uplink = ofdma"
+        )
+    if server.mode != "buffered":
+        return
+    if server.concurrency is not None and server.concurrency > fleet.num_devices:
+        raise ConfigError(
+            f"server.concurrency = {server.concurrency} is above fleet.num_devices = {fleet.num_devices}"
+        )
+    if server.buffer > fleet.num_devices:
+        raise ConfigError(
+            f"server.buffer = {server.buffer} is above fleet.num_devices = {fleet.num_devices}: a device "
+            "has one upload in it at most"
+        )
+    if fleet.min_replies > server.buffer:
+        raise ConfigError(
+            f"fleet.min_replies = {fleet.min_replies} is above server.buffer = {server.buffer}: no round "
+            "would change the global part"
         )

@@ -15,7 +15,14 @@ from protocol.training import TrainingSpec
 from radio.settings import AirSettings, ChannelSettings, RadioSettings, SchedulerSettings
 from schema import Unit, key
 from schema.uses import MLFLOW, STUDY, TRAINING
-from strategies.settings import FleetSettings, MeasuredSettings, SchemeSettings, ServerSettings
+from server_app.stop import StopSettings
+from strategies.settings import (
+    FleetSettings,
+    MeasuredSettings,
+    SchemeSettings,
+    SelectionSettings,
+    ServerSettings,
+)
 from task.settings import DatasetSettings, ModelSettings, PartitionSettings, TaskSettings
 
 _STAND_FOR_OTHERS = ("experiment", "size")  # conf/experiment and conf/size: choices of values, no keys
@@ -100,6 +107,8 @@ class Settings:
     training: TrainingSpec
     scheme: SchemeSettings
     server: ServerSettings
+    selection: SelectionSettings
+    stop: StopSettings
     air: AirSettings
     scheduler: SchedulerSettings
     engine: EngineSettings

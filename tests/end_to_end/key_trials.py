@@ -78,6 +78,7 @@ _TIMED = {"measured.initial_pruning_ratio": 0.0}
 
 _APP = "tests.end_to_end.strange_app"
 _DRIVING = {"channel.mobility": f"{_APP}:driving"}
+_STOP = {"stop.metric": "replies"}
 _POOR = {"random_starts": 0, "matched_starts": 1, "candidates": 1, "climb": 1, "settled": 1, "improved": 0}
 
 TRIALS: tuple[Trial, ...] = (
@@ -243,6 +244,23 @@ TRIALS: tuple[Trial, ...] = (
         for method in ("multistart", "policy_greedy", "random_selection", "random_beamforming",
                        "iterative_reweighted", "subgradient", "brute_force")
     ),
+    _t("server.mode", "deadline"),
+    _t("server.buffer", 2, {"server.mode": "buffered"}),
+    _t("server.concurrency", 2, {"server.mode": "buffered", "server.buffer": 2}),
+    _t("server.staleness_exponent", 3.0, {"server.mode": "buffered", "server.buffer": 2, "rounds": 3}),
+    _t("selection.policy", "power_of_choice", {**_SOME, "rounds": 3}),
+    _t("selection.policy", "power_of_choice"),
+    _t("selection.options", {"drawn": 2}, {**_SOME, "fleet.devices_per_round": 2, "rounds": 4,
+                                           "selection.policy": "power_of_choice"}),
+    _t("stop.threshold", 1.0, _STOP),
+    _t("stop.metric", "replies", {"stop.threshold": 2.0}),
+    _t("stop.mode", "min", {**_STOP, "stop.threshold": 1.0}),
+    _t("stop.mode", "min", _STOP),
+    _t("stop.patience", 1, {**_STOP, "rounds": 3}),
+    _t("stop.min_delta", 1e9, {"rounds": 3, "stop.metric": "elapsed_s", "stop.patience": 1},
+       schemes=SCHEMES[:-1]),
+    _t("stop.min_delta", 1e9, {**_STOP, "stop.threshold": 1.0}),
+    _t("stop.from_round", 2, {**_STOP, "stop.threshold": 1.0, "rounds": 3}),
     _t("scheduler.options", _POOR, {"fleet.num_devices": 10, "air.num_selected": 6}),
     # What decides nothing: the records stay as they are.
     _t("checkpoint_every", 1),
