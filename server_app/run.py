@@ -38,8 +38,8 @@ from server_app.progress import end_line, round_line, starved_line
 from server_app.results import TASK
 from server_app.resume import continues, load_checkpoint, open_checkpoint
 from server_app.settings import Settings
-from server_app.strategy import build_strategy
 from server_app.stop import EarlyStop
+from server_app.strategy import build_strategy
 from server_app.trackers import Tracker, open_tracker
 from strategies.base import DivergedError, WirelessStrategy
 from strategies.exchange import exchange
