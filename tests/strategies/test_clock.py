@@ -48,7 +48,7 @@ def test_a_window_closes_at_a_deadline_by_which_somebody_is_done_or_with_the_las
 @given(WORKS, st.floats(0.01, 20.0))
 def test_every_work_takes_its_time_however_many_windows_it_spans(works, threshold):
     clock = Clock(0.0, works)
-    ended = {}
+    ended: dict[int, float] = {}
     while clock.works:
         opened, seconds = clock.time, window(clock, threshold)
         done = clock.until(seconds)

@@ -85,7 +85,8 @@ def test_the_band_is_never_given_away_twice_and_time_is_what_the_plans_say(secon
     mode = Overlapping(
         len(seconds), at_work=number, threshold=1.0, buffer=max(1, number - 1) if buffered else None
     )
-    cell, started, clock = Cell(seconds), {}, 0.0
+    cell, clock = Cell(seconds), 0.0
+    started: dict[int, int] = {}
     for server_round in range(1, 12):
         before, had = len(cell.plans), dict(started)
         (plan,) = _go(mode, cell, 1, server_round)

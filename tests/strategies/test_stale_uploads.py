@@ -34,7 +34,7 @@ def _received(*uploads, scale=1.0):
 
 
 def test_alone_it_moves_what_it_kept_by_its_own_update_times_its_weight():
-    change = np.float32([1, -2, 3, 9, 9, 4])
+    change = np.array([1, -2, 3, 9, 9, 4], np.float32)
     outcome, norms = _received((OLD + change, KEPT, Start(Version(0, OLD), 3, 0.5)))
     np.testing.assert_array_equal(outcome.weights, np.where(KEPT, NOW + np.float32(0.5) * change, NOW))
     assert norms == [pytest.approx(np.sqrt(1 + 4 + 9 + 16))]  # of its own update: what is limited
@@ -69,7 +69,7 @@ def test_a_clipped_stale_one_is_clipped_and_damped():
 
 def test_stale_running_statistics_count_less():
     buffers = SharedBuffers({"mean": np.zeros(2, np.float32)})
-    buffers.add({"mean": np.float32([1, 1])}, 10 * 1.0)
-    buffers.add({"mean": np.float32([4, 7])}, 10 * 0.5)
+    buffers.add({"mean": np.array([1, 1], np.float32)}, 10 * 1.0)
+    buffers.add({"mean": np.array([4, 7], np.float32)}, 10 * 0.5)
     buffers.finish()
     np.testing.assert_allclose(buffers.values["mean"], [2, 3])

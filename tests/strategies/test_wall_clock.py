@@ -1,10 +1,11 @@
 """Rounds that do not wait, by the wall clock: an order stays out, and its reply is taken when it is there."""
 
 import threading
+from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import ConfigRecord
+from flwr.app import ConfigRecord, Message
 
 from engines.inprocess import InProcessGrid
 from protocol.arrays import read_weights, weights_record
@@ -21,9 +22,11 @@ class HoldingGrid:
     """A grid whose messages are answered when they are asked for, but for those to devices that are held."""
 
     def __init__(self, inner: InProcessGrid) -> None:
-        self.inner, self.held, self.sent = inner, set(), []
-        self._pending = {}
-        self._open = set()  # messages whose reply was not taken yet
+        self.inner = inner
+        self.held: set[int | None] = set()
+        self.sent: list[Message] = []
+        self._pending: dict[str, Message] = {}
+        self._open: set[str] = set()  # messages whose reply was not taken yet
         self._time = 0.0
         self._lock = threading.Lock()
 
@@ -57,7 +60,7 @@ class HoldingGrid:
         return self._pending[identifier].metadata.dst_node_id in self.held
 
     def pull_messages(self, identifiers):
-        replies = []
+        replies: list[Message] = []
         with self._lock:  # replies are looked for in several threads
             for identifier in identifiers:
                 if identifier in self._pending and not self._is_held(identifier):
@@ -81,7 +84,8 @@ def _strategy(grid, *overrides):
     )  # fmt: skip
     strategy = build_strategy(prepare(settings))
     strategy.fleet.wait(grid.inner, 10.0)
-    strategy.heard = grid.heard
+    whole: Any = strategy
+    whole.heard = grid.heard
     if isinstance(strategy.mode, WallClock):
         strategy.mode._now = grid.now
     return strategy
