@@ -78,7 +78,9 @@ def build_strategy(
     }
     task = job.task
     first = {name: buffer.flatten().numpy() for name, buffer in persistent_buffers(task.model).items()}
-    skeleton["buffers"] = SharedBuffers({name: first[name] for name in task.split.shared_buffers})
+    shared = {name: first[name] for name in task.split.shared_buffers}
+    limited = settings.fleet.upload_norm_limit is not None
+    skeleton["buffers"] = SharedBuffers(shared, limited=limited)
     skeleton["metrics"] = _metric_columns(task)
     if settings.evaluate_global:
         skeleton["global_test"] = partial(test_global, task)

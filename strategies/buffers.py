@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from statistics import median_low
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,7 @@ import numpy.typing as npt
 from flwr.app import ArrayRecord
 
 from protocol.arrays import vectors_record
-from strategies.limits import UploadError
+from strategies.limits import FACTOR, UploadError
 
 Vectors = Mapping[str, npt.NDArray[Any]]
 BITS = 32
@@ -18,23 +20,24 @@ _PREFIX = "buffer."
 
 
 class SharedBuffers:
-    """The buffers of the global model, and those of a round's uploads as they come.
+    """The buffers of the global model, and those of a round's uploads until it ends.
 
     Whole numbers (counts of batches) take the maximum, which is what one device that saw as much would have.
 
     Args:
         values: before the first round, vectors by name.
+        limited: whether a device may move a buffer by no more than `FACTOR` times the round's median; longer
+            moves are scaled down to that. Finite numbers of any size would else pass for statistics.
 
     Attributes:
         bits: what one upload of them costs.
     """
 
-    def __init__(self, values: Vectors) -> None:
+    def __init__(self, values: Vectors, *, limited: bool = False) -> None:
         self._values = {name: np.array(vector) for name, vector in values.items()}
+        self._factor = FACTOR if limited else math.inf
         self.bits = BITS * sum(vector.size for vector in self._values.values())
-        self._sums: dict[str, npt.NDArray[np.float64]] = {}
-        self._most: dict[str, npt.NDArray[Any]] = {}
-        self._weight = 0.0
+        self._sent: list[tuple[Vectors, float]] = []
 
     def __bool__(self) -> bool:
         """Return whether there are any."""
@@ -51,7 +54,7 @@ class SharedBuffers:
 
     def begin(self) -> None:
         """Forget what came in before."""
-        self._sums, self._most, self._weight = {}, {}, 0.0
+        self._sent = []
 
     def check(self, sent: Vectors, *, uploads: bool) -> None:
         """Refuse what does not fit.
@@ -61,7 +64,7 @@ class SharedBuffers:
             uploads: whether it was to upload anything.
 
         Raises:
-            UploadError: if a buffer is absent, unknown, of another type or size, or not finite.
+            UploadError: if a buffer is absent, unknown, of another type or size, or cannot be what it is.
         """
         expected = self._values if uploads else {}
         if sorted(sent) != sorted(expected):
@@ -74,26 +77,26 @@ class SharedBuffers:
                 )
             if not np.isfinite(vector).all():
                 raise UploadError(f"buffer {name} holds values that are not finite")
+            if name.endswith("running_var") and vector.size and vector.min() < 0:
+                raise UploadError(f"buffer {name} holds {vector.min():g}; a variance is at least 0")
 
     def add(self, sent: Vectors, weight: float) -> None:
         """Take one device's buffers into the average; the weight is that of its samples, less if stale."""
-        if not sent:
-            return
-        for name, vector in sent.items():
-            if vector.dtype.kind == "f":
-                part = vector.astype(np.float64) * weight
-                self._sums[name] = self._sums[name] + part if name in self._sums else part
-            else:
-                self._most[name] = np.maximum(self._most[name], vector) if name in self._most else vector
-        self._weight += weight
+        if sent:
+            self._sent.append((sent, weight))
 
     def finish(self) -> None:
         """Make the average the buffers of the global model; without any upload they stay."""
-        if self._weight > 0.0:
-            for name, total in self._sums.items():
-                self._values[name] = (total / self._weight).astype(self._values[name].dtype)
-            for name, most in self._most.items():
-                self._values[name] = np.array(most)
+        total = float(sum(weight for _, weight in self._sent))
+        if total > 0.0:
+            for name, own in self._values.items():
+                vectors = [sent[name] for sent, _ in self._sent]
+                near = _limited(own, vectors, self._factor)
+                if own.dtype.kind == "f":
+                    parts = [one * weight for one, (_, weight) in zip(near, self._sent, strict=True)]
+                    self._values[name] = (_sum(parts) / total).astype(own.dtype)
+                else:
+                    self._values[name] = np.max(np.stack(near), axis=0).astype(own.dtype)
         self.begin()
 
     def state(self) -> dict[str, npt.NDArray[Any]]:
@@ -105,3 +108,27 @@ class SharedBuffers:
         for name in self._values:
             if f"{_PREFIX}{name}" in state:
                 self._values[name] = np.array(state[f"{_PREFIX}{name}"])
+
+
+def _limited(own: npt.NDArray[Any], sent: list[npt.NDArray[Any]], factor: float) -> list[npt.NDArray[Any]]:
+    """Return what devices sent, none farther off than `factor` times their median, floats in float64."""
+    wide = np.float64 if own.dtype.kind == "f" else own.dtype
+    vectors = [one.astype(wide) for one in sent]
+    if math.isinf(factor):
+        return vectors
+    base = own.astype(np.float64)
+    moves = [float(np.linalg.norm(one.astype(np.float64) - base)) for one in vectors]
+    # The lower of two medians: of two devices, or of two halves, the larger ones are the suspects.
+    limit = factor * median_low(moves)
+    for place, move in enumerate(moves):
+        if move > limit:
+            vectors[place] = (base + limit / move * (vectors[place] - base)).astype(wide)
+    return vectors
+
+
+def _sum(parts: list[npt.NDArray[np.float64]]) -> npt.NDArray[np.float64]:
+    """Add one after the other, in the order of the devices."""
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part
+    return total

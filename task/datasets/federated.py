@@ -6,6 +6,8 @@ An extra: ``pip install "airflower[federated]"``. With a partitioner, each of it
 
 from __future__ import annotations
 
+import inspect
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -36,7 +38,8 @@ def federated(
 
     Args:
         root: folder of a data set that `datasets` saved there (``save_to_disk``), or with one of the name
-            `name` in it; else that is the cache.
+            `name` in it, or with a folder of that name that holds files such as train.parquet; else that is
+            the cache.
         download: whether the hub may be asked for what is not there.
         name: of the data set, as the hub has it.
         subset: of the data set, if it has some.
@@ -90,13 +93,15 @@ def _load(datasets: Any, name: str, subset: str | None, root: Path, download: bo
             found: Mapping[str, Any] = datasets.load_from_disk(str(folder))
             return found
     offline = datasets.config.HF_HUB_OFFLINE
+    own = root / name  # a folder of files, which `datasets` turns into its own format in the cache
+    cache = str(root / "huggingface") if os.access(root, os.W_OK) else None
     try:
         datasets.config.HF_HUB_OFFLINE = offline or not download
-        found = datasets.load_dataset(name, subset, cache_dir=str(root / "huggingface"))
+        found = datasets.load_dataset(str(own) if own.is_dir() else name, subset, cache_dir=cache)
         return found
     except Exception as error:  # the hub's client fails in many ways
         raise DatasetUnavailableError(
-            f"{name} is neither in {root} (as save_to_disk leaves it) nor "
+            f"{name} is neither in {root} (as save_to_disk leaves it, or as a folder of files) nor "
             f"{'to be had from the hub' if download else 'to be downloaded: dataset.download is off'} "
             f"({type(error).__name__}: {error})"
         ) from error
@@ -110,11 +115,19 @@ def _groups(partitioners: Any, name: str, options: dict[str, Any], train: Any) -
     if not isinstance(kind, type):
         valid = sorted(one for one in dir(partitioners) if one.endswith("Partitioner"))
         raise ValueError(f"dataset option partitioner = {name!r}; valid: {', '.join(valid)}")
-    made = kind(**options)
-    made.dataset = train.add_column("__position", np.arange(len(train)))
-    groups = np.full(len(train), -1, np.int64)
-    for part in range(made.num_partitions):
-        groups[np.asarray(made.load_partition(part)["__position"])] = part
+    try:
+        made = kind(**options)
+        made.dataset = train.add_column("__position", np.arange(len(train)))
+        groups = np.full(len(train), -1, np.int64)
+        for part in range(made.num_partitions):
+            groups[np.asarray(made.load_partition(part)["__position"])] = part
+    except (
+        Exception
+    ) as error:  # each partitioner checks its arguments in its own way, some when they are used
+        raise ValueError(
+            f"dataset option partitioner_options = {options}: {name}{inspect.signature(kind)} fails: "
+            f"{type(error).__name__}: {error}"
+        ) from error
     return groups
 
 
