@@ -121,9 +121,7 @@ def _groups(partitioners: Any, name: str, options: dict[str, Any], train: Any) -
         groups = np.full(len(train), -1, np.int64)
         for part in range(made.num_partitions):
             groups[np.asarray(made.load_partition(part)["__position"])] = part
-    except (
-        Exception
-    ) as error:  # each partitioner checks its arguments in its own way, some when they are used
+    except Exception as error:  # each partitioner checks its arguments in its own way
         raise ValueError(
             f"dataset option partitioner_options = {options}: {name}{inspect.signature(kind)} fails: "
             f"{type(error).__name__}: {error}"

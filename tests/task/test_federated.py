@@ -1,5 +1,7 @@
 """A Hugging Face data set that lies on disk, with a partitioner of flwr-datasets; nothing is downloaded."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -17,13 +19,8 @@ NAMES = ["ant", "bee", "cat"]
 
 def _save(folder, *, colour=False, test=True):
     """Write pictures of three kinds by four owners; the shade of a picture says its number."""
-    features = datasets.Features(
-        {
-            "image": datasets.Image(),
-            "label": datasets.ClassLabel(names=NAMES),
-            "owner": datasets.Value("string"),
-        }
-    )
+    kinds = {"image": datasets.Image(), "label": datasets.ClassLabel(names=NAMES)}
+    features = datasets.Features({**kinds, "owner": datasets.Value("string")})
 
     def part(first, number):
         rows = range(first, first + number)
@@ -82,14 +79,9 @@ def test_without_a_test_split_a_fifth_is_for_testing_the_same_each_time(tmp_path
 def test_each_part_of_a_partitioner_is_a_device(tmp_path, partitioner, options, devices):
     _save(tmp_path / "zoo")
     data = _load(tmp_path, partitioner=partitioner, partitioner_options=options)
-    parts = partition(
-        "natural",
-        *data.dealt_by,
-        devices,
-        np.random.default_rng(0),
-        groups=data.groups,
-        test_groups=data.test_groups,
-    )
+    owners: dict[str, Any] = {"groups": data.groups, "test_groups": data.test_groups}
+    train, test = data.dealt_by
+    parts = partition("natural", train, test, devices, np.random.default_rng(0), **owners)
     dealt = np.concatenate([part.train for part in parts])
     assert sorted(dealt.tolist()) == list(range(60))
     if partitioner == "NaturalIdPartitioner":
@@ -99,9 +91,8 @@ def test_each_part_of_a_partitioner_is_a_device(tmp_path, partitioner, options, 
 
 
 def test_a_table_of_numbers_is_one_too(tmp_path):
-    rows = datasets.Dataset.from_dict(
-        {"x": [[float(i), 1.0] for i in range(20)], "y": [i / 2 for i in range(20)]}
-    )
+    columns = {"x": [[float(i), 1.0] for i in range(20)], "y": [i / 2 for i in range(20)]}
+    rows = datasets.Dataset.from_dict(columns)
     datasets.DatasetDict({"train": rows}).save_to_disk(str(tmp_path / "zoo"))
     data = _load(tmp_path, inputs="x", targets="y")
     assert tuple(data.train[0].shape) == (16, 2)
@@ -112,10 +103,8 @@ def test_a_table_of_numbers_is_one_too(tmp_path):
 def test_parquet_files_of_a_folder_are_read_without_a_network(tmp_path):
     _save(tmp_path / "saved")
     (tmp_path / "zoo").mkdir()
-    for split in ("train", "test"):
-        datasets.load_from_disk(str(tmp_path / "saved"))[split].to_parquet(
-            str(tmp_path / "zoo" / f"{split}.parquet")
-        )
+    for split, rows in datasets.load_from_disk(str(tmp_path / "saved")).items():
+        rows.to_parquet(str(tmp_path / "zoo" / f"{split}.parquet"))
     data = _load(tmp_path)
     assert data.train[0][:, 0, 0, 0].tolist() == list(range(60))
     assert data.label_names == tuple(NAMES)
