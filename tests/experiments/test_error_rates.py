@@ -105,9 +105,16 @@ FALSE_VERDICTS = [
 ]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("count", COUNTS)
-@pytest.mark.parametrize(("make", "claim", "false"), FALSE_VERDICTS)
+# Each with one of the counts; all of them are a run of its own.
+ALTERNATELY = [
+    pytest.param(*case.values, count, id=f"{case.id}-{count}", marks=mark)
+    for i, case in enumerate(FALSE_VERDICTS)
+    for j, count in enumerate(COUNTS)
+    for mark in [pytest.mark.slow if (i + j) % 2 else pytest.mark.exhaustive]
+]
+
+
+@pytest.mark.parametrize(("make", "claim", "false", "count"), ALTERNATELY)
 def test_false_verdicts_are_rare(make, claim, false, count):
     confirmed, contradicted = rates(make, claim, count)
     if false != "contradicted":
