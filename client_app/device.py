@@ -17,6 +17,7 @@ from flwr.app import ArrayRecord, Context
 
 from client_app import state
 from client_app.algorithms import ALGORITHM, make_algorithm, steps_per_round
+from client_app.board import Meter
 from client_app.evaluation import Evaluation, evaluate
 from client_app.local_round import local_round
 from client_app.masks import Mask
@@ -254,7 +255,7 @@ def accept(
     return Assignment(run, index, order, context, store, recovered, weights, mask, vectors)
 
 
-def report(work: Assignment, result: LocalResult, seconds: float) -> TrainReport:
+def report(work: Assignment, result: LocalResult, seconds: float, joules: float = math.nan) -> TrainReport:
     """Make the report of a round's training that took `seconds`, and keep the personal part.
 
     Raises:
@@ -278,6 +279,7 @@ def report(work: Assignment, result: LocalResult, seconds: float) -> TrainReport
                 ("global-loss", result.global_loss),
                 ("measured-train-seconds", seconds),
                 ("measured-compute-seconds", seconds + encoding),
+                ("measured-energy-j", joules),
                 ("measured-seconds-per-weight-step", seconds / weight_steps(run, num_examples)),
                 ("stated-uplink-bps", _stated_rate(context)),
                 ("state-set-aside", float(work.recovered.set_aside or math.nan)),
@@ -330,6 +332,7 @@ def train(order: TrainOrder, context: Context) -> TrainReport:
     work = accept(order, context)
     run = work.run
     images, labels = run.task.train(run.parts[work.index].train)
+    meter = Meter.start() if context.node_config.get("energy") is True else None
     started = time.perf_counter()
     result = local_round(
         run.network,
@@ -348,7 +351,8 @@ def train(order: TrainOrder, context: Context) -> TrainReport:
         received=work.vectors,
         rate=work.rate,
     )
-    return report(work, result, time.perf_counter() - started)
+    seconds = time.perf_counter() - started
+    return report(work, result, seconds, math.nan if meter is None else meter.joules())
 
 
 def test(order: EvaluateOrder, context: Context) -> Evaluation:

@@ -145,7 +145,7 @@ class WirelessStrategy(Strategy):
     scheme_round_columns: ClassVar[tuple[str, ...]] = ()
     scheme_device_columns: ClassVar[tuple[str, ...]] = ()
     # What was measured of a device in a round.
-    device_timing_columns: ClassVar[tuple[str, ...]] = ("measured_train_seconds",)
+    device_timing_columns: ClassVar[tuple[str, ...]] = ("measured_train_seconds", "measured_energy_j")
 
     @property
     def round_columns(self) -> tuple[str, ...]:

@@ -172,6 +172,7 @@ class MeasuredStrategy(WirelessStrategy):
     scheme_device_columns = ("pruning_ratio", "rate_source")
     device_timing_columns: ClassVar[tuple[str, ...]] = (
         "measured_train_seconds",
+        "measured_energy_j",
         "measured_compute_seconds",
         "measured_seconds_per_weight_step",
         "measured_uplink_bps",

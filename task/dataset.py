@@ -34,7 +34,7 @@ class Dataset:
             predicted.
         num_classes: number of classes; None where the targets are real numbers.
         groups: whose each training sample is, (n,) of whole numbers or texts: what ``partition=natural``
-        goes by.
+            goes by.
         test_groups: the same for the test samples; None: they are dealt by the labels that a device has.
         label_names: a name for each class, or ().
         mean, std: by which pictures (scaled to 0..1) are normalised, one number for all channels or one for

@@ -1,4 +1,4 @@
-"""The report and the watch page in headless Chromium, if there is one: scripts run, a phone is wide enough."""
+"""Report and watch page in headless Chromium, if there is one: scripts run, a phone is wide enough."""
 
 import re
 import shutil
@@ -20,7 +20,8 @@ BROWSER = next(
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not BROWSER, reason="no Chromium on this machine")]
 
-PHONE = """<!doctype html><title>-</title><iframe id="f" style="width:375px;height:700px" src="{target}"></iframe>
+PHONE = """<!doctype html><title>-</title>
+<iframe id="f" style="width:375px;height:700px" src="{target}"></iframe>
 <script>
 onload = () => setTimeout(() => {{
   const page = document.getElementById("f").contentDocument, root = page.documentElement;
