@@ -1,9 +1,10 @@
 """Joules that a node's board measures: processor packages (RAPL), or the current of a battery.
 
 Linux shows both as files: ``/sys/class/powercap/intel-rapl:N/energy_uj`` counts microjoules of a package
-(since 2020 readable for root only, unless the operator says otherwise), ``/sys/class/power_supply/*/power_now``
-is the present power in microwatts. What is measured is the whole board, whatever else it does meanwhile; so it
-is asked for (``energy=true`` in the node-config), and never in a simulation, where one board is many devices.
+(since 2020 readable for root only, unless the operator says otherwise), the present power in microwatts is
+``/sys/class/power_supply/*/power_now``. What is measured is the whole board, whatever else it does meanwhile;
+so it is asked for (``energy=true`` in the node-config), and never in a simulation, where one board is many
+devices.
 """
 
 from __future__ import annotations
