@@ -1,10 +1,10 @@
 """Joules of a board, from files as Linux has them."""
 
 import math
+import time
 
 import pytest
 
-from client_app import board
 from client_app.board import Meter
 
 
@@ -33,7 +33,7 @@ def test_a_counter_that_wraps_around_goes_on(tmp_path):
 
 def test_a_battery_tells_its_power(tmp_path, monkeypatch):
     clock = [100.0]
-    monkeypatch.setattr(board.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     put(
         tmp_path / "power_supply" / "BAT0" / "power_now", -4_000_000
     )  # some drivers count discharge below zero
