@@ -33,7 +33,9 @@ from schema.uses import (
     NOISE,
     NOT_DENSE_AIR,
     OFDMA,
+    OPTIMUM,
     PERSONAL,
+    PLACED,
     PLACES,
     PRUNED_AIR,
     RATIO_LIMIT,
@@ -64,7 +66,7 @@ class RadioSettings:
         unit=DBM,
         minimum=-100,
         maximum=100,
-        used=OFDMA,
+        used=EMULATED,
     )
     noise_power_dbm: float = key(
         "sigma^2: receiver noise in the whole band", unit=DBM, minimum=-300, maximum=100, used=OFDMA
@@ -98,13 +100,20 @@ class RadioSettings:
         unit="cycles", minimum=0, used=EMULATED & BY_FLOPS,
     )  # fmt: skip
     energy_per_cycle_squared: PerDevice = key(
-        "kappa, in J s^2: a cycle at f Hz costs kappa f^2 joules", minimum=0, used=OFDMA
+        "kappa, in J s^2: a cycle at f Hz costs kappa f^2 joules", minimum=0, used=EMULATED
     )
     energy_budget_j: PerDevice | None = key(
         "E_k: of every device and round; null: no limit", unit="J", minimum=0, used=ENERGY_AWARE
     )
     battery_j: PerDevice | None = key(
-        "of every device at the start; null: never empty", unit="J", minimum=0, used=OFDMA
+        "of every device at the start; null: never empty", unit="J", minimum=0, used=EMULATED
+    )
+    distance_m: PerDevice | None = key(
+        "of every device from the server at the start; null: as channel.placement says",
+        unit="m", above=0, used=PLACES,
+    )  # fmt: skip
+    weight: PerDevice = key(
+        "w_k: of a device's retained weights in what an allocation maximises", above=0, used=OPTIMUM
     )
     devices: str | None = key(
         "CSV file with one row per device: columns named as the keys above take their place",
@@ -138,7 +147,9 @@ class ChannelSettings:
         used=EMULATED,
     )
     options: Mapping[str, Any] = key("parameters of the fading", used=EMULATED)
-    placement: Placement = key("rings: fixed, equal-area; random: uniform over the cell", used=PLACES)
+    placement: Placement = key(
+        "rings: fixed, equal-area; random: uniform over the cell", used=PLACES & PLACED
+    )
     cell_radius_m: float = key("of the cell", unit="m", above=0, used=PLACES)
     min_distance_m: float = key("between a device and the server", unit="m", above=0, used=PLACES)
     path_loss: str = key(
@@ -205,6 +216,9 @@ class AirSettings:
         "solve for the beam again when the sizes of the updates are known", used=IMPERFECT_AIR
     )
     certificate: bool = key("also bound the joint optimum of every round (semidefinite relaxation)", used=AIR)
+    charge_side_information: bool = key(
+        "pilots, statistics, coefficients and masks take time on the band too", used=AIR
+    )
     count_mode: CountMode = key(
         "how the server knows how many users sent a weight: by bitmaps, by a common mask, or not at all",
         used=PRUNED_AIR,

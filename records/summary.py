@@ -85,6 +85,21 @@ def starved_rounds(devices: Path, rows: Sequence[Mapping[str, str]]) -> dict[str
     return dict(sorted(counted.items(), key=lambda item: int(item[0])))
 
 
+def device_energy(devices: Path) -> dict[str, float]:
+    """Return the joules that each device spent over the run; nothing where none are known.
+
+    Args:
+        devices: devices.csv.
+    """
+    spent: dict[str, float] = {}
+    with devices.open(newline="") as file:
+        for row in csv.DictReader(file):
+            joules = [row.get(name) for name in ("compute_energy_j", "transmit_energy_j")]
+            if any(joules):
+                spent[row["device"]] = spent.get(row["device"], 0.0) + sum(float(j or 0) for j in joules)
+    return dict(sorted(spent.items(), key=lambda item: int(item[0])))
+
+
 def git_commit() -> str | None:
     """Return the commit of the source tree, with ``+changes`` if it is not clean; None outside Git."""
     here = Path(__file__).resolve().parent

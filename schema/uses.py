@@ -91,8 +91,9 @@ IMPERFECT_AIR = Use(
     lambda s: _dense_air(s) and _errs(s),
 )
 SNR = Use(
-    "over the air with air.noise=true, or for the masks of air.count_mode=bitmap",
-    lambda s: _air(s) and (s.air.noise or _bitmap(s)),
+    "over the air with air.noise=true or air.charge_side_information=true, or for the masks of "
+    "air.count_mode=bitmap",
+    lambda s: _air(s) and (s.air.noise or s.air.charge_side_information or _bitmap(s)),
 )
 BEAMFORMER = Use(
     f"over the air by schedulers other than {', '.join(_OWN_BEAM)}, and where air.recompute_beam acts",
@@ -108,6 +109,7 @@ PLACES = Use(
     "with the emulated OFDMA uplink, or over the air with air.path_loss=true (not channel.model=trace)",
     lambda s: (_ofdma(s) or (_air(s) and s.air.path_loss)) and s.channel.model != "trace",
 )
+PLACED = Use("without radio.distance_m", lambda s: s.radio.distance_m is None)
 LOG_DISTANCE = Use("channel.path_loss=log_distance", lambda s: s.channel.path_loss == "log_distance")
 MOVES = Use("channel.mobility other than static", lambda s: s.channel.mobility != "static")
 AGES = Use(

@@ -6,6 +6,7 @@ import numpy as np
 
 from radio.channel import Cell, ChannelModel
 from schema import ConfigError, in_si
+from server_app.devices import device_distances, device_values
 from server_app.settings import Settings
 
 
@@ -21,6 +22,7 @@ def channel_model(settings: Settings, antennas: int) -> ChannelModel:
         min_distance=channel.min_distance_m,
         shadowing_std_db=channel.shadowing_std_db,
         placement=channel.placement,
+        distances=device_distances(device_values(settings)),
         fading=channel.model,
         fading_options=channel.options,
         path_loss=channel.path_loss,

@@ -34,6 +34,8 @@ PER_DEVICE = (
     "energy_budget_j",
     "cpu_min_hz",
     "cycles_per_multiply_add",
+    "distance_m",
+    "weight",
 )
 
 
@@ -88,6 +90,18 @@ def device_energy(values: Mapping[str, FloatVector]) -> Energy:
         budget=or_else("energy_budget_j", np.inf),
         battery=or_else("battery_j", np.inf),
     )
+
+
+def device_distances(values: Mapping[str, FloatVector]) -> tuple[float, ...] | None:
+    """Return how far each device is from the server, m; None where that is left to the placement."""
+    distances = values["distance_m"]
+    return None if np.isnan(distances).any() else tuple(distances.tolist())
+
+
+def device_weights(values: Mapping[str, FloatVector]) -> FloatVector | None:
+    """Return the weights of the objective, (K,); None where all are 1."""
+    weights = values["weight"]
+    return None if bool((weights == 1.0).all()) else weights
 
 
 def write_fleet(folder: Path, settings: Settings) -> None:

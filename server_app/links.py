@@ -12,7 +12,7 @@ from radio.latency import ComputeModel
 from schema import in_si
 from schema.uses import TRIAL_STEPS
 from server_app.channels import channel_model
-from server_app.devices import device_energy, device_values
+from server_app.devices import device_energy, device_values, device_weights
 from strategies.measured import MeasuredLink
 from strategies.ofdma import OfdmaCell
 from strategies.settings import MeasuredSettings
@@ -63,6 +63,8 @@ def air_interface(job: Job) -> AirInterface:
         fixed_time=fixed_time,
         compute_time=compute_time,
         latency_threshold=radio["latency_threshold"],
+        energy=device_energy(device_values(job.settings)),
+        charge_side_information=air.charge_side_information,
     )
 
 
@@ -70,7 +72,8 @@ def ofdma_cell(job: Job) -> OfdmaCell:
     """Return the emulated cell in SI units."""
     radio = in_si(job.settings.radio)
     fixed_time, compute_time = device_times(job)
-    energy = device_energy(device_values(job.settings))
+    values = device_values(job.settings)
+    energy = device_energy(values)
     return OfdmaCell(
         channel=channel_model(job.settings, job.settings.channel.antennas),
         fixed_time=fixed_time,
@@ -78,6 +81,7 @@ def ofdma_cell(job: Job) -> OfdmaCell:
         bandwidth=radio["bandwidth"],
         transmit_power=energy.power,
         energy=energy,
+        weights=device_weights(values),
         fairness=job.settings.scheme.fairness,
         tie_break=job.settings.scheme.tie_break,
         objective=job.settings.scheme.objective,

@@ -30,7 +30,7 @@ from records.figure import draw_run
 from records.live import Live
 from records.ownership import SUMMARY, guarded, owned, refuse_used
 from records.recorder import DEVICES, ROUNDS, HistoryError, Recorder, read_table, write_json
-from records.summary import run_facts, starved_rounds, summarise
+from records.summary import device_energy, run_facts, starved_rounds, summarise
 from schema import ConfigError
 from server_app.devices import write_fleet
 from server_app.job import Job, prepare
@@ -222,7 +222,9 @@ def _run(settings: Settings, grid: Grid, folder: Path, on_nodes: bool) -> dict[s
     starved = starved_rounds(folder / DEVICES, rows)
     if starved:
         log.info("%s", starved_line(starved, len(rows)))
-    totals = {"starved_rounds": starved} if starved else {}
+    totals: dict[str, Any] = {"starved_rounds": starved} if starved else {}
+    if spent := device_energy(folder / DEVICES):
+        totals["device_energy_j"] = spent
     return {
         **summarise(rows),
         **totals,

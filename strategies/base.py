@@ -34,7 +34,7 @@ from strategies.fleet import Fleet
 from strategies.intake import Intake
 from strategies.limits import NormHistory, NormLimit, UploadError
 from strategies.modes import Mode, Synchronous
-from strategies.plan import Assignment, Receiver, RoundPlan, Weights
+from strategies.plan import Assignment, Outcome, Receiver, RoundPlan, Weights
 from strategies.records import DEVICE_COLUMNS, ROUND_COLUMNS, RoundLog, Value
 from strategies.sample_counts import SampleCounts
 from strategies.selection import Selection
@@ -176,6 +176,9 @@ class WirelessStrategy(Strategy):
     def receive(self, server_round: int, plan: RoundPlan, weights: Weights) -> Receiver:
         """Return the receiver of a round; `weights` is the global part that was broadcast."""
 
+    def concluded(self, outcome: Outcome) -> None:
+        """Record what only the uploads of a round could tell (nothing by default)."""
+
     def state(self) -> Mapping[str, npt.NDArray[np.generic]]:
         """Return what a resumed run needs beyond the global part; schemes add to it."""
         return {
@@ -303,6 +306,7 @@ class WirelessStrategy(Strategy):
         self.buffers.finish()
         outcome = intake.receiver.finish()
         self.log.columns.update(outcome.columns)
+        self.concluded(outcome)
         weights = self.server(self._weights, outcome.weights, outcome.covered)
         for name, (mean, number) in outcome.vectors.items():
             self.vectors[name] = self.vectors[name] + np.float32(number / self.fleet.num_devices) * mean

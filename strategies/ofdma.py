@@ -60,6 +60,7 @@ class OfdmaCell:
         margin: by which it divides the gains that it knows.
         on_outage: whether an upload over a channel worse than planned comes late or is lost.
         energy: what devices may spend; None: nothing is known of joules.
+        weights: (K,) of the devices in the objective; None: 1.
         fairness, tie_break, objective: as of `radio.allocation.policies.OfdmaProblem`.
     """
 
@@ -80,6 +81,7 @@ class OfdmaCell:
     margin: float = 1.0
     on_outage: OnOutage = "late"
     energy: Energy | None = None
+    weights: FloatVector | None = None
     fairness: float = 0.0
     tie_break: TieBreak = "none"
     objective: Objective = "retained"
@@ -357,6 +359,7 @@ class OfdmaStrategy(WirelessStrategy):
             overhead_bits=size.overhead_bits + self.buffers.bits,
             max_pruning_ratio=cell.max_pruning_ratio,
             when_infeasible=cell.when_infeasible,
+            weights=None if cell.weights is None else cell.weights[chosen],
             fairness=cell.fairness,
             tie_break=cell.tie_break,
             energy=self._energy_terms(chosen, gain, size, cell),

@@ -8,14 +8,15 @@ updates through the emulated air, and take the receiver's estimate of the averag
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from protocol.streams import generator
+from radio.air.side_information import SideInformation, side_information
 from radio.air.transceiver import Mode, airtime_s, average, design_link, effective_channels, measure, symbols
 from radio.air.zero_forcing import Packing
 from radio.beamforming import BEAMFORMERS, beamform
@@ -23,8 +24,10 @@ from radio.channel import Cell, ChannelModel
 from radio.channel.scene import Streams
 from radio.scheduling import SCHEDULERS, Schedule, schedule
 from radio.settings import Payload
+from strategies.air_energy import AirPurse
 from strategies.air_receiver import AirReceiver, AirUpdate, air_plan
 from strategies.base import WirelessStrategy
+from strategies.energy import ENERGY_COLUMNS, ENERGY_ROUND_COLUMNS, Energy
 from strategies.plan import AirPlan, Assignment, Outcome, RoundPlan, Weights
 from strategies.records import Value
 from strategies.settings import Weighting
@@ -55,6 +58,10 @@ class AirInterface:
         bandwidth: Hz, channel uses per second.
         fixed_time, compute_time: T0 and G of each user, s, (K,).
         latency_threshold: T_th, s.
+        energy: what devices may spend; None: nothing is known of joules. Devices of unlike power arrive with
+            gains that differ as their powers, relative to the mean, do.
+        charge_side_information: whether pilots, statistics, coefficients and masks take time on the band, as
+            `radio.air.side_information` says.
     """
 
     channel: ChannelModel
@@ -76,11 +83,21 @@ class AirInterface:
     compute_time: FloatVector
     latency_threshold: float
     scheduler_options: Mapping[str, Any] = field(default_factory=dict)
+    energy: Energy | None = None
+    charge_side_information: bool = False
 
     @property
     def noise_power(self) -> float:
         """Receiver noise per antenna, for unit transmit power."""
         return 1.0 / self.snr if self.noise else 0.0
+
+    @cached_property
+    def amplitude(self) -> FloatVector | None:
+        """Return each device's amplitude relative to that of the mean power, (K,); None: all alike."""
+        power = None if self.energy is None else self.energy.power
+        if power is None or bool((power == power[0]).all()):
+            return None
+        return np.asarray(np.sqrt(power / power.mean()))
 
     def cell(self, stream: Streams) -> Cell:
         """Return the emulated channels; `stream` as for `radio.channel.Cell`."""
@@ -106,8 +123,10 @@ class OverTheAir(WirelessStrategy):
         "symbols",
         "airtime_s",
         "compute_s",
+        *ENERGY_ROUND_COLUMNS,
     )
-    scheme_device_columns: ClassVar[tuple[str, ...]] = ("channel_gain_db", "beam_gain_db")
+    scheme_device_columns: ClassVar[tuple[str, ...]] = ("channel_gain_db", "beam_gain_db", *ENERGY_COLUMNS)
+    statistics_sent: ClassVar[int] = 2  # numbers that each user sends: mean and deviation
 
     def __init__(self, *, air: AirInterface, weighting: Weighting = "uniform", **skeleton: Any) -> None:
         super().__init__(**skeleton)
@@ -115,21 +134,72 @@ class OverTheAir(WirelessStrategy):
         self.weighting = weighting
         _check_solvers(air)
         self.cell = air.cell(partial(generator, self.seed))
+        self.purse: AirPurse | None = None
+        if air.energy is not None:
+            self.purse = AirPurse(air.energy, air.fixed_time, air.compute_time, self.num_weights)
+
+    @property
+    def round_columns(self) -> tuple[str, ...]:
+        """Return the columns of a round; side information only where it is charged."""
+        charged = ("side_information_bits", "side_information_s")
+        return (*super().round_columns, *(charged if self.air.charge_side_information else ()))
+
+    def state(self) -> Mapping[str, npt.NDArray[np.generic]]:
+        """Return what a resumed run needs beyond the global part: the batteries too."""
+        return {**super().state(), **(self.purse.batteries.state() if self.purse else {})}
+
+    def restore(self, state: Mapping[str, npt.NDArray[np.generic]]) -> None:
+        """Take back what `state` returned."""
+        super().restore(state)
+        if self.purse:
+            self.purse.batteries.restore(state)
 
     # Planning ----------------------------------------------------------------------------------
 
     def plan(self, server_round: int, devices: Sequence[int]) -> RoundPlan:
+        """Schedule users and beam among the devices that can pay for their parts."""
+        make = partial(self._plan_for, server_round)
+        return make(devices) if self.purse is None else self.purse.plan(devices, make)
+
+    def _plan_for(self, server_round: int, devices: Sequence[int]) -> RoundPlan:
         """Schedule users and beam; the chosen ones train densely."""
         chosen, columns = self._schedule(server_round, devices)
         nothing = np.zeros(len(chosen.users), np.int64)
         spent = self.air.fixed_time[chosen.users] + self.air.compute_time[chosen.users]
-        columns.update(self._times(spent, airtime_s(self.num_weights, self.air.bandwidth, self.air.packing)))
+        seconds = airtime_s(self.num_weights, self.air.bandwidth, self.air.packing)
+        side = self._side_information(chosen, len(devices))
+        columns.update(self._times(spent, seconds, side=side))
         columns["symbols"] = symbols(self.num_weights, self.air.packing)
+        chosen = replace(chosen, airtime=seconds, digital=self._digital(chosen, side))
         return RoundPlan(self._assignments(chosen, nothing, {}), columns=columns, detail=chosen)
+
+    def _side_information(
+        self, chosen: AirPlan, candidates: int, broadcast_bits: int = 0
+    ) -> SideInformation | None:
+        """Return what these users and the server say beside the sum; None where it is free."""
+        if not self.air.charge_side_information:
+            return None
+        return side_information(
+            chosen.channels.true,
+            self.air.snr,
+            self.air.bandwidth,
+            candidates=candidates,
+            statistics=self.statistics_sent,
+            broadcast_bits=broadcast_bits,
+        )
+
+    def _digital(self, chosen: AirPlan, side: SideInformation | None) -> FloatVector:
+        """Return how long each user sends its statistics and its pilot, (M,) s."""
+        seconds = 0.0
+        if side is not None:  # of the pilots of all candidates one is its own
+            seconds = side.uplink_s - (side.pilots - 1) / self.air.bandwidth
+        return np.full(len(chosen.users), seconds)
 
     def _schedule(self, server_round: int, devices: Sequence[int]) -> tuple[AirPlan, dict[str, Value]]:
         air, candidates = self.air, np.asarray(devices)
         everyone = self.cell.draw_vectors(server_round)
+        if air.amplitude is not None:
+            everyone = everyone.scaled(air.amplitude)
         found = schedule(
             everyone.known[candidates],
             min(air.num_selected, len(candidates)),
@@ -160,14 +230,24 @@ class OverTheAir(WirelessStrategy):
             for i, user in enumerate(chosen.users)
         )
 
-    def _times(self, compute: FloatVector, air_seconds: float, mask_seconds: float = 0.0) -> dict[str, Value]:
+    def _times(
+        self,
+        compute: FloatVector,
+        air_seconds: float,
+        mask_seconds: float = 0.0,
+        side: SideInformation | None = None,
+    ) -> dict[str, Value]:
         """Return the columns of a round in which all send at once when the last has computed."""
         slowest = float(compute.max())
-        return {
+        columns: dict[str, Value] = {
             "compute_s": slowest,
             "airtime_s": air_seconds,
             "latency_s": slowest + air_seconds + mask_seconds,
         }
+        if side is not None:
+            columns["latency_s"] = slowest + air_seconds + mask_seconds + side.seconds
+            columns |= {"side_information_bits": side.bits, "side_information_s": side.seconds}
+        return columns
 
     # Receiving ---------------------------------------------------------------------------------
 
@@ -175,6 +255,16 @@ class OverTheAir(WirelessStrategy):
         """Return a receiver that superposes the updates when all are there."""
         noise = generator(self.seed, "noise", server_round)
         return AirReceiver(plan, weights, partial(combine_dense, self.air, self.weighting, noise))
+
+    def concluded(self, outcome: Outcome) -> None:
+        """Charge what sending took to the batteries."""
+        if self.purse is None:
+            return
+        rows = self.purse.sent(self._plan, outcome.power)
+        for device, row in rows.items():
+            self.log.device(device, row)
+        spent = sum(float(row["transmit_energy_j"] or 0) for row in rows.values())
+        self.log.columns["energy_j"] = float(self.log.columns["energy_j"] or 0) + spent
 
 
 def combine_dense(
@@ -229,7 +319,11 @@ def combine_dense(
         true_channels=None if channels.perfect else channels.true,
     )
     moved = (weights + (result.estimate - base)).astype(np.float32)
-    return Outcome(moved, {"mse_predicted": result.predicted_mse, "mse_realised": result.realised_mse})
+    return Outcome(
+        moved,
+        {"mse_predicted": result.predicted_mse, "mse_realised": result.realised_mse},
+        power=dict(zip(chosen.users[present].tolist(), result.transmit_power.tolist(), strict=True)),
+    )
 
 
 def _check_solvers(air: AirInterface) -> None:

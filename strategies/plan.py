@@ -132,11 +132,15 @@ class AirPlan:
         users: (M,) devices.
         channels: (M, N) of these users, true and as the server knows them.
         beam: (N,) unit-norm receive beam.
+        airtime: of the analog upload, s.
+        digital: (M,) how long each user sends digitally beside it, s.
     """
 
     users: npt.NDArray[np.int64]
     channels: ChannelVectors
     beam: npt.NDArray[np.complex128]
+    airtime: float = 0.0
+    digital: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(1))
 
 
 @dataclass(frozen=True)
@@ -179,12 +183,14 @@ class Outcome(NamedTuple):
         covered: bool (N_u,), weights of which something was received; None: all of them.
         vectors: by name the mean (N_u,) of what the devices that took part sent beside, and how many took
             part.
+        power: of devices that sent by analog means, their mean power relative to their largest.
     """
 
     weights: Weights
     columns: Mapping[str, Value]
     covered: npt.NDArray[np.bool_] | None = None
     vectors: Mapping[str, tuple[Weights, int]] = MappingProxyType({})
+    power: Mapping[int, float] = MappingProxyType({})
 
 
 class Receiver(Protocol):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, Literal
 
@@ -11,6 +12,7 @@ import numpy.typing as npt
 from flwr.app import ArrayRecord, Message, MetricRecord
 
 from protocol.streams import generator
+from radio.air.side_information import multi_access_s
 from radio.air.sparse import (
     Airtime,
     CountMode,
@@ -23,6 +25,7 @@ from radio.air.sparse import (
     sparse_airtime,
     superpose,
 )
+from radio.air.transceiver import symbols
 from strategies.air_receiver import AirReceiver, AirUpdate, air_plan
 from strategies.ofdma import prune_counts
 from strategies.over_the_air import AirInterface, FloatVector, OverTheAir
@@ -51,6 +54,7 @@ class PrunedOverTheAir(OverTheAir):
         "shrinkage_mean",
     )
     scheme_device_columns: ClassVar[tuple[str, ...]] = (*OverTheAir.scheme_device_columns, "pruning_ratio")
+    statistics_sent: ClassVar[int] = 1  # the scale of its update
 
     def __init__(
         self,
@@ -77,10 +81,14 @@ class PrunedOverTheAir(OverTheAir):
         super().restore(state)
         self._change = np.asarray(state["change"], np.float32)
 
-    def plan(self, server_round: int, devices: Sequence[int]) -> RoundPlan:
+    def _plan_for(self, server_round: int, devices: Sequence[int]) -> RoundPlan:
         """Schedule users and beam, and prune so that computing and sending fit the threshold."""
         chosen, columns = self._schedule(server_round, devices)
+        common = self.num_weights if self.count_mode == "common_mask" else 0  # the mask that is broadcast
+        side = self._side_information(chosen, len(devices), broadcast_bits=common)
         slack = self.air.latency_threshold - self.air.fixed_time[chosen.users]
+        if side is not None:
+            slack = slack - side.seconds
         compute = self.air.compute_time[chosen.users]
         able = slack > 0
         mask = None
@@ -102,10 +110,10 @@ class PrunedOverTheAir(OverTheAir):
         # Who sends nothing is done before the air is; one without time is waited for only if none has any.
         sending, waited = num_pruned < self.num_weights, able if able.any() else ~able
         if sending.any():
-            columns.update(self._times(spent[sending], airtime.analog_s, airtime.mask_s))
+            columns.update(self._times(spent[sending], airtime.analog_s, airtime.mask_s, side))
             waited = waited & ~sending
         else:
-            columns.update(self._times(spent[waited], 0.0))
+            columns.update(self._times(spent[waited], 0.0, side=side))
         columns["latency_s"] = max(float(columns["latency_s"] or 0), spent[waited].max(initial=0.0))
         columns.update(
             {
@@ -115,6 +123,11 @@ class PrunedOverTheAir(OverTheAir):
                 "pruning_ratio_mean": float(ratio.mean()),
                 "latency_threshold_s": self.air.latency_threshold,
             }
+        )
+        chosen = replace(
+            chosen,
+            airtime=airtime.analog_s,
+            digital=self._digital(chosen, side) + self._mask_seconds(chosen, sending, airtime),
         )
         # A device that keeps nothing has no use for the common mask.
         return RoundPlan(
@@ -147,15 +160,35 @@ class PrunedOverTheAir(OverTheAir):
     def _airtime(
         self, chosen: AirPlan, common_entries: int | None, active: npt.NDArray[np.int_] | slice = slice(None)
     ) -> Airtime:
-        power = np.linalg.norm(chosen.channels.true[active], axis=1) ** 2
-        return sparse_airtime(
+        airtime = sparse_airtime(
             self.count_mode,
             self.num_weights,
             self.air.bandwidth,
             common_entries=common_entries,
-            mask_rates_bps=self.air.bandwidth * np.log2(1.0 + self.air.snr * power),
+            mask_rates_bps=self._mask_rates(chosen, active),
             packing=self.air.packing,
         )
+        if airtime.mask_bits and self.air.charge_side_information:  # at once, not one after the other
+            together = multi_access_s(
+                chosen.channels.true[active], self.air.snr, self.num_weights, self.air.bandwidth
+            )
+            airtime = replace(airtime, mask_s=together)
+        return airtime
+
+    def _mask_rates(self, chosen: AirPlan, active: npt.NDArray[np.int_] | slice) -> FloatVector:
+        """Return the rate of each user over the whole band, bit/s."""
+        power = np.linalg.norm(chosen.channels.true[active], axis=1) ** 2
+        return np.asarray(self.air.bandwidth * np.log2(1.0 + self.air.snr * power))
+
+    def _mask_seconds(self, chosen: AirPlan, sending: npt.NDArray[np.bool_], airtime: Airtime) -> FloatVector:
+        """Return how long each user sends its mask, (M,) s."""
+        seconds = np.zeros(len(chosen.users))
+        if airtime.mask_bits == 0:
+            return seconds
+        if self.air.charge_side_information:
+            return np.where(sending, airtime.mask_s, 0.0)
+        seconds[sending] = self.num_weights / self._mask_rates(chosen, np.flatnonzero(sending))
+        return seconds
 
     def receive(self, server_round: int, plan: RoundPlan, weights: Weights) -> AirReceiver:
         """Return a receiver that superposes the masked updates and divides each weight by its count."""
@@ -232,10 +265,15 @@ def combine_pruned(
         min_count=min_count,
     )
     moving = estimate.updated
+    # Of a mean over the symbols; a symbol holds two entries, but for the last of an odd number.
+    entries = symbols(total.slots, air.packing) * (2 if air.packing == "iq" else 1)
+    mean = total.mean_square / scale**2 * (total.slots / max(entries, 1))
+    sent = np.abs(link.transmit) ** 2 * mean
     columns: dict[str, Value] = {
         "mse_predicted": estimate.predicted_mse,
         "mse_realised": estimate.realised_mse,
         "uncovered_share": float(1.0 - moving.mean()),
         "shrinkage_mean": float(estimate.shrinkage[moving].mean()) if moving.any() else None,
     }
-    return Outcome(estimate.weights, columns, moving)
+    power = dict(zip(chosen.users[present].tolist(), sent.tolist(), strict=True))
+    return Outcome(estimate.weights, columns, moving, power=power)

@@ -52,6 +52,7 @@ QUANTITIES = {
     "sent_bits": Quantity("uplink so far", "Gbit", 1e-9, "last"),
     "energy_j": Quantity("energy of a round", "mJ", 1e3),
     "spent_j": Quantity("energy so far", "J", 1.0, "last"),
+    "outage_share": Quantity("share of uploads that are late", span=_SHARE),
     "exhausted": Quantity("devices with an empty battery", span=_COUNT),
     "wire_bytes": Quantity("received per round", "MB", 1e-6),
     "symbols": Quantity("channel uses per round"),

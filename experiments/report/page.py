@@ -298,6 +298,7 @@ _COLUMNS = (
     "airtime_s",
     "normalised_mse",
     "mse_realised",
+    "outage_share",
     "starved",
     "starved_share",
     "negative_bandwidth",

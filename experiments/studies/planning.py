@@ -18,6 +18,9 @@ from server_app.strategy import build_strategy
 from strategies.ofdma import OfdmaStrategy
 from strategies.plan import OfdmaPlan
 
+# Columns of a round that not every plan has.
+_WHERE_KNOWN = ("outage_share", "energy_j")
+
 
 def planning(settings: Settings) -> StudyResult:
     """Plan `study.draws` rounds of the scheme with all devices, exactly as a run with this seed would.
@@ -48,6 +51,7 @@ def planning(settings: Settings) -> StudyResult:
                 "pruning_ratio_max": float(ratios.max()),
                 "starved_share": float(np.mean(ratios >= 1)),
                 "kept_share": float(np.mean(1 - ratios)),
+                **{name: plan.columns[name] for name in _WHERE_KNOWN if name in plan.columns},
             }
         )
         timing.append({"draw": draw, "measured_plan_seconds": seconds})

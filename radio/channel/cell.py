@@ -102,6 +102,11 @@ class ChannelVectors:
         """Whether the server knows the channels."""
         return self.known is self.true
 
+    def scaled(self, amplitude: FloatArray) -> ChannelVectors:
+        """Return the channels of users that send with these amplitudes, (K,)."""
+        true = self.true * amplitude[:, np.newaxis]
+        return ChannelVectors(true, true if self.perfect else self.known * amplitude[:, np.newaxis])
+
     def of(self, users: NDArray[np.intp]) -> ChannelVectors:
         """Return the channels of some users, in that order."""
         true = self.true[users]

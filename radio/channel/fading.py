@@ -36,6 +36,7 @@ class ChannelModel:
         shadowing_std_db: standard deviation of log-normal shadowing, dB; 0 turns it off.
         placement: `rings` puts device k in the middle (by area) of the k-th of K rings of equal area,
             the same in every run; `random` draws places uniformly in the annulus.
+        distances: of every device at the start, m, in place of those; None: as the placement says.
         fading, fading_options: what changes from round to round, a name of `radio.channel.small_scale`:
             `rayleigh` (i.i.d. CN(0, 1) per antenna), `none` (every antenna at its mean), ...
         path_loss, path_loss_options: a name of `radio.channel.path_loss`.
@@ -52,6 +53,7 @@ class ChannelModel:
     min_distance: float = 80.0
     shadowing_std_db: float = 0.0
     placement: Placement = "rings"
+    distances: tuple[float, ...] | None = None
     fading: str = "rayleigh"
     fading_options: Mapping[str, Any] = field(default_factory=dict)
     path_loss: str = "log_distance"
@@ -74,6 +76,12 @@ class ChannelModel:
                 f"min_distance = {self.min_distance} m must not exceed cell_radius = {self.cell_radius} m"
             )
         choice("placement", self.placement, Placement)
+        if self.distances is not None:
+            positive("distances", self.distances)
+            if len(self.distances) != self.num_devices:
+                raise ValueError(
+                    f"distances has {len(self.distances)} numbers for {self.num_devices} devices"
+                )
         positive("shadowing_distance", self.shadowing_distance)
         positive("step", self.step)
 
@@ -82,11 +90,14 @@ def place_devices(model: ChannelModel, rng: np.random.Generator) -> FloatArray:
     """Return the distance of every device from the server.
 
     `rings`: d_k = sqrt(d_min^2 + (R^2 - d_min^2)(k - 1/2)/K), k = 1..K. `random`: the same law with
-    (k - 1/2)/K replaced by a uniform variate, i.e. uniform over the annulus.
+    (k - 1/2)/K replaced by a uniform variate, i.e. uniform over the annulus. Distances that the model names
+    take their place.
 
     Returns:
         (K,) distances, m; draw them once and keep them for the run.
     """
+    if model.distances is not None:
+        return np.array(model.distances)
     k = model.num_devices
     area = rng.random(k) if model.placement == "random" else (np.arange(k) + 0.5) / k
     inner, outer = model.min_distance**2, model.cell_radius**2

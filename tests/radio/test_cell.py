@@ -68,3 +68,13 @@ def test_a_cell_without_uplink_has_no_rates_and_a_wrong_word_is_named() -> None:
         cell_of(spread="wide")
     with pytest.raises(ValueError, match="error_variance"):
         cell_of(error_variance=-1.0)
+
+
+def test_devices_stand_where_they_are_put() -> None:
+    model = ChannelModel(num_devices=3, antennas=2, distances=(100.0, 250.0, 40.0))
+    cell = Cell(model, partial(generator, 1))
+    np.testing.assert_array_equal(cell.distances, [100.0, 250.0, 40.0])
+    # 37.6 dB per decade.
+    assert 10 * np.log10(cell.mean_gain[0] / cell.mean_gain[1]) == pytest.approx(37.6 * np.log10(2.5))
+    with pytest.raises(ValueError, match="2 numbers for 3 devices"):
+        ChannelModel(num_devices=3, antennas=2, distances=(1.0, 2.0))

@@ -1,6 +1,6 @@
 """What a user is told of devices that lose their part."""
 
-from records.summary import starved_rounds, summarise
+from records.summary import device_energy, starved_rounds, summarise
 from server_app.progress import round_line, starved_line
 from strategies.records import RoundLog
 
@@ -52,3 +52,10 @@ def test_the_summary_has_both_accuracies_and_says_that_devices_diverged():
     assert summary["final_accuracy_mean"] == 0.5
     assert summary["final_accuracy_samples"] == 0.75
     assert summary["diverged_evaluations"] == 2
+
+
+def test_the_summary_has_each_devices_joules(tmp_path):
+    table = tmp_path / "devices.csv"
+    head = "round,device,compute_energy_j,transmit_energy_j"
+    table.write_text("\n".join([head, "1,2,0.5,0.25", "1,10,,", "2,2,1,", "2,3,2,0"]) + "\n")
+    assert device_energy(table) == {"2": 1.75, "3": 2.0}

@@ -140,3 +140,15 @@ def test_nobody_can_pay() -> None:
     plan = strategy_of(2, battery=0.0).plan(1, range(2))
     assert plan.assignments == ()
     assert plan.columns["energy_j"] == 0.0
+
+
+@pytest.mark.parametrize("policy", ["joint", "energy_aware"])
+def test_a_device_of_more_weight_keeps_more(policy: str) -> None:
+    cells = [{}, {"weights": np.array([1.0, 1.0, 1.0, 1.0, 5.0])}, {"weights": np.full(5, 5.0)}]
+    pruned = [
+        [a.num_pruned for a in strategy_of(5, policy, cell=cell).plan(1, range(5)).assignments]
+        for cell in cells
+    ]
+    assert pruned[1][4] < pruned[0][4]
+    assert sum(pruned[1][:4]) > sum(pruned[0][:4])
+    np.testing.assert_allclose(pruned[2], pruned[0], atol=1)  # all alike: nothing changes

@@ -122,7 +122,7 @@ def test_a_round_in_which_nothing_is_sent_leaves_the_global_part_and_takes_its_t
         report = TrainReport(None, 20)
         assert receiver.open(assignment, report) is None
         receiver.add(assignment, report, None, scale=1.0, num_examples=20)
-    weights, columns, covered, _ = receiver.finish()
+    weights, columns, covered, *_ = receiver.finish()
     assert columns["latency_s"] == pytest.approx(max(strategy.cell.fixed_time))
     assert columns["latency_s"] > 0
     assert columns["uncovered_share"] == 1.0
