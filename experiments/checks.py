@@ -21,7 +21,7 @@ def check_fully(settings: Settings, seen: set[str]) -> None:
         ConfigError: as the run would.
     """
     if settings.tracker.name != "none":
-        from server_app.trackers import check_tracker
+        from records.trackers import check_tracker
 
         check_tracker(settings.tracker.name, settings.tracker.options)
     if settings.study.name is not None:

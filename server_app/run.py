@@ -31,6 +31,7 @@ from records.live import Live
 from records.ownership import SUMMARY, guarded, owned, refuse_used
 from records.recorder import DEVICES, ROUNDS, HistoryError, Recorder, read_table, write_json
 from records.summary import device_energy, run_facts, starved_rounds, summarise
+from records.trackers import Tracker
 from schema import ConfigError
 from server_app.devices import write_fleet
 from server_app.job import Job, prepare
@@ -40,7 +41,7 @@ from server_app.resume import continues, load_checkpoint, open_checkpoint
 from server_app.settings import Settings
 from server_app.stop import EarlyStop
 from server_app.strategy import build_strategy
-from server_app.trackers import Tracker, open_tracker
+from server_app.tracking import track
 from strategies.base import DivergedError, WirelessStrategy
 from strategies.exchange import exchange
 from strategies.probe_sink import ProbeSink
@@ -215,7 +216,7 @@ def _run(settings: Settings, grid: Grid, folder: Path, on_nodes: bool) -> dict[s
         )
         live = Live(folder, settings.rounds)
         strategy.notice = live.notice
-        with open_tracker(settings, folder) as tracker, closing(live):
+        with track(settings, folder) as tracker, closing(live):
             _rounds(job, strategy, grid, recorder, tracker, writer, stop)
     rows = read_table(folder / ROUNDS)
     _draw(folder)

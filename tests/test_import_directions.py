@@ -18,7 +18,16 @@ ALLOWED = {
     "protocol": {"numpy", "flwr"},
     "client_app": {"flwr", "torch", "numpy", "task", "protocol", "radio.payload"},
     # torch: the learned scheduler; cryptography, which Flower brings: the keys of nodes
-    "records": {"matplotlib", "omegaconf", "numpy", "flwr", "protocol", "strategies"},
+    "records": {
+        "tensorboardX",
+        "mlflow",
+        "matplotlib",
+        "omegaconf",
+        "numpy",
+        "flwr",
+        "protocol",
+        "strategies",
+    },
     "strategies": {"flwr", "numpy", "scipy", "torch", "cryptography", "radio", "protocol"},
 }
 

@@ -24,7 +24,7 @@ from records.recorder import TIMING
 from registry import Registry
 from schema import ConfigError
 from server_app.settings import Settings
-from server_app.trackers import open_tracker
+from server_app.tracking import track
 from strategies.records import Value
 
 DRAWS = "draws.csv"
@@ -81,7 +81,7 @@ def run_study(settings: Settings, folder: Path) -> dict[str, Any]:
     if name is None:
         raise ConfigError("study.name is null: there is no study to run")
     function = resolve(name)
-    with open_tracker(settings, folder, unit="draw") as tracker:
+    with track(settings, folder, unit="draw") as tracker:
         try:
             result = function(settings)
         except ConfigError:

@@ -13,8 +13,9 @@ from typing import Any, Literal
 import schema
 from protocol.training import TrainingSpec
 from radio.settings import AirSettings, ChannelSettings, RadioSettings, SchedulerSettings
+from records.settings import TrackerSettings
 from schema import Unit, key
-from schema.uses import MLFLOW, STUDY, TRAINING
+from schema.uses import STUDY, TRAINING
 from server_app.stop import StopSettings
 from strategies.settings import (
     FleetSettings,
@@ -61,17 +62,6 @@ class StudySettings:
         "scheduling, optimality, planning, printed_formula, or package.module:function; null: train"
     )
     draws: int = key("channel draws of a study", minimum=1, used=STUDY)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrackerSettings:
-    """Where metrics go beside the CSV records."""
-
-    name: str = key("none, tensorboard, mlflow, or package.module:callable", decides=False)
-    options: Mapping[str, Any] = key("keyword-only parameters of the tracker", decides=False)
-    database: str | None = key(
-        "of MLflow, unless MLFLOW_TRACKING_URI names a server", path=True, used=MLFLOW, decides=False
-    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,9 +8,9 @@ import pytest
 
 from experiments.studies import run_study
 from records.recorder import read_table
+from records.trackers import TrackedJob, numbers
 from schema import ConfigError
 from server_app.settings import compose_settings
-from server_app.trackers import TrackedJob, numbers
 from tests.experiments.small_sweeps import run_tiny
 
 

@@ -17,7 +17,6 @@ from typing import Any, Protocol
 
 from registry import Registry
 from schema import ConfigError
-from server_app.settings import Settings, flatten
 from strategies.records import Value
 
 log = logging.getLogger(__name__)
@@ -52,7 +51,7 @@ class TrackedJob:
 
 TRACKERS: Registry[Callable[..., AbstractContextManager[Tracker]]] = Registry("tracker", key="tracker.name")
 TRACKERS.register_at(
-    tensorboard="server_app.trackers.tensorboard:tensorboard", mlflow="server_app.trackers.mlflow:mlflow"
+    tensorboard="records.trackers.tensorboard:tensorboard", mlflow="records.trackers.mlflow:mlflow"
 )
 
 
@@ -94,28 +93,20 @@ def check_tracker(name: str, options: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def open_tracker(settings: Settings, folder: Path, unit: str = "round") -> Iterator[Tracker]:
-    """Open the tracker that the settings name, and close it when the job ends, well or not.
+def open_tracker(name: str, options: Mapping[str, Any], job: TrackedJob) -> Iterator[Tracker]:
+    """Open a tracker, and close it when the job ends, well or not.
 
     Args:
-        settings: the checked settings.
-        folder: of the job's records.
-        unit: what a step is, "round" or "draw".
+        name: of the tracker.
+        options: its keyword-only parameters.
+        job: what is tracked.
 
     Raises:
         ConfigError: if there is none of this name, its package is not installed, or it does not take the job.
     """
-    name = settings.tracker.name
-    job = TrackedJob(
-        folder,
-        name=str(settings.report.get("name", "airflower")),
-        settings=flatten(settings.to_dict()),
-        database=settings.tracker.database,
-        unit=unit,
-    )
-    check_tracker(name, settings.tracker.options)
+    check_tracker(name, options)
     try:
-        context = TRACKERS.find(name)(job, **settings.tracker.options)
+        context = TRACKERS.find(name)(job, **options)
         tracker = context.__enter__()
     except Exception as error:  # what is not installed, a database's, the network's
         raise ConfigError(f"tracker = {name}: {error}") from error

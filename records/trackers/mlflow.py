@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
-from server_app.trackers import TrackedJob, Tracker, numbers
+from records.trackers import TrackedJob, Tracker, numbers
 from strategies.records import Value
 
 log = logging.getLogger(__name__)

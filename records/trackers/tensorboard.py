@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from server_app.trackers import TrackedJob, Tracker, numbers
+from records.trackers import TrackedJob, Tracker, numbers
 from strategies.records import Value
 
 
