@@ -73,9 +73,7 @@ class Clock:
 
     def first(self) -> Work | None:
         """Return the work that ends first, of equals that of the lower index; None if nobody is at work."""
-        return min(
-            self._works.values(), key=lambda work: (round(work.left / _TICK), work.device), default=None
-        )
+        return min(self._works.values(), key=_order, default=None)
 
     def pop(self) -> Work:
         """Take the work that ends first.
