@@ -207,19 +207,7 @@ def _rank(value: Any) -> tuple[int, float, str]:
 
 
 def rounds(run: Run, column: str) -> tuple[FloatVector, FloatVector]:
-    """Return the rounds that have a value in the column, and the values; derived columns too.
-
-    Of ``column@level`` the one value of the round in which the mean accuracy first reached the level;
-    infinite, at the last round, if it never did.
-    """
-    base, at, level = column.partition("@")
-    if at:
-        index, values = rounds(run, base)
-        evaluated, accuracy = rounds(run, "accuracy_mean")
-        reached = evaluated[accuracy >= float(level)]
-        if not reached.size:
-            return index[-1:], np.full(index[-1:].shape, np.inf)
-        return reached[:1], values[index == reached[0]]
+    """Return the rounds that have a value in the column, and the values; derived columns too."""
     rows = run.table("rounds.csv")
     source = column if rows and column in rows[0] else CUMULATIVE.get(column, column)
     if column.startswith("measured_"):
@@ -275,8 +263,11 @@ def samples(run: Run, column: str, reduce: str | None = None) -> dict[int, float
         name = "timing.csv" if column.startswith("measured_") else "draws.csv"
         found = {int(row["draw"]): number(row.get(column)) for row in run.table(name)}
         return {draw: value for draw, value in found.items() if math.isfinite(value)}
+    base, at, level = column.partition("@")
+    if at:  # what is never reached has no number
+        found_at = to_target(run, base, float(level))
+        return {} if found_at is None else {0: found_at}
     _, values = rounds(run, column)
-    values = values[np.isfinite(values)]  # a level that was never reached has no number
     if not values.size:
         return {}
     reduce = reduce or quantity(column).reduce

@@ -103,6 +103,9 @@ def test_a_target_is_counted_to_the_evaluation_that_first_reached_it(sweep):
         "spent_j": 9,
     }
     assert to_target(run, "elapsed_s", 0.95) is None
+    # As the column of a claim; what was never reached is no number.
+    assert samples(run, "elapsed_s@0.8") == {0: 6}
+    assert samples(run, "elapsed_s@0.95") == {}
 
 
 def test_runs_that_never_reach_the_target_are_counted_aloud(sweep, text):
