@@ -40,11 +40,15 @@ def _asks_what_to_do(settings: Any) -> bool:
 
 
 def _dense_air(settings: Any) -> bool:
-    return bool(settings.scheme.uplink == "over_the_air")
+    return settings.scheme.uplink in ("over_the_air", "over_the_air_adaptive")
 
 
 def _pruned_air(settings: Any) -> bool:
     return bool(settings.scheme.uplink == "over_the_air_pruned")
+
+
+def _adaptive(settings: Any) -> bool:
+    return bool(settings.scheme.uplink == "over_the_air_adaptive")
 
 
 def _bitmap(settings: Any) -> bool:
@@ -84,10 +88,11 @@ OFDMA = Use("with the emulated OFDMA uplink", _ofdma)
 BY_WEIGHTS = Use("with radio.cycles=weights", lambda s: s.radio.cycles == "weights")
 BY_FLOPS = Use("with radio.cycles=flops", lambda s: s.radio.cycles == "flops")
 DIGITAL = Use("with a digital uplink (OFDMA or measured)", lambda s: not _air(s))
-AIR = Use("over the air (scheme=over_the_air, error_free or aircomp_pruned)", _air)
+AIR = Use("over the air (scheme=over_the_air, over_the_air_adaptive, error_free or aircomp_pruned)", _air)
 # Without noise, and where the channels are known, every way of sending a sum gives the sum.
 IMPERFECT_AIR = Use(
-    "by scheme=over_the_air and error_free where the air errs (air.noise, air.channel_error_variance)",
+    "by scheme=over_the_air, over_the_air_adaptive and error_free where the air errs (air.noise, "
+    "air.channel_error_variance)",
     lambda s: _dense_air(s) and _errs(s),
 )
 SNR = Use(
@@ -99,12 +104,18 @@ BEAMFORMER = Use(
     f"over the air by schedulers other than {', '.join(_OWN_BEAM)}, and where air.recompute_beam acts",
     _solves_beams,
 )
+ADAPTIVE = Use("by scheme=over_the_air_adaptive", _adaptive)
+REGULARISED = Use(
+    "with adaptive.receive_scaling=regularised", lambda s: s.adaptive.receive_scaling == "regularised"
+)
 PRUNED_AIR = Use("by scheme=aircomp_pruned", _pruned_air)
 NOISE = Use("air.noise=true", lambda s: s.air.noise)
 COMMON_MASK = Use("air.count_mode=common_mask", lambda s: s.air.count_mode == "common_mask")
 BITMAP = Use("by scheme=aircomp_pruned with air.count_mode=bitmap", _bitmap)
 NOT_PRUNED_AIR = Use("by schemes other than aircomp_pruned", lambda s: not _pruned_air(s))
-NOT_DENSE_AIR = Use("by schemes other than over_the_air and error_free", lambda s: not _dense_air(s))
+NOT_DENSE_AIR = Use(
+    "by schemes other than over_the_air, over_the_air_adaptive and error_free", lambda s: not _dense_air(s)
+)
 PLACES = Use(
     "with the emulated OFDMA uplink, or over the air with air.path_loss=true (not channel.model=trace)",
     lambda s: (_ofdma(s) or (_air(s) and s.air.path_loss)) and s.channel.model != "trace",

@@ -160,6 +160,7 @@ def _norm_limit(fleet: FleetSettings) -> NormLimit:
 
 
 def _over_the_air(job: Job, skeleton: dict[str, Any]) -> WirelessStrategy:
+    from strategies.adaptive_over_the_air import AdaptiveOverTheAir
     from strategies.over_the_air import OverTheAir  # half a second of imports
     from strategies.pruned_over_the_air import PrunedOverTheAir
 
@@ -170,6 +171,9 @@ def _over_the_air(job: Job, skeleton: dict[str, Any]) -> WirelessStrategy:
         parts = {"air": interface, "weighting": settings.scheme.weighting, **skeleton}
         if settings.scheme.uplink == "over_the_air":
             return OverTheAir(**parts)
+        if settings.scheme.uplink == "over_the_air_adaptive":
+            tensors = tuple(job.split.global_part.slices().values())
+            return AdaptiveOverTheAir(adaptive=settings.adaptive, tensors=tensors, **parts)
         return PrunedOverTheAir(
             count_mode=air.count_mode,
             shrinkage=air.shrinkage,

@@ -7,7 +7,7 @@ updates through the emulated air, and take the receiver's estimate of the averag
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any, ClassVar
@@ -17,10 +17,21 @@ import numpy.typing as npt
 
 from protocol.streams import generator
 from radio.air.side_information import SideInformation, side_information
-from radio.air.transceiver import Mode, airtime_s, average, design_link, effective_channels, measure, symbols
-from radio.air.zero_forcing import Packing
+from radio.air.transceiver import (
+    AirAverage,
+    Link,
+    Mode,
+    airtime_s,
+    average,
+    design_link,
+    effective_channels,
+    measure,
+    symbols,
+)
+from radio.air.zero_forcing import Packing, ZeroForcing, zero_forcing
 from radio.beamforming import BEAMFORMERS, beamform
 from radio.channel import Cell, ChannelModel
+from radio.channel.cell import ChannelVectors
 from radio.channel.scene import Streams
 from radio.scheduling import SCHEDULERS, Schedule, schedule
 from radio.settings import Payload
@@ -126,7 +137,7 @@ class OverTheAir(WirelessStrategy):
         *ENERGY_ROUND_COLUMNS,
     )
     scheme_device_columns: ClassVar[tuple[str, ...]] = ("channel_gain_db", "beam_gain_db", *ENERGY_COLUMNS)
-    statistics_sent: ClassVar[int] = 2  # numbers that each user sends: mean and deviation
+    statistics_sent: int = 2  # numbers that each user sends: mean and deviation
 
     def __init__(self, *, air: AirInterface, weighting: Weighting = "uniform", **skeleton: Any) -> None:
         super().__init__(**skeleton)
@@ -285,25 +296,67 @@ def combine_dense(
         weights: the global part that was broadcast.
         uploads: by user.
     """
-    chosen = air_plan(plan)
-    present = np.flatnonzero(np.isin(chosen.users, list(uploads)))
-    senders = [uploads[int(user)] for user in chosen.users[present]]
-    channels = chosen.channels.of(present)
+    chosen, present, senders = senders_of(plan, uploads)
     base = weights if air.payload == "model" else np.float32(0)
 
     def read(position: int) -> npt.NDArray[np.floating]:
         return senders[position].values + base
 
-    share = None
+    share = sample_shares(weighting, senders)
+    _, result = send_dense(air, share, noise, chosen.channels.of(present), chosen.beam, read)
+    moved = (weights + (result.estimate - base)).astype(np.float32)
+    columns: dict[str, Value] = {"mse_predicted": result.predicted_mse, "mse_realised": result.realised_mse}
+    return Outcome(moved, columns, power=sent_power(chosen, present, result))
+
+
+def sent_power(chosen: AirPlan, present: npt.NDArray[np.int_], result: AirAverage) -> dict[int, float]:
+    """Return the power of each user that sent, as a share of P0."""
+    return dict(zip(chosen.users[present].tolist(), result.transmit_power.tolist(), strict=True))
+
+
+def senders_of(
+    plan: RoundPlan, uploads: Mapping[int, AirUpdate]
+) -> tuple[AirPlan, npt.NDArray[np.int_], list[AirUpdate]]:
+    """Return the plan of the air, the rows of the users that answered, and what they send."""
+    chosen = air_plan(plan)
+    present = np.flatnonzero(np.isin(chosen.users, list(uploads)))
+    return chosen, present, [uploads[int(user)] for user in chosen.users[present]]
+
+
+def sample_shares(weighting: Weighting, senders: Sequence[AirUpdate]) -> FloatVector | None:
+    """Return the weight of each user, (M,), not normalised; None: equal."""
     if weighting == "samples":
-        share = np.array([sender.num_examples for sender in senders], np.float64)
-    statistics = measure(read, len(senders))
-    known, beam = channels.known, chosen.beam
+        return np.array([sender.num_examples for sender in senders], np.float64)
+    return None
+
+
+def send_dense(
+    air: AirInterface,
+    share: FloatVector | None,
+    noise: np.random.Generator,
+    channels: ChannelVectors,
+    beam: npt.NDArray[np.complex128],
+    read: Callable[[int], npt.NDArray[np.floating]],
+    *,
+    scaling: Callable[..., ZeroForcing] = zero_forcing,
+) -> tuple[Link, AirAverage]:
+    """Send the vectors of some users through the air at once.
+
+    Args:
+        air: the analog uplink.
+        share: (M,) weight of each user, not normalised; None: equal.
+        noise: draws the receiver noise.
+        channels: of these users.
+        beam: (N,) of the plan.
+        read: from the position of a user to what it sends, (d,).
+        scaling: how users meet at the receiver.
+    """
+    statistics = measure(read, len(channels.known))
     if air.recompute_beam and statistics.std.max() > 0:
-        effective = effective_channels(known, statistics, weights=share, mode=air.mode)
+        effective = effective_channels(channels.known, statistics, weights=share, mode=air.mode)
         beam = beamform(effective, method=air.beamformer, initial=beam).beam
     link = design_link(
-        known,
+        channels.known,
         beam,
         statistics,
         power=1.0,
@@ -311,19 +364,9 @@ def combine_dense(
         weights=share,
         mode=air.mode,
         packing=air.packing,
+        scaling=scaling,
     )
-    result = average(
-        read,
-        link,
-        noise,
-        true_channels=None if channels.perfect else channels.true,
-    )
-    moved = (weights + (result.estimate - base)).astype(np.float32)
-    return Outcome(
-        moved,
-        {"mse_predicted": result.predicted_mse, "mse_realised": result.realised_mse},
-        power=dict(zip(chosen.users[present].tolist(), result.transmit_power.tolist(), strict=True)),
-    )
+    return link, average(read, link, noise, true_channels=None if channels.perfect else channels.true)
 
 
 def _check_solvers(air: AirInterface) -> None:

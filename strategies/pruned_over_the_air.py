@@ -54,7 +54,7 @@ class PrunedOverTheAir(OverTheAir):
         "shrinkage_mean",
     )
     scheme_device_columns: ClassVar[tuple[str, ...]] = (*OverTheAir.scheme_device_columns, "pruning_ratio")
-    statistics_sent: ClassVar[int] = 1  # the scale of its update
+    statistics_sent: int = 1  # the scale of its update
 
     def __init__(
         self,

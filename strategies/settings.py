@@ -10,11 +10,13 @@ from radio.allocation.energy_aware import Objective
 from radio.allocation.policies import TieBreak
 from schema import key
 from schema.uses import (
+    ADAPTIVE,
     BUFFERED,
     DIGITAL,
     ENERGY_AWARE,
     FIXED_RATIO,
     MEASURED,
+    NOISE,
     NORM_LIMIT,
     NOT_BUFFERED,
     NOT_PRUNED_AIR,
@@ -22,6 +24,7 @@ from schema.uses import (
     OPTIMUM,
     OVERLAPPING,
     PROBE,
+    REGULARISED,
     SAMPLED,
     TIME_OPTIMUM,
     TRAINING,
@@ -29,7 +32,7 @@ from schema.uses import (
 from strategies.limits import Action
 
 Weighting = Literal["uniform", "samples"]
-Uplink = Literal["ofdma", "over_the_air", "over_the_air_pruned"]
+Uplink = Literal["ofdma", "over_the_air", "over_the_air_adaptive", "over_the_air_pruned"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,6 +158,38 @@ class FleetSettings:
     roster: str | None = key(
         'file with one device per line, "index public-key": which key is which device, for good',
         path=True, used=TRAINING, decides=False,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptiveSettings:
+    """What over-the-air averaging does about the noise (only with scheme=over_the_air_adaptive)."""
+
+    name: str = key("of this choice of switches, as in figures", decides=False)
+    receive_scaling: Literal["exact", "regularised"] = key(
+        "exact: every user inverts its channel; regularised: least error of bias and noise together",
+        used=ADAPTIVE & NOISE,
+    )
+    error_feedback: bool = key(
+        "a user sends what it could not deliver with its next update", used=ADAPTIVE & NOISE & REGULARISED
+    )
+    shrinkage: Literal["off", "whole", "tensors"] = key(
+        "shrink what is received by its noise: off, as a whole, or each of the model's tensors by itself",
+        used=ADAPTIVE & NOISE,
+    )
+    choose_users: bool = key(
+        "the number of users by the predicted error, at most air.num_selected", used=ADAPTIVE
+    )
+    norm_exponent: float = key(
+        "users count by the norm of their update to this power; -1: all push equally", used=ADAPTIVE
+    )
+    momentum: float = key(
+        "of the server's step, less of it in noise: times the share of signal in what is received",
+        minimum=0, below=1, used=ADAPTIVE,
+    )  # fmt: skip
+    averaging_power: float | None = key(
+        "the model is the mean of about the last 1/(1 + averaging_power) of the rounds; null: the last one",
+        minimum=0, used=ADAPTIVE,
     )  # fmt: skip
 
 

@@ -239,8 +239,9 @@ def design_link(
     weights: ArrayLike | None = None,
     mode: Mode = "per_user",
     packing: Packing = "iq",
+    scaling: Callable[..., ZeroForcing] = zero_forcing,
 ) -> Link:
-    """Zero-forcing transmit coefficients, receive scaling and analytic noise variance of one round.
+    """Transmit coefficients, receive scaling and analytic noise variance of one round.
 
     Args:
         channels: (M, N) channels of the selected users as the server knows them.
@@ -251,6 +252,8 @@ def design_link(
         weights: (M,) aggregation weights; None: equal.
         mode: "per_user" or "common" normalisation.
         packing: "iq" or "real".
+        scaling: how users meet at the receiver: `zero_forcing`, or `radio.air.regularised.regularised` (which
+            sees the correlation between their symbols).
 
     Raises:
         ValueError: for bad channels, powers, weights or names, or a beam that a sending user cannot reach.
@@ -259,7 +262,7 @@ def design_link(
     choice("mode", mode, Mode)
     phi = check_weights(weights, len(checked))
     amplitude, shift, divisor, offset = _amplitudes(statistics, phi, mode)
-    inverse = zero_forcing(checked, beam, amplitude, power=power, noise_power=noise_power, packing=packing)
+    inverse = scaling(checked, beam, amplitude, power=power, noise_power=noise_power, packing=packing)
     return Link(
         inverse=inverse,
         weights=phi,
@@ -276,9 +279,9 @@ def design_link(
 
 
 def arrival(link: Link, channels: ArrayLike | None) -> Complex:
-    """Return a_k, (M,), over the true channels; exactly 1 if `channels` is None (known channels)."""
+    """Return a_k, (M,), over the true channels; with zero forcing exactly 1 if `channels` is None (known)."""
     if channels is None:
-        return np.ones(len(link.transmit), dtype=np.complex128)
+        return link.inverse.share.astype(np.complex128)
     return link.inverse.arrival(channels)
 
 
@@ -382,7 +385,7 @@ def average(
         if user == 0:
             received = np.full(vector.size, link.offset)
             exact = np.zeros(vector.size)
-            misaligned = np.zeros(vector.size if true_channels is not None else 0)
+            misaligned = np.zeros(vector.size if (arrived != 1.0).any() else 0)
         if vector.shape != received.shape:
             raise ValueError(f"update of user {user} has shape {vector.shape}; expected {received.shape}")
         factor = link.amplitude[user] / link.divisor[user]

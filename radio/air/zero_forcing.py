@@ -31,6 +31,8 @@ class ZeroForcing:
         transmit: (M,) complex b_k; 0 for a silent user.
         eta: receive scaling; infinite if all users are silent.
         noise_variance: error variance per real entry due to receiver noise.
+        share: (M,) what each user delivers of its amplitude; 1 with zero forcing (`radio.air.regularised` has
+            other ways).
     """
 
     beam: Complex
@@ -38,12 +40,13 @@ class ZeroForcing:
     transmit: Complex
     eta: float
     noise_variance: float
+    share: Real
 
     def arrival(self, true_channels: ArrayLike) -> Complex:
         """Return a_k = m^H h_k b_k / (sqrt(eta) w_k), (M,), over the true channels (M, N); 1 if silent."""
         passed = check_channels(true_channels) @ self.beam.conj()
         heard = np.where(self.projected == 0.0, 1.0, self.projected)
-        return np.asarray(np.where(self.transmit != 0.0, passed / heard, 1.0))
+        return np.asarray(np.where(self.transmit != 0.0, self.share * passed / heard, 1.0))
 
 
 def zero_forcing(
@@ -84,4 +87,4 @@ def zero_forcing(
         eta = float(power * (gain[sending] / amplitude[sending] ** 2).min())
         transmit[sending] = amplitude[sending] * np.sqrt(eta) * projected[sending].conj() / gain[sending]
     variance = noise_power / eta / (1.0 if packing == "iq" else 2.0)
-    return ZeroForcing(receive, projected, transmit, eta, variance)
+    return ZeroForcing(receive, projected, transmit, eta, variance, np.ones(len(channels)))

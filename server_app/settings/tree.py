@@ -18,6 +18,7 @@ from schema import Unit, key
 from schema.uses import STUDY, TRAINING
 from server_app.stop import StopSettings
 from strategies.settings import (
+    AdaptiveSettings,
     FleetSettings,
     MeasuredSettings,
     SchemeSettings,
@@ -100,6 +101,7 @@ class Settings:
     selection: SelectionSettings
     stop: StopSettings
     air: AirSettings
+    adaptive: AdaptiveSettings
     scheduler: SchedulerSettings
     engine: EngineSettings
     study: StudySettings

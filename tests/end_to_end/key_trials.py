@@ -14,7 +14,7 @@ from typing import Any
 SCHEMES = (
     "proposed", "simultaneous", "equal_bandwidth", "equal_bandwidth_joint_rho", "personalization_only",
     "pruning_only", "fedavg", "fixed_ratio", "printed_formula", "over_the_air", "error_free",
-    "aircomp_pruned", "measured", "energy_aware",
+    "over_the_air_adaptive", "aircomp_pruned", "measured", "energy_aware",
 )  # fmt: skip
 
 # Every scheme that prunes does so here, partly, and no two devices hold equally many images.
@@ -67,7 +67,8 @@ _IMPERFECT = {"air.channel_error_variance": 0.05}
 _OWN_MASKS = {"air.count_mode": "bitmap", "radio.latency_threshold_ms": 2.5, "radio.cycles_per_weight": 200.0}
 _COUNT_FREE = {**_OWN_MASKS, "air.count_mode": "count_free"}
 _PLACES = {"air.path_loss": True}
-_AIRS = ("over_the_air", "error_free", "aircomp_pruned")
+_LOUD = {"rounds": 3, "air.snr_db": -20.0}
+_AIRS = ("over_the_air", "error_free", "over_the_air_adaptive", "aircomp_pruned")
 _OFDMA = SCHEMES[:9]
 _SGD = {"training.optimizer": "sgd"}
 _EPOCHS = {"training.personal_epochs": 1, "training.global_epochs": 1}
@@ -213,7 +214,7 @@ TRIALS: tuple[Trial, ...] = (
     _t("scheme.allocation", "equal_bandwidth", others={"equal_bandwidth": "joint"}),
     _t("scheme.pruning_ratio", 0.3),
     _t("scheme.personalization", False, others=dict.fromkeys(
-        ("pruning_only", "fedavg", "over_the_air", "error_free"), True)),
+        ("pruning_only", "fedavg", "over_the_air", "error_free", "over_the_air_adaptive"), True)),
     _t("scheme.weighting", "samples"),
     _t("air.num_selected", 2),
     _t("air.antennas", 4),
@@ -237,6 +238,16 @@ TRIALS: tuple[Trial, ...] = (
     _t("air.shrinkage", "off", _NOTHING_HEARD),
     _t("air.explore", 0.5),
     _t("air.explore", 0.5, _OWN_MASKS),
+    *(
+        _t(f"adaptive.{name}", value, setting)
+        for name, value in (
+            ("receive_scaling", "exact"), ("error_feedback", True), ("shrinkage", "off"),
+            ("norm_exponent", -1.0), ("averaging_power", 1.0), ("momentum", 0.0),
+        )
+        for setting in (_LOUD, {**_LOUD, "air.noise": False})
+    ),
+    _t("adaptive.error_feedback", True, {**_LOUD, "adaptive.receive_scaling": "exact"}),
+    _t("adaptive.choose_users", True, {"air.path_loss": True, "channel.path_loss_slope_db": 80.0, **_LOUD}),
     _t("air.min_count", 2),
     _t("air.min_count", 2, _OWN_MASKS),
     _t("air.min_count", 3, _COUNT_FREE),
