@@ -1,11 +1,12 @@
 """Over-the-air averaging that learns through the noise (ours): `strategies.over_the_air` with better ends.
 
-The same power, airtime, antennas and channels. The receiver scales for the least error instead of inverting
-exactly, shrinks what it heard by the noise that it knows, and hands out the average of the iterates; users
-may keep what they could not deliver for their next turn. All of it follows from what the server of
-`over_the_air` knows already: the channels, the noise variance, the power of what it heard, and the statistics
-that users report to it. Nothing more is signalled. Each part is a switch
-(`strategies.settings.AdaptiveSettings`); with all of them off this is `OverTheAir`, bit for bit.
+The same power, airtime, antennas and channels. By default updates are sent, the server's momentum follows the
+share of signal in what it hears, and the model is the average of the iterates. Switches (`AdaptiveSettings`)
+add receive scaling of least error, users that keep what they could not deliver for their next turn,
+shrinkage, and the number and weights of users. All of it follows from what the server of `over_the_air` knows
+already: the channels, the noise variance, the power of what it heard, the statistics of the users. One more
+number per user is signalled, and charged, only where users count by their norms and models are sent. With
+every switch off this is `OverTheAir`, bit for bit.
 """
 
 from __future__ import annotations

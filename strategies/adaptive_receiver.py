@@ -152,7 +152,8 @@ def _shares(
     deviation = measure(wanted, users).std
     if deviation.min() <= SILENT_STD:
         return share
-    return (np.ones(users) if share is None else share) * (deviation / deviation.mean()) ** exponent
+    before = np.ones(users) if share is None else share
+    return np.asarray(before * (deviation / deviation.mean()) ** exponent)
 
 
 def _correlation(link: Link, result: AirAverage) -> float | None:
