@@ -116,9 +116,11 @@ def test_the_closed_form_is_the_error_of_simulated_symbols(packing, correlation)
 def test_without_noise_it_is_zero_forcing_bit_for_bit():
     rng = np.random.default_rng(3)
     channels = rng.standard_normal((4, 2)) + 1j * rng.standard_normal((4, 2))
-    parts = {"power": 1.0, "noise_power": 0.0, "packing": "iq"}
-    ours = regularised(channels, np.ones(2), np.array([0.1, 0.0, 0.3, 0.2]), **parts)
-    theirs = zero_forcing(channels, np.ones(2), np.array([0.1, 0.0, 0.3, 0.2]), **parts)
+    amplitude = np.array([0.1, 0.0, 0.3, 0.2])
+    ours, theirs = (
+        scaling(channels, np.ones(2), amplitude, power=1.0, noise_power=0.0, packing="iq")
+        for scaling in (regularised, zero_forcing)
+    )
     np.testing.assert_array_equal(ours.transmit, theirs.transmit)
     np.testing.assert_array_equal(ours.share, np.ones(4))
 
