@@ -15,7 +15,7 @@ _DENSE = "dense_equal_bandwidth"  # the allocation policy that prunes nothing
 _WITHOUT_LIMIT = (_DENSE, "fixed_ratio", "printed_formula")  # those that keep to no largest pruning ratio
 
 _TIME_OPTIMA = ("joint", "joint_physical_noise")
-_OPTIMA = (*_TIME_OPTIMA, "energy_aware")
+_OPTIMA = (*_TIME_OPTIMA, "energy_aware", "equal_bandwidth_joint_rho")  # the last takes the ratios of joint
 
 
 def _air(settings: Any) -> bool:

@@ -25,16 +25,15 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike
 
+from radio.allocation.charged import Chosen, share_out_charged
 from radio.allocation.optimum import allocate
 from radio.allocation.pricing import (
     Buyers,
     Certificate,
-    Chosen,
     Rows,
     Sharing,
     certify,
     settle_limit,
-    share_out_charged,
 )
 from radio.allocation.shares import Allocation, AllocationStatus, WhenInfeasible
 from radio.arrays import BoolArray, FloatArray, choice, in_unit_interval, non_negative

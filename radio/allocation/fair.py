@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.optimize import brentq
 
+from radio.allocation.charged import share_out_charged
 from radio.allocation.pricing import (
     Buyers,
     Certificate,
@@ -22,7 +23,6 @@ from radio.allocation.pricing import (
     Sharing,
     certify,
     settle_limit,
-    share_out_charged,
 )
 from radio.allocation.ratio import ratio_at_rate
 from radio.allocation.shares import Allocation, AllocationStatus, WhenInfeasible

@@ -24,7 +24,6 @@ from numpy.typing import NDArray
 from scipy.optimize import brentq
 
 from radio.allocation.shares import InfeasibleAllocationError, WhenInfeasible
-from radio.allocation.uploaders import choose_uploaders
 from radio.arrays import BoolArray, FloatArray, choice
 from radio.roots import decreasing_root_in_rows
 
@@ -32,7 +31,7 @@ Rows = NDArray[np.intp]
 _PRICE_DOUBLINGS = 60
 _ROUNDING = 1e-12
 _BESIDE = 1e-10  # how far from a point its sides are looked at, relative
-_LOG_LARGEST = 700.0  # of a price that is still a number
+LOG_LARGEST = 700.0  # of a price that is still a number
 
 
 class Curve(Protocol):
@@ -87,7 +86,7 @@ class Sharing:
     @property
     def price(self) -> float:
         """Return lambda; infinite beyond the largest number."""
-        return float(np.exp(self.log_price)) if self.log_price < _LOG_LARGEST else float("inf")
+        return float(np.exp(self.log_price)) if self.log_price < LOG_LARGEST else float("inf")
 
 
 def utility(kept: FloatArray, alpha: float) -> FloatArray:
@@ -214,15 +213,15 @@ class Buyers:
 
 
 _FILLED = 1e-11  # the band, or all but so much of it, is a straight line away from full
-_MANY = 4096  # devices of whom a sample is asked first
-_SAMPLE = 32
+MANY = 4096  # devices of whom a sample is asked first
+SAMPLE = 32
 
 
-def _sampled_price(buyers: Buyers) -> float | None:
+def sampled_price(buyers: Buyers) -> float | None:
     """Return a log price near by: that at which every 32nd device would fill a 32nd of the band."""
-    if buyers.weight.size < _MANY:
+    if buyers.weight.size < MANY:
         return None
-    rows = np.arange(0, buyers.weight.size, _SAMPLE)
+    rows = np.arange(0, buyers.weight.size, SAMPLE)
     found = share_out(
         Buyers(buyers.curve.rows(rows), buyers.weight[rows], buyers.alpha),
         band=rows.size / buyers.weight.size,
@@ -234,7 +233,7 @@ def share_out(buyers: Buyers, hint: float | None = None, band: float = 1.0) -> S
     """Share the band; the needs at the lower ends must fit into it. `hint`: a log price near by."""
     if float(buyers.need_high.sum()) <= band:
         return Sharing(buyers.high.copy(), buyers.need_high, -np.inf)
-    hint = _sampled_price(buyers) if hint is None else hint
+    hint = sampled_price(buyers) if hint is None else hint
     last: Answer | None = None
 
     def surplus(log_price: FloatArray, _: Rows) -> tuple[FloatArray, FloatArray]:
@@ -445,122 +444,3 @@ def settle_limit(
     while least < (middle := 0.5 * (least + most)) < most:
         least, most = (least, middle) if floors(middle).sum() <= 1 else (middle, most)
     return most, left_out
-
-
-@dataclass(frozen=True, eq=False)
-class Chosen(Sharing):
-    """The optimum over who uploads as well.
-
-    Attributes:
-        gap: no choice gains more than this beyond `kept`, in the unit of the utility; 0: the optimum.
-    """
-
-    gap: float
-
-
-def share_out_charged(curve: Curve, weight: FloatArray, alpha: float, charged: BoolArray) -> Chosen:
-    """Share the band where some uploads have a fixed price: who is `charged` may stay silent at no cost.
-
-    A silent device keeps nothing, with utility 0. For alpha >= 1 that is infinitely bad, so that all upload;
-    if their least needs fill the band, those with the largest are silent. Otherwise who uploads is searched
-    for by branch and bound over the price of the band (`radio.allocation.uploaders`); where that stops early
-    `gap` says how far the optimum can be.
-    """
-    if not charged.any():
-        found = share_out(Buyers(curve, weight, alpha))
-        return Chosen(found.kept, found.share, found.log_price, 0.0)
-    least = np.where(charged, curve.need(curve.low), 0.0)
-    able = (weight > 0) & (least < 1)
-    if alpha >= 1:
-        order = np.argsort(np.where(able, least, np.inf), kind="stable")
-        fits = np.cumsum(np.where(able, least, 0.0)[order]) < 1.0
-        members = np.zeros(weight.size, dtype=np.bool_)
-        members[order] = fits
-        return _scattered(curve, weight, alpha, np.flatnonzero(members & able))
-    gains = _UploadGains(curve, weight, alpha, least)
-    scale = float(weight.sum()) / (1.0 - alpha)
-    best = choose_uploaders(
-        gains,
-        able,
-        np.arange(weight.size),
-        scale=scale,
-        price=gains.first_price(able),
-        trials=max(_LEAST_TRIALS, min(_MOST_TRIALS, _TRIAL_WORK // weight.size)),
-    )
-    found = gains.solved(best.share > 0)
-    return Chosen(found.kept, found.share, found.log_price, best.gap if best.gap > 1e-10 * scale else 0.0)
-
-
-# Nodes of the search: with many devices one of them more or less is little.
-_LEAST_TRIALS, _MOST_TRIALS, _TRIAL_WORK = 1, 60, 20_000
-_HALVINGS = 30  # of the logarithm of the first price
-
-
-def _scattered(
-    curve: Curve, weight: FloatArray, alpha: float, members: Rows, hint: float | None = None
-) -> Chosen:
-    """Share the band between some devices; the others keep nothing."""
-    kept, share = np.zeros(weight.size), np.zeros(weight.size)
-    if not members.size:
-        return Chosen(kept, share, -np.inf, 0.0)
-    found = share_out(Buyers(curve.rows(members), weight[members], alpha), hint)
-    kept[members] = found.kept
-    share[members] = np.where(found.kept > 0, found.share, 0.0)
-    return Chosen(kept, share, found.log_price, 0.0)
-
-
-class _UploadGains:
-    """What uploads gain at a price (`radio.allocation.uploaders.Gains`); silence has utility 0."""
-
-    def __init__(self, curve: Curve, weight: FloatArray, alpha: float, least: FloatArray) -> None:
-        self.least_share: FloatArray = least
-        self._curve, self._weight, self._alpha = curve, weight, alpha
-        self._buyers = Buyers(curve, weight, alpha)
-        self._last: FloatArray | None = None
-        self._price: float | None = None
-        self._solved: dict[bytes, Chosen] = {}
-
-    def first_price(self, able: BoolArray) -> float:
-        """Return a price near that of the band; of many devices a sample is asked."""
-        n = self._weight.size
-        if n < _MANY:
-            wanted = float(self._buyers.need_high[able].sum())
-            return float(self._weight[able].sum()) / max(wanted, 1.0) if able.any() else 1.0
-        rows = np.arange(0, n, _SAMPLE)
-        some = _UploadGains(self._curve.rows(rows), self._weight[rows], self._alpha, self.least_share[rows])
-        low, high = some.log_prices()
-        for _ in range(_HALVINGS):
-            middle = 0.5 * (low + high)
-            share, profit = some.respond(float(np.exp(middle)))
-            filled = float(share[able[rows] & (profit > 0)].sum()) > rows.size / n
-            low, high = (middle, high) if filled else (low, middle)
-        return float(np.exp(low))
-
-    def log_prices(self) -> tuple[float, float]:
-        """Return log prices at which all keep the most, and above which nobody gains by an upload."""
-        least = self._buyers.lowest
-        with np.errstate(divide="ignore"):
-            worth = np.log(self._weight) + np.log(utility(self._buyers.high, self._alpha))
-            most = float((worth - np.log(self._buyers.need_low)).max(initial=least))
-        least, most = (float(np.clip(at, -_LOG_LARGEST, _LOG_LARGEST)) for at in (least, most))
-        return least, max(least, most)
-
-    def respond(self, price: float) -> tuple[FloatArray, FloatArray]:
-        """Return each device's best share of an upload at a price, and w U(y) - price b there."""
-        log_price = float(np.log(price)) if price > 0 else -np.inf
-        answer = self._buyers.answer(log_price, self._last)
-        self._last, self._price = answer.kept, log_price
-        return answer.share, self._weight * utility(answer.kept, self._alpha) - price * answer.share
-
-    def share_out(self, members: BoolArray) -> tuple[FloatArray, float, float]:
-        """Return the best shares if exactly the members may upload, their multiplier and the gain."""
-        found = self.solved(members)
-        return found.share, found.price, float((self._weight * utility(found.kept, self._alpha)).sum())
-
-    def solved(self, members: BoolArray) -> Chosen:
-        """Return the optimum of these members."""
-        key = members.tobytes()
-        if key not in self._solved:
-            rows = np.flatnonzero(members)
-            self._solved[key] = _scattered(self._curve, self._weight, self._alpha, rows, self._price)
-        return self._solved[key]

@@ -10,7 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from radio.allocation import Allocation, AllocationStatus, InfeasibleAllocationError, allocate, pricing
+from radio.allocation import (
+    Allocation,
+    AllocationStatus,
+    InfeasibleAllocationError,
+    allocate,
+    charged,
+    pricing,
+)
 from radio.allocation.energy_aware import (
     EnergyCurve,
     allocate_energy,
@@ -129,7 +136,7 @@ def test_who_uploads_under_a_fixed_charge_is_the_best_of_all_sets() -> None:
 
 
 def test_the_gap_of_a_search_that_stops_early_holds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pricing, "_MOST_TRIALS", 1)
+    monkeypatch.setattr(charged, "_MOST_TRIALS", 1)
     assert check_choice(1, 4) > 0
 
 
@@ -209,8 +216,8 @@ def test_a_hundred_thousand_devices(seed: int, load: float) -> None:
 def test_many_devices_are_shared_out_by_a_price_that_a_sample_gives(monkeypatch: pytest.MonkeyPatch) -> None:
     terms = draw_terms(4, 64, load=0.5)
     plain = allocate_energy(terms)
-    monkeypatch.setattr(pricing, "_MANY", 32)
-    monkeypatch.setattr(pricing, "_SAMPLE", 4)
+    monkeypatch.setattr(pricing, "MANY", 32)
+    monkeypatch.setattr(pricing, "SAMPLE", 4)
     sampled = allocate_energy(terms)
     np.testing.assert_allclose(sampled.pruning_ratio, plain.pruning_ratio, atol=1e-12)
     assert abs(verify_energy(terms, sampled).duality_gap) <= 1e-12
