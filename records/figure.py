@@ -103,6 +103,7 @@ def _panels(config: Mapping[str, Any]) -> list[_Panel]:
             ),
             0.0,
         ),
+        _Panel("energy of a round (mJ)", (_Line("energy_j", "", scale=1e3),), 0.0),
         _Panel("mean pruning ratio", (_Line("pruning_ratio_mean", ""),), 0.0, 1.0),
         _Panel(
             "MSE of the average",

@@ -15,7 +15,7 @@ import numpy as np
 
 from experiments.report.legends import draw_legends
 from experiments.report.panels import Line, PanelData
-from experiments.report.views import View, make_view
+from experiments.report.views import View, make_view, thinned
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F", "#B8A800")
 DASHES: tuple[Any, ...] = (
@@ -94,6 +94,7 @@ def draw(panels: Sequence[PanelData], folder: Path, stem: str) -> Figure | None:
 
 def _view(data: PanelData, prefix: str) -> View:
     """Draw a panel alone, without title and legend, which the page sets itself."""
+    data = thinned(data)
     from matplotlib import pyplot as plt
 
     # Of two pictures in one page, nothing may have one name.

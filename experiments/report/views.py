@@ -10,14 +10,14 @@ import io
 import json
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from experiments.report.panels import PanelData
 
-_MOST_POINTS = 120  # of a line that hovering knows; the picture has all
+_MOST_POINTS = 120  # of a line; PNG and PDF have all
 _POINT = 72.0  # per inch, the unit of a picture
 
 
@@ -43,6 +43,16 @@ class View:
     labels: tuple[tuple[int, str, str], ...]
 
 
+def thinned(data: PanelData) -> PanelData:
+    """Return a panel whose lines have no more points than a view shows; first and last stay."""
+    lines = []
+    for line in data.lines:
+        wanted = np.linspace(0, line.x.size - 1, min(line.x.size, _MOST_POINTS))
+        kept = np.unique(wanted.round().astype(int))
+        lines.append(replace(line, x=line.x[kept], y=line.y[kept], spread=line.spread[kept]))
+    return replace(data, lines=tuple(lines))
+
+
 def make_view(
     figure: Any,
     axis: Any,
@@ -55,7 +65,7 @@ def make_view(
 
     Args:
         figure, axis: with nothing but the panel.
-        data: what it shows.
+        data: what it shows, thinned.
         prefix: of all names in the picture, unique in the page.
         look: of a line, by its number.
         caption: below it.
@@ -131,22 +141,17 @@ def _values(figure: Any, axis: Any, data: PanelData) -> dict[str, Any]:
     found["lines"] = []
     shift = _shifts(data)
     for line in data.lines:
-        chosen = np.unique(
-            np.linspace(0, line.x.size - 1, min(line.x.size, _MOST_POINTS)).round().astype(int)
-        )
-        places = (
-            axis.transData.transform(np.column_stack((line.x + shift[line.look], line.y))[chosen]) * scale
-        )
+        places = axis.transData.transform(np.column_stack((line.x + shift[line.look], line.y))) * scale
         entry: dict[str, Any] = {
             "i": line.look,
             "n": line.label,
             "px": [_short(x, 1) for x in places[:, 0]],
             "py": [_short(height - y, 1) for y in places[:, 1]],
-            "x": [_short(x) for x in line.x[chosen]],
-            "y": [_short(y) for y in line.y[chosen]],
+            "x": [_short(x) for x in line.x],
+            "y": [_short(y) for y in line.y],
         }
         if line.spread.any():
-            entry["e"] = [_short(half) for half in line.spread[chosen]]
+            entry["e"] = [_short(half) for half in line.spread]
         found["lines"].append(entry)
     return found
 

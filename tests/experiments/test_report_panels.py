@@ -17,6 +17,7 @@ from experiments.report.folders import find_runs
 from experiments.report.metrics import samples, spread_of, to_target
 from experiments.report.panels import panels_of
 from experiments.report.spec import Panel, Report
+from experiments.report.views import thinned
 
 
 def write(
@@ -224,6 +225,15 @@ def test_every_line_can_be_switched_and_has_its_values(sweep, text):
     assert curve["lines"][0]["y"][-1] == pytest.approx(
         samples(run, "accuracy_mean", "last")[0] + 0.001, abs=1e-3
     )
+
+
+def test_long_lines_are_thinned_for_the_page_and_keep_their_ends(tmp_path):
+    write(tmp_path / "runs" / "a", accuracy=[0.1 + 0.001 * i for i in range(700)])
+    data = panels_by(tmp_path / "runs")["curve", "", "accuracy_mean", None]
+    (line,) = thinned(data).lines
+    assert line.x.size == line.y.size == line.spread.size == 120
+    assert (line.x[0], line.x[-1]) == (1, 700)
+    assert (data.lines[0].x.size, line.y[-1]) == (700, data.lines[0].y[-1])
 
 
 def test_no_word_of_a_run_becomes_markup(tmp_path):

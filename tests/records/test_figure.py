@@ -99,5 +99,12 @@ def test_starved_devices_are_drawn_where_there_are_any(drawn):
     assert "devices" not in axes
 
 
+def test_joules_are_drawn_where_they_are_recorded(drawn):
+    _, axes = drawn(rows({**OFDMA, "energy_j": 0.02}))
+    assert list(axes["energy of a round (mJ)"].get_lines()[0].get_ydata()) == pytest.approx([20.0] * 3)
+    _, axes = drawn(rows(OFDMA))
+    assert not [label for label in axes if "energy" in label]
+
+
 def test_a_run_without_a_single_number_still_has_a_figure(drawn):
     drawn(rows({"accuracy_mean": ""}))
