@@ -11,13 +11,14 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import averaging, batched, engines, local_training, scale
+from benchmarks import averaging, batched, engines, local_training, own_networks, scale
 from benchmarks.measure import HEADER, machine_facts
 
 PARTS = {
     "device": local_training.device_figures,
     "training": local_training.figures,
     "batched": batched.figures,
+    "own": own_networks.figures,
     "averaging": averaging.figures,
     "engines": engines.figures,
     "scale": scale.figures,

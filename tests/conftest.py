@@ -5,6 +5,11 @@ import signal
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# A machine that is busy with other work fails no test.
+settings.register_profile("airflower", deadline=None)
+settings.load_profile("airflower")
 
 # Below `nohup` it is ignored, and whatever the tests start would inherit that.
 if hasattr(signal, "SIGHUP"):

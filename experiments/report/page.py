@@ -289,9 +289,11 @@ _NUMBER_CELL = ' class="n"'
 _COLUMNS = (
     "accuracy_mean",
     "accuracy_worst",
+    "global_accuracy",
     "loss_mean",
     "pruning_ratio_mean",
     "latency_s",
+    "elapsed_s",
     "uplink_bits",
     "wire_bytes",
     "energy_j",
@@ -376,8 +378,9 @@ def _note(section: Section) -> str:
         return f"Mean ± standard deviation over {_range(counts)} draws per run." if counts else ""
     spread = "Mean ± standard deviation over runs. " if len(completed) > len(results(section)[1]) else ""
     return (
-        f"{spread}Accuracy and loss: mean of the last quarter of the evaluations; other columns: mean of all "
-        "rounds."
+        f"{spread}Accuracy and loss: mean of the last quarter of the evaluations; emulated time: that of "
+        "all rounds; "
+        "other columns: mean of all rounds."
     )
 
 
