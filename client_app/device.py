@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import secrets
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from client_app.masks import Mask
 from client_app.network import Arrays, ModuleNetwork
 from client_app.own_model import Origin, keep_global
 from client_app.phases import Algorithm
+from client_app.privacy import privatised
 from client_app.probe import send_probe
 from client_app.results import LocalResult
 from client_app.schedules import rate
@@ -265,7 +267,7 @@ def report(work: Assignment, result: LocalResult, seconds: float, joules: float 
     run, context = work.run, work.context
     num_examples = len(run.parts[work.index].train)
     started = time.perf_counter()
-    upload = _upload(run.spec, work.broadcast, result)
+    upload = _upload(work, result)
     encoding = time.perf_counter() - started
     made = TrainReport(
         payload=upload,
@@ -486,17 +488,32 @@ def _stated_rate(context: Context) -> float:
     return float(value)
 
 
-def _upload(
-    spec: DeviceSpec, broadcast: npt.NDArray[np.float32], result: LocalResult
-) -> npt.NDArray[np.uint8] | None:
+def _upload(work: Assignment, result: LocalResult) -> npt.NDArray[np.uint8] | None:
+    spec, broadcast = work.run.spec, work.broadcast
     if not result.mask.any():
         return None
+    if spec.clip_norm:
+        kept = result.mask
+        update = np.zeros_like(broadcast)
+        update[kept] = privatised(
+            result.global_part[kept] - broadcast[kept], spec.clip_norm, spec.noise_deviation, _noise(work)
+        )
+        values = update if spec.uplink == "analog" else broadcast + update
+        bits = 32 if spec.uplink == "analog" else spec.bits_per_weight
+        return np.frombuffer(payload.encode(values, kept, bits=bits), np.uint8)
     if spec.uplink == "analog":
         # The emulated air adds real numbers: it is given the exact update, and where there is none.
         encoded = payload.encode(result.global_part - broadcast, result.mask, bits=32)
     else:
         encoded = payload.encode(result.global_part, result.mask, bits=spec.bits_per_weight)
     return np.frombuffer(encoded, np.uint8)
+
+
+def _noise(work: Assignment) -> np.random.Generator:
+    """Return what draws the noise: nobody else may know it on a node; a simulation repeats it by its seed."""
+    if work.run.spec.own_data_root:
+        return np.random.default_rng(secrets.randbits(256))
+    return generator(work.run.spec.seed, "privacy", work.order.round, work.index)
 
 
 def _arrays(spec: DeviceSpec, result: LocalResult) -> dict[str, npt.NDArray[np.uint8]]:

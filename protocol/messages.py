@@ -102,6 +102,8 @@ class DeviceSpec:
         data_root: folder of the data sets on the server's machine, or "" for the default one.
         own_data_root: whether a device that knows a folder of its own uses that instead (a node of a fleet).
         data_digest: of the labels of the server's data set; "" if it does not matter.
+        clip_norm: largest norm of an update that leaves a device; 0: no limit.
+        noise_deviation: of the noise that a device adds to every entry of it.
     """
 
     seed: int
@@ -123,6 +125,8 @@ class DeviceSpec:
     data_root: str = ""
     own_data_root: bool = False
     data_digest: str = ""
+    clip_norm: float = 0.0
+    noise_deviation: float = 0.0
 
     def to_json(self) -> str:
         """Return the JSON text that travels in an order."""

@@ -21,6 +21,7 @@ Purpose = Literal[
     "noise",
     "batches",
     "devices",
+    "privacy",
 ]
 
 # The position in this tuple is part of the key: append only, or old runs can no longer be repeated.

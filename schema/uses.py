@@ -200,6 +200,7 @@ STOPPED = Use(
     lambda s: s.stop.patience is not None or s.stop.threshold is not None,
 )
 PATIENT = Use("with stop.patience", lambda s: s.stop.patience is not None)
+PRIVATE = Use("with privacy.clip_norm", lambda s: s.privacy.clip_norm is not None)
 TRAINING = Use("by jobs that train (no study.name)", lambda s: s.study.name is None)
 STUDY = Use("by studies (study.name)", lambda s: s.study.name is not None)
 MLFLOW = Use("with tracker=mlflow", lambda s: s.tracker.name == "mlflow")

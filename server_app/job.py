@@ -109,7 +109,7 @@ def prepare(settings: Settings, *, on_nodes: bool = False) -> Job:
         split=split,
         initial_weights=flatten(task.model, split.global_part),
         steps=steps,
-        vectors=_vectors(algorithm.sends, settings.training.algorithm, settings.scheme.uplink),
+        vectors=_vectors(algorithm.sends, settings),
         data=DataFacts.of(
             settings.dataset.name, task, capped=settings.partition.samples_per_device is not None
         ),
@@ -148,12 +148,19 @@ def _normalisation(data: Dataset) -> dict[str, Any]:
     return {"mean": mean, "std": std}
 
 
-def _vectors(names: tuple[str, ...], algorithm: str, uplink: str) -> tuple[str, ...]:
+def _vectors(names: tuple[str, ...], settings: Settings) -> tuple[str, ...]:
     """Return what the local algorithm sends beside the global part.
 
     Raises:
-        ConfigError: if it sends something, and the uplink cannot carry it.
+        ConfigError: if it sends something, and the uplink cannot carry it, or it is to be private.
     """
+    algorithm, uplink = settings.training.algorithm, settings.scheme.uplink
+    if names and settings.privacy.clip_norm is not None:
+        raise ConfigError(
+            f"privacy.clip_norm = {settings.privacy.clip_norm:g}: training.algorithm = {algorithm} sends "
+            f"{', '.join(names)} beside the update, without noise; use another algorithm, or set "
+            "privacy.clip_norm=null"
+        )
     if names and uplink != "ofdma":
         raise ConfigError(
             f"training.algorithm = {algorithm} sends {', '.join(names)} beside the global "
@@ -186,6 +193,11 @@ def device_spec(settings: Settings) -> DeviceSpec:
         "bits_per_weight": settings.radio.bits_per_weight,
         "uplink": "digital" if settings.scheme.uplink == "ofdma" else "analog",
     }
+    if settings.privacy.clip_norm is not None:  # else what devices have stored keeps its name
+        values["clip_norm"] = settings.privacy.clip_norm
+        digital = settings.scheme.uplink == "ofdma"
+        noise = settings.privacy.clip_norm * settings.privacy.noise_multiplier if digital else 0.0
+        values["noise_deviation"] = noise
     deciding = {
         **values,
         "dataset": [settings.dataset.name, dict(settings.dataset.options)],

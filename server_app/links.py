@@ -65,6 +65,7 @@ def air_interface(job: Job) -> AirInterface:
         latency_threshold=radio["latency_threshold"],
         energy=device_energy(device_values(job.settings)),
         charge_side_information=air.charge_side_information,
+        clip_norm=job.settings.privacy.clip_norm,
     )
 
 

@@ -35,6 +35,7 @@ from records.trackers import Tracker
 from schema import ConfigError
 from server_app.devices import write_fleet
 from server_app.job import Job, prepare
+from server_app.privacy import privacy_spent
 from server_app.progress import end_line, round_line, starved_line
 from server_app.results import TASK
 from server_app.resume import continues, load_checkpoint, open_checkpoint
@@ -230,6 +231,7 @@ def _run(settings: Settings, grid: Grid, folder: Path, on_nodes: bool) -> dict[s
         **summarise(rows),
         **totals,
         **stop.summary(),
+        **privacy_spent(settings, rows, read_table(folder / DEVICES)),
         "data": data.summary(),
         "checkpoint_round": writer.stored_round,
         "records": recorder.digests,

@@ -24,7 +24,7 @@ from strategies.measured import MeasuredStrategy, UplinkProbe
 from strategies.ofdma import OfdmaStrategy
 from strategies.sample_counts import SampleCounts
 from strategies.server_optimizers import ServerStep
-from strategies.settings import FleetSettings, SchemeSettings, ServerSettings
+from strategies.settings import FleetSettings, PrivacySettings, SchemeSettings, ServerSettings
 from task.build import Task
 from task.global_evaluation import test_global
 from task.metrics import combined, lower_is_better
@@ -71,7 +71,12 @@ def build_strategy(
         "resume_run": resume_run,
         "resume_round": resume_round,
         "resume_parts": resume_parts,
-        "norm_limit": _norm_limit(settings.fleet),
+        "norm_limit": _norm_limit(
+            settings.fleet,
+            settings.privacy,
+            job.split.global_part.size,
+            digital=settings.scheme.uplink == "ofdma",
+        ),
         "train_counts": SampleCounts(job.data.train, settings.fleet.max_own_images),
         "test_counts": SampleCounts(job.data.test, settings.fleet.max_own_images, "test images"),
         "message_ttl": settings.fleet.round_timeout_s + _TTL_SLACK_SECONDS,
@@ -152,8 +157,14 @@ def _aggregation(scheme: SchemeSettings) -> ChosenAggregation:
         raise ConfigError(f"scheme.aggregation = {scheme.aggregation}: {error}") from error
 
 
-def _norm_limit(fleet: FleetSettings) -> NormLimit:
+def _norm_limit(
+    fleet: FleetSettings, privacy: PrivacySettings, num_weights: int, *, digital: bool
+) -> NormLimit:
     limit, action = fleet.upload_norm_limit, fleet.upload_norm_action
+    if limit == "auto" and privacy.clip_norm is not None:
+        # What a clipped update with its noise has at most (but for once in 10^8): no median of others' data.
+        noise = privacy.noise_multiplier * (math.sqrt(num_weights) + 6.0) if digital else 0.0
+        return NormLimit(1.0001 * privacy.clip_norm * (1.0 + noise), action)
     if limit == "auto":
         return NormLimit(None, action)
     return NormLimit(math.inf if limit is None else limit, action)

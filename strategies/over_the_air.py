@@ -7,6 +7,7 @@ updates through the emulated air, and take the receiver's estimate of the averag
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -26,6 +27,7 @@ from radio.air.transceiver import (
     design_link,
     effective_channels,
     measure,
+    of_norm,
     symbols,
 )
 from radio.air.zero_forcing import Packing, ZeroForcing, zero_forcing
@@ -73,6 +75,8 @@ class AirInterface:
             gains that differ as their powers, relative to the mean, do.
         charge_side_information: whether pilots, statistics, coefficients and masks take time on the band, as
             `radio.air.side_information` says.
+        clip_norm: to which the users clip their updates, or None. The analog uplink is then designed for
+            updates of that norm, not for those that there are: it shows nothing of them but their noisy sum.
     """
 
     channel: ChannelModel
@@ -96,6 +100,7 @@ class AirInterface:
     scheduler_options: Mapping[str, Any] = field(default_factory=dict)
     energy: Energy | None = None
     charge_side_information: bool = False
+    clip_norm: float | None = None
 
     @property
     def noise_power(self) -> float:
@@ -151,9 +156,10 @@ class OverTheAir(WirelessStrategy):
 
     @property
     def round_columns(self) -> tuple[str, ...]:
-        """Return the columns of a round; side information only where it is charged."""
-        charged = ("side_information_bits", "side_information_s")
-        return (*super().round_columns, *(charged if self.air.charge_side_information else ()))
+        """Return the columns of a round; those of side information and of privacy only where they count."""
+        charged = ("side_information_bits", "side_information_s") if self.air.charge_side_information else ()
+        private = ("noise_multiplier",) if self.air.clip_norm is not None else ()
+        return (*super().round_columns, *charged, *private)
 
     def state(self) -> Mapping[str, npt.NDArray[np.generic]]:
         """Return what a resumed run needs beyond the global part: the batteries too."""
@@ -303,9 +309,12 @@ def combine_dense(
         return senders[position].values + base
 
     share = sample_shares(weighting, senders)
-    _, result = send_dense(air, share, noise, chosen.channels.of(present), chosen.beam, read)
+    link, result = send_dense(air, share, noise, chosen.channels.of(present), chosen.beam, read)
     moved = (weights + (result.estimate - base)).astype(np.float32)
     columns: dict[str, Value] = {"mse_predicted": result.predicted_mse, "mse_realised": result.realised_mse}
+    if air.clip_norm is not None:  # deviation of the noise over what one user can move
+        largest = float(link.weights.max()) * air.clip_norm
+        columns["noise_multiplier"] = math.sqrt(link.noise_variance) / largest
     return Outcome(moved, columns, power=sent_power(chosen, present, result))
 
 
@@ -352,6 +361,8 @@ def send_dense(
         scaling: how users meet at the receiver.
     """
     statistics = measure(read, len(channels.known))
+    if air.clip_norm is not None:
+        statistics = of_norm(air.clip_norm, len(channels.known), statistics.size)
     if air.recompute_beam and statistics.std.max() > 0:
         effective = effective_channels(channels.known, statistics, weights=share, mode=air.mode)
         beam = beamform(effective, method=air.beamformer, initial=beam).beam

@@ -23,6 +23,7 @@ from schema.uses import (
     OFDMA,
     OPTIMUM,
     OVERLAPPING,
+    PRIVATE,
     PROBE,
     REGULARISED,
     SAMPLED,
@@ -191,6 +192,21 @@ class AdaptiveSettings:
         "the model is the mean of about the last 1/(1 + averaging_power) of the rounds; null: the last one",
         minimum=0, used=ADAPTIVE,
     )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrivacySettings:
+    """Differential privacy of what leaves a device; its cost is in ``summary.json``."""
+
+    clip_norm: float | None = key(
+        "norm to which a device clips its update, before the noise; null: no privacy",
+        above=0, used=TRAINING,
+    )  # fmt: skip
+    noise_multiplier: float = key(
+        "deviation of the noise that each device adds, over clip_norm (over the air it is the receiver's)",
+        above=0, used=PRIVATE & DIGITAL,
+    )  # fmt: skip
+    delta: float = key("of (epsilon, delta) in summary.json", above=0, below=1, used=PRIVATE)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -155,6 +155,12 @@ def _pieces(size: int) -> Iterator[slice]:
         yield slice(begin, min(begin + _PIECE, size))
 
 
+def of_norm(norm: float, users: int, size: int) -> Statistics:
+    """Return the statistics of updates of mean 0 and a certain Euclidean norm, whatever is sent."""
+    mean_square = np.full(users, norm**2 / size)
+    return Statistics(np.zeros(users), mean_square, np.sqrt(mean_square), size)
+
+
 def measure(updates: Updates, users: int) -> Statistics:
     """Return each user's mean and mean square, (M,), reading one user at a time.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from schema import ConfigError
+from server_app.settings.private import check_privacy
 from server_app.settings.tree import Settings
 
 
@@ -12,6 +13,7 @@ def check_together(settings: Settings) -> None:
     Raises:
         ConfigError: naming the keys and their values.
     """
+    check_privacy(settings)
     fleet, channel, scheme, engine = settings.fleet, settings.channel, settings.scheme, settings.engine
     if engine.name != "inprocess" and (engine.batch_devices > 1 or engine.device != "cpu"):
         raise ConfigError(

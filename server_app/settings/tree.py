@@ -21,6 +21,7 @@ from strategies.settings import (
     AdaptiveSettings,
     FleetSettings,
     MeasuredSettings,
+    PrivacySettings,
     SchemeSettings,
     SelectionSettings,
     ServerSettings,
@@ -103,6 +104,7 @@ class Settings:
     air: AirSettings
     adaptive: AdaptiveSettings
     scheduler: SchedulerSettings
+    privacy: PrivacySettings
     engine: EngineSettings
     study: StudySettings
     tracker: TrackerSettings

@@ -295,6 +295,10 @@ TRIALS: tuple[Trial, ...] = (
 
 # Keys that no run of a few rounds in one process can show, and what else looks at them.
 ELSEWHERE = {
+    **{
+        f"privacy.{name}": "needs an extra: tests/server_app/test_privacy.py"
+        for name in ("clip_norm", "noise_multiplier", "delta")
+    },
     "resume": "goes on with another run: tests/server_app/test_checkpoint.py",
     "fleet.roster": "says whose index is whose: tests/strategies/test_exchange_and_fleet.py",
     "measured.probe_bytes": "decides how well is measured, not what: tests/server_app/test_probe_sink.py",
