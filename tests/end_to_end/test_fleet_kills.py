@@ -19,3 +19,14 @@ def test_killed_server_apps_are_resumed_to_the_same_files_and_leave_nothing_behi
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{count} trials, every result equal" in done.stdout
+
+
+def test_a_supervised_run_ends_by_itself_whatever_is_killed():
+    """ServerApp, SuperLink and supervisor, once each; AIRFLOWER_TEST_KILLS sets how many."""
+    count = os.environ.get("AIRFLOWER_TEST_KILLS", "1")
+    script = Path(__file__).with_name("supervised_kills.py")
+    done = subprocess.run(
+        [sys.executable, str(script), "--count", count], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{count} trials, every result equal" in done.stdout
