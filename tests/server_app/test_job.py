@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from server_app.job import device_spec, prepare
 from server_app.links import device_times
@@ -33,6 +34,19 @@ def test_whether_files_may_be_fetched_makes_no_other_run():
     assert _run_key("dataset=mnist", "dataset.download=true") == _run_key(
         "dataset=mnist", "dataset.download=false"
     )
+
+
+def test_one_thread_trains_and_nodes_alone_have_data_of_their_own():
+    """Products of matrices depend on the number of threads in their last bits."""
+    settings = compose_settings(["model=mlp"])
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert not prepare(settings).spec.own_data_root
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(threads)
+    assert prepare(settings, on_nodes=True).spec.own_data_root
 
 
 @pytest.mark.parametrize(
