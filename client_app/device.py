@@ -1,4 +1,7 @@
-"""A device's side of an order: its data, its model and what it answers."""
+"""A device's side of an order: its data, its model and what it answers.
+
+One file, long as it is: what becomes of an order, from the run that it belongs to down to the reply.
+"""
 
 from __future__ import annotations
 

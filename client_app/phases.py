@@ -3,6 +3,8 @@
 Every tensor has a leading device dimension; one device is a chunk of one. The devices that rank their weights
 come first, then the others that share some, last those that share nothing, so that each phase is one of the
 first so many devices.
+
+One file, long as it is: the protocol of algorithms, and the one class that carries them out.
 """
 
 from __future__ import annotations

@@ -10,6 +10,8 @@ continues a run takes the part of exactly the round that the checkpoint expects,
 
 A file is written whole or not at all, with a SHA-256 over contents and key; one that is damaged or another's
 is set aside under another name and never loaded.
+
+One file, long as it is: the life of a personal part, in memory, on the disk and back.
 """
 
 from __future__ import annotations

@@ -4,6 +4,8 @@ Everything listens on loopback, on free ports, with a Flower home and an empty w
 own for each process, so that neither another fleet nor code lying around can mix in. As on real machines the
 nodes reach the gate only (see `gate`), and the SuperLink listens on loopback. Nothing stays behind when the
 `LocalFleet` is closed, or when its process is killed. Tests give nodes network namespaces and links.
+
+One file, long as it is: one fleet from its start to its end.
 """
 
 from __future__ import annotations

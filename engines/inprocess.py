@@ -5,6 +5,8 @@ free; its Flower Context (hence its personal part) is kept here, in the parent, 
 nobody anything: its devices are served again, and one that kills its process twice has failed the round.
 Arrays that several messages of a batch share, such as the broadcast, lie in shared memory. Replies come in
 the order of the messages.
+
+One file, long as it is: one class, Flower's Grid from a message to its reply.
 """
 
 from __future__ import annotations

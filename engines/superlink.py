@@ -2,6 +2,8 @@
 
 The run's own summary decides success. ``flwr run`` exits with 0 even when the ServerApp crashed, and an
 overloaded machine can mark a finished run as failed.
+
+One file, long as it is: all that is done with Flower's commands and their processes.
 """
 
 from __future__ import annotations

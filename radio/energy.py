@@ -21,6 +21,8 @@ b(y) = (y Q + m) / (B R(y)), is convex: the share of the weights that a share of
 in t. Both are one scalar problem per device, whose stationary point has
 2 kappa f^3 = ((1 + u) ln(1 + u) - u) / g with u = g p: a joule buys as much time by computing faster as by
 sending harder.
+
+One file, long as it is: one set of formulas over the same terms, each a few lines with its derivation.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 A run owns its folder while it lasts. One that is told to stop (`protocol.interrupts`) leaves the last
 finished round as a checkpoint, and a summary that says so.
+
+One file, long as it is: a run from its first line to its last, in that order.
 """
 
 from __future__ import annotations
@@ -29,18 +31,18 @@ from records.checkpoint import FinishedRound, Writer
 from records.figure import draw_run
 from records.live import Live
 from records.ownership import SUMMARY, guarded, owned, refuse_used
+from records.progress import end_line, round_line, starved_line
 from records.recorder import DEVICES, ROUNDS, HistoryError, Recorder, read_table, write_json
+from records.stop import EarlyStop
 from records.summary import device_energy, run_facts, starved_rounds, summarise
 from records.trackers import Tracker
 from schema import ConfigError
 from server_app.devices import write_fleet
 from server_app.job import Job, prepare
 from server_app.privacy import privacy_spent
-from server_app.progress import end_line, round_line, starved_line
 from server_app.results import TASK
 from server_app.resume import continues, load_checkpoint, open_checkpoint
 from server_app.settings import Settings
-from server_app.stop import EarlyStop
 from server_app.strategy import build_strategy
 from server_app.tracking import track
 from strategies.base import DivergedError, WirelessStrategy

@@ -3,6 +3,8 @@
 A scheme decides two things only: how a round is *planned* (`WirelessStrategy.plan`) and how uploads
 *become* a next global part (`WirelessStrategy.receive`), towards which the server takes its step
 (`strategies.server_optimizers`).
+
+One file, long as it is: one class, the steps of a round in the order in which they happen.
 """
 
 from __future__ import annotations

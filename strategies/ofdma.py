@@ -3,6 +3,8 @@
 Per round: draw the channels, let the scheme's policy choose every device's bandwidth fraction and
 pruning ratio, have the devices train and upload what they kept, average every weight over its contributors,
 and account for the latency from what was really kept and sent.
+
+One file, long as it is: the cell, and one class that plans and accounts for the rounds in it.
 """
 
 from __future__ import annotations

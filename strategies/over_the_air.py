@@ -3,6 +3,8 @@
 Per round: draw the channels, pick M users and a receive beam, have only those users train, send their
 updates through the emulated air, and take the receiver's estimate of the average as the update.
 `strategies.pruned_over_the_air` does the same for pruned updates with a personal part.
+
+One file, long as it is: the air interface, and one class that plans and receives over it.
 """
 
 from __future__ import annotations

@@ -7,6 +7,8 @@ sample), `num_devices`, `rng`; its keyword-only parameters are ``partition.optio
 capping
 them and finding a test part with the same label mix is common to all of them, and vectorised: 10 000 devices
 take milliseconds.
+
+One file, long as it is: what all partitions share, and the built-in ones, of twenty lines each.
 """
 
 from __future__ import annotations

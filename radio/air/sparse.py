@@ -23,6 +23,8 @@ With users arriving with a_k in place of 1 where the channel is known imperfectl
 in the mean over the noise: misalignment, the bias of c_j != n_j, that of the shrinkage, and the noise.
 
 Users pass one at a time: memory is a few vectors of the model's size.
+
+One file, long as it is: a link designed, sent over, received and charged, each step on the one before.
 """
 
 from __future__ import annotations

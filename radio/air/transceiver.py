@@ -28,6 +28,8 @@ to the mean squared error per entry ("per_user": m_k = 0 and s_k = 1). Updates o
 independent: `average` adds up the very misalignment of its updates.
 
 Memory is a few vectors of the model's size: users pass one at a time, in pieces.
+
+One file, long as it is: the path of a sum through transmitters, air and receiver, in that order.
 """
 
 from __future__ import annotations

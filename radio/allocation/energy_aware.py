@@ -14,6 +14,8 @@ settled and the band is shared so that the sum of the energies is least:
 At a price lambda of the band the optimal power and frequency lie on one path: with u = g p, first
 2 kappa f^3 = ((1 + u) ln(1 + u) - u) / g up to p_max, from there on f alone up to f_max. The joules saved per
 share of the band rise along it.
+
+One file, long as it is: one search, with the proof of its bound beside it.
 """
 
 from __future__ import annotations

@@ -11,6 +11,8 @@ so that alpha = 0 is the sum, 1 proportional fairness, and alpha -> infinity ten
 lambda of the band each device keeps the y at which w U'(y) = lambda b'(y) (or an end, or a kink of b), which
 falls with the price; the price at which the shares sum to one gives the optimum. All is done in logarithms:
 prices span hundreds of decades where alpha is large.
+
+One file, long as it is: the price search is one algorithm, and its steps work on the same arrays.
 """
 
 from __future__ import annotations

@@ -14,9 +14,9 @@ import schema
 from protocol.training import TrainingSpec
 from radio.settings import AirSettings, ChannelSettings, RadioSettings, SchedulerSettings
 from records.settings import TrackerSettings
+from records.stop import StopSettings
 from schema import Unit, key
 from schema.uses import STUDY, TRAINING
-from server_app.stop import StopSettings
 from strategies.settings import (
     AdaptiveSettings,
     FleetSettings,

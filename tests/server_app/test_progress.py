@@ -1,7 +1,7 @@
 """What a user is told of devices that lose their part."""
 
+from records.progress import round_line, starved_line
 from records.summary import device_energy, starved_rounds, summarise
-from server_app.progress import round_line, starved_line
 from strategies.records import RoundLog
 
 

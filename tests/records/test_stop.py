@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
+from records.stop import EarlyStop, StopSettings, rises
 from schema import ConfigError
-from server_app.stop import EarlyStop, StopSettings, rises
 
 NEVER = StopSettings(
     metric="accuracy_mean", mode="auto", patience=None, min_delta=0.0, threshold=None, from_round=1
