@@ -62,7 +62,8 @@ class Here:
             if what == "kill":
                 patched.setattr("server_app.run.round_line", self._kill_in(number))
             if what == "cut":
-                patched.setattr("server_app.run.exchange", self._cut_from(number))
+                for module in ("server_app.run", "strategies.base"):
+                    patched.setattr(f"{module}.exchange", self._cut_from(number))
             try:
                 return run(_settings(overrides), grid, folder)
             except _Killed:
@@ -79,10 +80,10 @@ class Here:
         return line
 
     def _cut_from(self, number):
-        def cut(grid, orders, timeout):
+        def cut(grid, orders, timeout, *heard):
             orders = list(orders)
             late = any(int(order.metadata.group_id.partition("/")[0] or 0) >= number for order in orders)
-            return [] if late else exchange.exchange(grid, orders, timeout)
+            return [] if late else exchange.exchange(grid, orders, timeout, *heard)
 
         return cut
 
