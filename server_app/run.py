@@ -344,7 +344,9 @@ def _draw(folder: Path) -> None:
 
 
 def _why(strategy: WirelessStrategy, silent: int) -> str:
-    reasons = {str(row.get("reason")) for row in strategy.log.devices.values() if row["status"] == "failed"}
+    reasons = {
+        str(row.get("reason")) for row in strategy.log.devices.values() if row.get("status") == "failed"
+    }
     shown = "; ".join(sorted(reasons)[:3])
     return (
         f"no device gave a usable reply in {silent} round(s), the last one {strategy.log.round} "

@@ -108,10 +108,11 @@ def test_a_silent_device_among_those_that_are_trained_together_is_the_only_one_t
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_run_whose_every_device_fails_is_a_failed_run(tmp_path, monkeypatch, workers):
+@pytest.mark.parametrize("part", [(), ("fleet.devices_per_round=3",)])  # the others have rows of a test only
+def test_a_run_whose_every_device_fails_is_a_failed_run(tmp_path, monkeypatch, workers, part):
     monkeypatch.setenv("AIRFLOWER_TEST_FAULTS", "all:raise")
     with pytest.raises(RunFailedError, match="the battery is empty"):
-        run_small(tmp_path, app="faulty_app:app", workers=workers)
+        run_small(tmp_path, *part, app="faulty_app:app", workers=workers)
     assert '"failed"' in (tmp_path / "summary.json").read_text()
 
 
