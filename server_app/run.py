@@ -344,9 +344,8 @@ def _draw(folder: Path) -> None:
 
 
 def _why(strategy: WirelessStrategy, silent: int) -> str:
-    reasons = {
-        str(row.get("reason")) for row in strategy.log.devices.values() if row.get("status") == "failed"
-    }
+    rows = strategy.log.devices.values()  # those that were only tested have no status
+    reasons = {str(row.get("reason")) for row in rows if row.get("status") == "failed"}
     shown = "; ".join(sorted(reasons)[:3])
     return (
         f"no device gave a usable reply in {silent} round(s), the last one {strategy.log.round} "

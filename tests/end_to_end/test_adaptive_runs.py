@@ -64,7 +64,7 @@ def test_repeatable_and_resumable_with_every_switch_on(tmp_path):
     np.testing.assert_array_equal(final_weights(tmp_path / "whole"), final_weights(tmp_path / "rest"))
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_flowers_simulation_gives_the_same_records(tmp_path):
     overrides = ("scheme=over_the_air_adaptive", "server=momentum", *AIR, *_switches(**ON))
     run_small(tmp_path / "ours", *overrides)

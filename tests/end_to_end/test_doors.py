@@ -103,7 +103,7 @@ def test_a_run_that_fails_in_flower_fails_here(tmp_path):
         run_flower(compose_settings(overrides), tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_code_in_the_working_directory_does_not_shadow_the_app(tmp_path, monkeypatch):
     """A folder with packages of the same names, as a project next door would have."""
     trap = tmp_path / "trap"

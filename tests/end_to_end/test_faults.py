@@ -88,7 +88,7 @@ def test_a_silent_device_of_a_hundred_is_the_only_one_that_is_lost(tmp_path, mon
     assert read_table(tmp_path / "rounds.csv")[0]["failed"] == "3"
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_more_silent_devices_than_workers_are_the_only_ones_that_are_lost(tmp_path, monkeypatch):
     """Those that wait for a worker get another one, and the next round finds two workers again."""
     monkeypatch.setenv("AIRFLOWER_TEST_FAULTS", "0:hang,1:hang,5:hang")
@@ -96,7 +96,7 @@ def test_more_silent_devices_than_workers_are_the_only_ones_that_are_lost(tmp_pa
     assert [row["failed"] for row in read_table(tmp_path / "rounds.csv")] == ["0;1;5", "0;1;5"]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_silent_device_among_those_that_are_trained_together_is_the_only_one_that_is_lost(
     tmp_path, monkeypatch
 ):

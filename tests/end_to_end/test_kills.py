@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def test_killed_runs_are_resumed_to_the_same_files_and_leave_nothing_behind():
-    count = os.environ.get("AIRFLOWER_TEST_KILLS", "3")
+    count = os.environ.get("AIRFLOWER_TEST_KILLS", "2")
     script = Path(__file__).with_name("kills.py")
     done = subprocess.run(
         [sys.executable, str(script), "--count", count], capture_output=True, text=True, check=False
