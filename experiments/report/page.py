@@ -262,9 +262,11 @@ def tables(section: Section) -> list[tuple[str, list[str], list[list[str]]]]:
             for name in names:
                 members = [run for run in completed if matches(run, {**where, table.columns: name})]
                 numbers = np.array([value for run in members for value in _numbers(run, table.y)])
-                cells.append(_mean_and_error(numbers * quantity(table.y).scale))
+                numbers *= quantity(table.y).scale
+                cells.append(_largest(numbers) if table.statistic == "max" else _mean_and_error(numbers))
             rows.append(cells)
-        found.append((table.title or quantity(table.y).label, head, rows))
+        largest = "largest " if table.statistic == "max" else ""
+        found.append((table.title or f"{largest}{quantity(table.y).label}", head, rows))
     return found
 
 
@@ -276,12 +278,16 @@ def _mean_and_error(numbers: Any) -> str:
     return plus_minus(float(numbers.mean()), error)
 
 
+def _largest(numbers: Any) -> str:
+    return f"{float(numbers.max()):.3g}" if numbers.size else "–"
+
+
 def _table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     return (
         f'<h3>{escape(title)}</h3><div class="scroll"><table><thead><tr>'
         + "".join(f"<th>{escape(label)}</th>" for label in head)
-        + f'</tr></thead><tbody>{body}</tbody></table></div><p class="note">Mean ± standard error.</p>'
+        + f'</tr></thead><tbody>{body}</tbody></table></div><p class="note">Mean ± standard error, where there is a ±.</p>'
     )
 
 
@@ -362,13 +368,15 @@ def results_markdown(sections: Sequence[Section]) -> str:
         if rows:
             parts.append(f"## {section.report.title}\n\n{_markdown(head, rows)}\n\n{_note(section)}\n")
         for title, head, rows in tables(section):
-            parts.append(f"### {title}\n\n{_markdown(head, rows)}\n\nMean ± standard error.\n")
+            parts.append(
+                f"### {title}\n\n{_markdown(head, rows)}\n\nMean ± standard error, where there is a ±.\n"
+            )
     return "\n".join(parts)
 
 
 def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines)
+    first, *others = (f"| {' | '.join(map(_cell, line))} |" for line in (head, *rows))
+    return "\n".join([first, f"|{' --- |' * len(head)}", *others])
 
 
 def _note(section: Section) -> str:

@@ -60,12 +60,14 @@ class Table:
         rows: configuration keys.
         columns: configuration key.
         title: above it.
+        statistic: of the numbers of a cell: their mean, or the largest.
     """
 
     y: str
     rows: Sequence[str]
     columns: str
     title: str = ""
+    statistic: Literal["mean", "max"] = "mean"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -99,6 +99,7 @@ def test_results_of_a_study_have_the_spread_of_its_draws(tmp_path):
     build_report([made_up_study(tmp_path / "runs", 12)], tmp_path / "out")
     text = (tmp_path / "out" / "results.md").read_text()
     assert "| theirs | 1 | 0.65 ± 0.36 |" in text
+    assert "\n| --- | --- | --- |\n" in text  # what makes it a table
     assert "Mean ± standard deviation over 12 draws per run." in text
 
 
