@@ -287,10 +287,12 @@ def _table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> st
     return (
         f'<h3>{escape(title)}</h3><div class="scroll"><table><thead><tr>'
         + "".join(f"<th>{escape(label)}</th>" for label in head)
-        + f'</tr></thead><tbody>{body}</tbody></table></div><p class="note">Mean ± standard error, where there is a ±.</p>'
+        + f'</tr></thead><tbody>{body}</tbody></table></div><p class="note">'
+        + f"{_ERRORS}</p>"
     )
 
 
+_ERRORS = "Mean ± standard error, where there is a ±."
 _NUMBER_CELL = ' class="n"'
 _COLUMNS = (
     "accuracy_mean",
@@ -368,9 +370,7 @@ def results_markdown(sections: Sequence[Section]) -> str:
         if rows:
             parts.append(f"## {section.report.title}\n\n{_markdown(head, rows)}\n\n{_note(section)}\n")
         for title, head, rows in tables(section):
-            parts.append(
-                f"### {title}\n\n{_markdown(head, rows)}\n\nMean ± standard error, where there is a ±.\n"
-            )
+            parts.append(f"### {title}\n\n{_markdown(head, rows)}\n\n{_ERRORS}\n")
     return "\n".join(parts)
 
 
