@@ -61,7 +61,7 @@ def test_brute_force_on_some_draws() -> None:
     check_brute_force(12)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_brute_force_on_200_draws() -> None:
     """The same, on the number of draws that the 95 % is claimed for."""
     check_brute_force(200)
