@@ -94,8 +94,13 @@ def test_multistart_against_policy_greedy(users: int, antennas: int, selected: i
     assert np.mean(ours) < np.mean(greedy)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("users", "antennas", "selected", "target"), TARGETS)
+@pytest.mark.parametrize(
+    ("users", "antennas", "selected", "target"),
+    [
+        pytest.param(*case, marks=pytest.mark.exhaustive if i else pytest.mark.slow)
+        for i, case in enumerate(TARGETS)
+    ],
+)
 def test_multistart_targets(users: int, antennas: int, selected: int, target: float) -> None:
     """Mean normalised MSE over 100 draws."""
     assert mean_mse("multistart", users, antennas, selected, 100) <= target
