@@ -68,7 +68,7 @@ ATTACKS = [
     pytest.param(norm, job, marks=pytest.mark.slow if quick else pytest.mark.exhaustive)
     for norm in (9999.0, 60.0, 10.0, 1.0)
     for job in (FEDAVG, PROPOSED)
-    for quick in [(norm, job) in ((9999.0, PROPOSED), (1.0, FEDAVG))]
+    for quick in [(norm, job) in ((9999.0, PROPOSED),)]
 ]
 
 

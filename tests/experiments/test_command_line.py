@@ -86,6 +86,7 @@ def test_hydras_own_doors_open(tmp_path):
         assert shown in result.stdout
 
 
+@pytest.mark.exhaustive  # it starts Ray
 def test_a_sweep_judges_its_own_jobs_only(tmp_path):
     """An older failed job beside them is not theirs; a sweep over engines runs each of them."""
     old = tmp_path / "s" / "seed=9"

@@ -106,7 +106,7 @@ def test_multistart_targets(users: int, antennas: int, selected: int, target: fl
     assert mean_mse("multistart", users, antennas, selected, 100) <= target
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_multistart_is_a_quarter_below_policy_greedy() -> None:
     """At (100, 8, 20), over 100 draws."""
     assert mean_mse("multistart", 100, 8, 20, 100) <= 0.75 * mean_mse("policy_greedy", 100, 8, 20, 100)
@@ -198,7 +198,7 @@ REGRESSION = [
 ]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("method", "antennas", "options", "rows"), REGRESSION)
 def test_earlier_measurements(
     method: str, antennas: int, options: dict[str, Any], rows: dict[int, float]
@@ -208,7 +208,7 @@ def test_earlier_measurements(
         assert mean_mse(method, users, antennas, 10, 100, **options) == pytest.approx(expected, rel=0.12)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_subgradient_by_bisection() -> None:
     """Measured before: 0.405 at K = 20 and 0.261 at K = 100 (N = 8, M = 10)."""
     assert mean_mse("subgradient", 20, 8, 10, 30) <= 0.405 * 1.15
@@ -258,7 +258,7 @@ def test_chosen_users_are_the_strongest_under_the_beam() -> None:
         assert outside.max() <= found.min_gain * (1 + 1e-3)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_large_cell() -> None:
     """K = 100 000 users: only M L rows of the Gram matrix are ever formed."""
     h = rayleigh(0, 100_000, 16)
