@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.optimize import brentq
 
 from radio.allocation.charged import share_out_charged
 from radio.allocation.pricing import (
@@ -250,6 +249,8 @@ def quicken(
     edge = most * (1.0 - 1e-12)
     if float(shares(0.0).sum()) >= 1.0:
         return allocation
+    from scipy.optimize import brentq  # here: who only asks for settings need not wait for it
+
     saved = float(brentq(lambda sooner: min(float(shares(sooner).sum()), 1e9) - 1.0, 0.0, edge, xtol=1e-15))
     found = np.zeros_like(share)
     found[sends] = shares(saved)

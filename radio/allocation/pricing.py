@@ -23,7 +23,6 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import brentq
 
 from radio.allocation.shares import InfeasibleAllocationError, WhenInfeasible
 from radio.arrays import BoolArray, FloatArray, choice
@@ -309,6 +308,8 @@ def _across_jump(buyers: Buyers, log_price: float, guess: FloatArray, band: floa
     elif total(0.0) >= 0:
         kept = fewer
     else:
+        from scipy.optimize import brentq  # here: who only asks for settings need not wait for it
+
         part = brentq(total, 0.0, 1.0, xtol=1e-15, rtol=1e-15)
         kept = fewer + part * (more - fewer)
     share = buyers.need(kept)

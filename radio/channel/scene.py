@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from scipy.special import ndtri
 
 from radio.arrays import BoolArray, ComplexArray, FloatArray, positive
 from radio.channel.fading import ChannelModel, mean_gain, place_devices
@@ -111,6 +110,8 @@ class Scene:
         return self._visible(self._first[0], self._normals(1)[1])
 
     def _visible(self, distance: FloatArray, sight: FloatArray) -> BoolArray:
+        from scipy.special import ndtri  # here: who only asks for settings need not wait for it
+
         chance = self.path_loss.visibility(distance)
         if chance is None:
             return np.ones(distance.shape, dtype=np.bool_)

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 import numpy as np
-from scipy.special import j0
 
 from radio.arrays import ComplexArray, FloatArray, choice, non_negative, positive
 from radio.channel.fading import draw_gain, draw_vectors
@@ -147,6 +146,8 @@ FADINGS.register("gauss_markov")(partial(Multipath, speed_kmh=3.0))
 
 def clarke(speed: FloatArray, carrier_hz: float, seconds: float) -> FloatArray:
     """Return J0(2 pi f_d T), the correlation of Rayleigh fading after `seconds` at `speed` (m/s)."""
+    from scipy.special import j0  # here: who only asks for settings need not wait for it
+
     return np.asarray(j0(2 * np.pi * speed * carrier_hz / SPEED_OF_LIGHT * seconds))
 
 

@@ -171,8 +171,8 @@ def test_the_verdict_names_the_jobs_that_have_not_completed(tmp_path, capsys):
     assert "other" not in text
 
 
-def test_the_module_of_the_command_starts_without_torch():
+def test_the_command_reads_settings_without_torch_and_scipy():
     """A mistyped key is said at once."""
-    code = "import sys; from experiments import cli; print('torch' in sys.modules)"
+    code = "import sys; from experiments import command_line; print({'torch', 'scipy'} & {*sys.modules} != set())"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout == "False\n"
