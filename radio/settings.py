@@ -22,11 +22,11 @@ from schema.uses import (
     BY_FLOPS,
     BY_WEIGHTS,
     COMMON_MASK,
+    DENSE_AIR,
     DIGITAL,
     EMULATED,
     ENERGY_AWARE,
     IMPERFECT,
-    IMPERFECT_AIR,
     INFEASIBLE,
     LOG_DISTANCE,
     MOVES,
@@ -204,16 +204,16 @@ class AirSettings:
     path_loss: bool = key(
         "false: all users with unit mean gain; true: the places of the channel group", used=AIR
     )
-    normalization: Mode = key("of what is sent: per user, or common to all", used=IMPERFECT_AIR)
+    normalization: Mode = key("of what is sent: per user, or common to all", used=DENSE_AIR)
     packing: Packing = key("iq: two weights per channel use; real: one, with half the noise", used=AIR)
     payload: Payload = key(
-        "delta: updates; model: weights, as in the paper (needs 30 dB more SNR)", used=IMPERFECT_AIR
+        "delta: updates; model: weights, as in the paper (needs 30 dB more SNR)", used=DENSE_AIR
     )
     channel_error_variance: float = key(
         "of the server's channel estimate, relative to a unit gain", minimum=0, used=AIR
     )
     recompute_beam: bool = key(
-        "solve for the beam again when the sizes of the updates are known", used=IMPERFECT_AIR
+        "solve for the beam again when the sizes of the updates are known", used=DENSE_AIR
     )
     certificate: bool = key("also bound the joint optimum of every round (semidefinite relaxation)", used=AIR)
     charge_side_information: bool = key(

@@ -75,11 +75,7 @@ _OWN_BEAM = ("subgradient", "iterative_reweighted", "random_beamforming")
 def _solves_beams(settings: Any) -> bool:
     if settings.scheduler.method not in _OWN_BEAM:
         return _air(settings)
-    return _dense_air(settings) and settings.air.recompute_beam and _errs(settings)
-
-
-def _errs(settings: Any) -> bool:
-    return bool(settings.air.noise or settings.air.channel_error_variance > 0)
+    return bool(_dense_air(settings) and settings.air.recompute_beam)
 
 
 EMULATED = Use("with an emulated channel (not channel=measured)", lambda s: not _measured(s))
@@ -89,12 +85,8 @@ BY_WEIGHTS = Use("with radio.cycles=weights", lambda s: s.radio.cycles == "weigh
 BY_FLOPS = Use("with radio.cycles=flops", lambda s: s.radio.cycles == "flops")
 DIGITAL = Use("with a digital uplink (OFDMA or measured)", lambda s: not _air(s))
 AIR = Use("over the air (scheme=over_the_air, over_the_air_adaptive, error_free or aircomp_pruned)", _air)
-# Without noise, and where the channels are known, every way of sending a sum gives the sum.
-IMPERFECT_AIR = Use(
-    "by scheme=over_the_air, over_the_air_adaptive and error_free where the air errs (air.noise, "
-    "air.channel_error_variance)",
-    lambda s: _dense_air(s) and _errs(s),
-)
+# Without noise every way of sending gives the same sum, but not for the same joules.
+DENSE_AIR = Use("by scheme=over_the_air, over_the_air_adaptive and error_free", _dense_air)
 SNR = Use(
     "over the air with air.noise=true or air.charge_side_information=true, or for the masks of "
     "air.count_mode=bitmap",

@@ -241,12 +241,12 @@ TRIALS: tuple[Trial, ...] = (
     *(
         _t(f"adaptive.{name}", value, setting)
         for name, value in (
-            ("receive_scaling", "exact"), ("error_feedback", True), ("shrinkage", "off"),
+            ("receive_scaling", "regularised"), ("error_feedback", True), ("shrinkage", "whole"),
             ("norm_exponent", -1.0), ("averaging_power", 1.0), ("momentum", 0.0),
         )
         for setting in (_LOUD, {**_LOUD, "air.noise": False})
     ),
-    _t("adaptive.error_feedback", True, {**_LOUD, "adaptive.receive_scaling": "exact"}),
+    _t("adaptive.error_feedback", True, {**_LOUD, "adaptive.receive_scaling": "regularised"}),
     _t("adaptive.choose_users", True, {"air.path_loss": True, "channel.path_loss_slope_db": 80.0, **_LOUD}),
     _t("air.min_count", 2),
     _t("air.min_count", 2, _OWN_MASKS),

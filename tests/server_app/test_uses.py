@@ -37,7 +37,6 @@ from server_app.settings import Settings, compose_settings, decides_nothing
         ["scheme=equal_bandwidth", "radio.max_pruning_ratio=0.5", "radio.when_infeasible=drop"],
         ["scheme=over_the_air", "radio.latency_threshold_ms=10"],
         ["scheme=error_free", "air.snr_db=10"],
-        ["scheme=error_free", "air.payload=model"],
         ["scheme=aircomp_pruned", "air.noise=false", "air.shrinkage=off"],
         ["scheme=aircomp_pruned", "air.count_mode=count_free", "air.min_count=2"],
         ["scheme=aircomp_pruned", "training.importance=magnitude"],
@@ -68,6 +67,7 @@ def test_a_key_without_effect_is_refused(overrides):
         ["scheme=over_the_air", "air.payload=model", "air.recompute_beam=true", "scheme.weighting=samples"],
         ["scheme=fixed_ratio", "scheme.pruning_ratio=0.3"],
         ["scheme.pruning_ratio=null"],
+        ["scheme=error_free", "air.payload=model"],  # other joules
         ["scheme=error_free", "air.channel_error_variance=0.1", "air.payload=model"],
         ["scheme=aircomp_pruned", "air.count_mode=bitmap", "air.noise=false", "air.snr_db=10"],
         ["scheme=aircomp_pruned", "air.count_mode=bitmap", "training.importance=magnitude"],
