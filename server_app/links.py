@@ -16,6 +16,7 @@ from server_app.devices import device_energy, device_values, device_weights
 from strategies.measured import MeasuredLink
 from strategies.ofdma import OfdmaCell
 from strategies.settings import MeasuredSettings
+from task.build import Task
 from task.work import multiply_adds
 
 Vector = npt.NDArray[np.float64]
@@ -107,7 +108,7 @@ def device_times(job: Job) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.floa
     """
     radio, training = job.settings.radio, job.settings.training
     values = device_values(job.settings)
-    personal_cycles, global_cycles = _cycles(job, values)
+    personal_cycles, global_cycles = _cycles(job.task, radio.cycles, training.batch_size, values)
     taken = np.stack(job.steps, axis=1)
     fixed, compute = np.empty(len(taken)), np.empty(len(taken))
     for steps in sorted({tuple(row) for row in taken.tolist()}):
@@ -128,15 +129,14 @@ def device_times(job: Job) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.floa
     return fixed, compute
 
 
-def _cycles(job: Job, values: Mapping[str, Vector]) -> tuple[Vector, Vector]:
+def _cycles(task: Task, by: str, batch_size: int, values: Mapping[str, Vector]) -> tuple[Vector, Vector]:
     """Return the cycles per weight and local step of the personal and of the global part, (K,) each.
 
     By flops, each part's multiply-adds for a batch of the device, spread over the part's weights: pruning
     then saves its share of them.
     """
-    if job.settings.radio.cycles == "weights":
+    if by == "weights":
         return values["cycles_per_weight_personal"], values["cycles_per_weight"]
-    task, batch_size = job.task, job.settings.training.batch_size
     sizes = np.array([part.train.size for part in task.parts])
     first = next(part.train[:1] for part in task.parts if part.train.size)
     work = multiply_adds(task.model, task.split, task.train(first)[0])

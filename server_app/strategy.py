@@ -55,13 +55,15 @@ def build_strategy(
         ConfigError: if the scheme's policy is unknown or a radio value does not fit.
     """
     settings = job.settings
+    threshold = in_si(settings.radio)["latency_threshold"]
+    measured = settings.channel.source == "measured"
     skeleton: dict[str, Any] = {
         "seed": settings.seed,
         "num_weights": job.split.global_part.size,
         "spec": job.spec.to_json(),
         "fleet": _fleet(settings.fleet, job.spec.to_json()),
-        "mode": round_mode(settings),
-        "selection": selection(settings, job.data.train),
+        "mode": round_mode(settings.server, settings.fleet, threshold, measured=measured),
+        "selection": selection(settings.selection, threshold, job.data.train),
         "evaluate_every": settings.evaluate_every,
         "evaluate_participants": settings.fleet.evaluate == "participants",
         "last_round": settings.rounds,
@@ -92,7 +94,7 @@ def build_strategy(
     skeleton["vectors"] = job.vectors
     skeleton["server"] = _server_step(settings.server)
     skeleton["divergence_loss"] = settings.fleet.divergence_loss
-    if settings.channel.source == "measured":
+    if measured:
         return MeasuredStrategy(
             link=measured_link(settings.measured, in_si(settings.radio)),
             probe=probe,
