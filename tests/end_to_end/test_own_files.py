@@ -35,7 +35,7 @@ def write_as_printed(folder: Path) -> list[list[str]]:
     [
         "inprocess",
         pytest.param("ray", marks=pytest.mark.exhaustive),
-        pytest.param("flower", marks=pytest.mark.slow),
+        pytest.param("flower", marks=pytest.mark.exhaustive),
     ],
 )
 def test_the_recipe_runs_as_printed(tmp_path, engine):
