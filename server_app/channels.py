@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
+from protocol.streams import generator
 from radio.channel import Cell, ChannelModel
 from schema import ConfigError, in_si
 from server_app.devices import device_distances, device_values
@@ -31,6 +34,16 @@ def channel_model(settings: Settings, antennas: int) -> ChannelModel:
         mobility_options=channel.mobility_options,
         shadowing_distance=channel.shadowing_distance_m,
         step=in_si(channel)["coherence_step"] or in_si(settings.radio)["latency_threshold"],
+    )
+
+
+def analog_cell(settings: Settings) -> Cell:
+    """Return the cell of a job over the air: the channels of its rounds, for studies that train nothing."""
+    air = settings.air
+    return Cell(
+        channel_model(settings, air.antennas),
+        partial(generator, settings.seed),
+        spread="relative" if air.path_loss else "none",
     )
 
 

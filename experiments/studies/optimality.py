@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-from functools import partial
 
 from experiments.studies import StudyResult
 from protocol.streams import generator
-from radio.channel import Cell
 from radio.scheduling import schedule
-from server_app.channels import channel_model
+from server_app.channels import analog_cell
 from server_app.settings import Settings
 
 PROVED_DB = 0.001  # a gap of bound and optimum that counts as closed
@@ -27,11 +25,7 @@ def optimality(settings: Settings) -> StudyResult:
         ValueError: if the method is unknown or M exceeds K.
     """
     air, scheduler = settings.air, settings.scheduler
-    cell = Cell(
-        channel_model(settings, air.antennas),
-        partial(generator, settings.seed),
-        spread="relative" if air.path_loss else "none",
-    )
+    cell = analog_cell(settings)
     draws, timing = [], []
     for draw in range(1, settings.study.draws + 1):
         channels = cell.draw_vectors(draw).true

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 from experiments.studies import StudyResult
 from protocol.streams import generator
-from radio.channel import Cell
 from radio.scheduling import schedule
-from server_app.channels import channel_model
+from server_app.channels import analog_cell
 from server_app.settings import Settings
 
 
@@ -22,11 +19,7 @@ def scheduling(settings: Settings) -> StudyResult:
         ValueError: if the method is unknown or M exceeds K.
     """
     air, scheduler = settings.air, settings.scheduler
-    cell = Cell(
-        channel_model(settings, air.antennas),
-        partial(generator, settings.seed),
-        spread="relative" if air.path_loss else "none",
-    )
+    cell = analog_cell(settings)
     draws, timing = [], []
     for draw in range(settings.study.draws + 1):
         # Draw 1 is scheduled twice: the first time, unrecorded, pays for imports and caches.

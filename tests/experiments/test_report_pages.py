@@ -103,6 +103,23 @@ def test_results_of_a_study_have_the_spread_of_its_draws(tmp_path):
     assert "Mean ± standard deviation over 12 draws per run." in text
 
 
+def test_a_table_shows_the_mean_or_the_largest_of_a_cell(tmp_path):
+    """Of the draws 0.1, 0.2, ... 1.2: the mean is 0.65, the largest 1.2."""
+    runs = made_up_study(tmp_path / "runs", 12)
+    for file in runs.rglob("config.yaml"):
+        config = json.loads(file.read_text())
+        cell = {"y": "normalised_mse", "rows": ["seed"], "columns": "scheduler.method"}
+        config["report"]["tables"] = [cell, {**cell, "statistic": "max"}]
+        file.write_text(json.dumps(config))
+    build_report([runs], tmp_path / "out")
+    text = (tmp_path / "out" / "results.md").read_text()
+    assert "### normalised MSE\n" in text
+    assert "### largest normalised MSE\n" in text
+    mean, largest = (line.split("|") for line in text.splitlines() if line.startswith("| 1 |"))
+    assert any(re.fullmatch(r" 0\.65 ± 0\.1\d* ", cell) for cell in mean)
+    assert " 1.2 " in largest
+
+
 def test_a_fault_is_loud(tmp_path, capsys):
     """On the page, on the command line, in its exit status; a claim that holds is none of it."""
     fault = {"by_construction": "it starts there", "margin": -0.45}

@@ -104,6 +104,7 @@ def test_the_distance_to_the_optimum_is_that_of_all_sets(tmp_path):
     assert loss.max() > 0.1  # the draws can tell
     assert (column(tmp_path / "distance", "optimal") == (loss < 5e-3)).all()
     assert not column(tmp_path / "distance", "unproved").any()
+    assert column(tmp_path / "distance", "gap_db").max() <= 1e-3 * (1 + 1e-6)
 
 
 def test_random_beams_have_the_mse_of_order_statistics(tmp_path):
