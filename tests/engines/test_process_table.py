@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 
 import psutil
 import pytest
@@ -37,8 +38,9 @@ def test_one_that_has_ended_is_over_before_and_after_its_parent_looks():
     assert not has_ended(psutil.Process())
     ended.stdout.read()  # closed as it ends
     psutil.wait_procs([process], timeout=0)
+    deadline = time.monotonic() + 60
     while not has_ended(process):
-        pass
+        assert time.monotonic() < deadline
     assert ended.pid not in living()
     ended.wait()
     assert has_ended(process)
