@@ -313,6 +313,7 @@ ELSEWHERE = {
     "model.buffers": "needs a network with running statistics: tests/client_app",
     "training.precision": "shows on some processors only: tests/client_app/test_precision.py",
     "scheme.name": "is what the records are called",
+    "adaptive.name": "is what figures call a choice of switches: tests/experiments",
     "engine.name": "what runs the devices: tests/end_to_end/test_ray_engine.py, tests/deployment",
     "engine.device": "needs a GPU: tests/client_app/test_batched.py",
     "study.name": "a job that trains nothing: tests/experiments/test_studies.py",
