@@ -96,7 +96,7 @@ def test_flower_gives_the_same_records_and_leaves_no_process(tmp_path):
     assert str(tmp_path) not in listing
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive  # it starts Ray
 def test_a_run_that_fails_in_flower_fails_here(tmp_path):
     overrides = [*SMALL, "training.global_learning_rate=1e38", "fleet.max_failed_rounds=1"]
     with pytest.raises(RunFailedError, match="no device gave a usable reply"):

@@ -167,7 +167,11 @@ def test_a_rank_correlation_of_unrelated_groups_is_rare():
 
 @pytest.mark.parametrize(
     ("count", "pages"),
-    [pytest.param(3, 200, marks=pytest.mark.slow), pytest.param(40, 50, marks=pytest.mark.exhaustive)],
+    [
+        pytest.param(3, 60, marks=pytest.mark.slow),
+        pytest.param(3, 400, marks=pytest.mark.exhaustive),
+        pytest.param(40, 50, marks=pytest.mark.exhaustive),
+    ],
 )
 def test_73_claims_without_truth_get_a_false_verdict_on_one_page_in_twenty(count, pages):
     """Claims of one page share their runs, so they are dependent; the correction holds all the same."""
