@@ -68,6 +68,7 @@ REPORTED = frozenset(
         "global-loss",
         "measured-train-seconds",
         "measured-compute-seconds",
+        "measured-energy-j",
         "measured-seconds-per-weight-step",
         "stated-uplink-bps",
         "state-set-aside",
