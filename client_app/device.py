@@ -10,7 +10,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -334,6 +334,7 @@ def train(order: TrainOrder, context: Context) -> TrainReport:
         MessageError: if the order does not fit the model.
         DivergedError: if training left the finite numbers; the personal part stays as it was.
     """
+    began = time.time()
     work = accept(order, context)
     run = work.run
     images, labels = run.task.train(run.parts[work.index].train)
@@ -357,7 +358,9 @@ def train(order: TrainOrder, context: Context) -> TrainReport:
         rate=work.rate,
     )
     seconds = time.perf_counter() - started
-    return report(work, result, seconds, math.nan if meter is None else meter.joules())
+    made = report(work, result, seconds, math.nan if meter is None else meter.joules())
+    stamps = {"measured-began-at": began, "measured-ended-at": time.time()}
+    return replace(made, metrics={**made.metrics, **stamps})
 
 
 def test(order: EvaluateOrder, context: Context) -> Evaluation:

@@ -69,6 +69,8 @@ REPORTED = frozenset(
         "measured-train-seconds",
         "measured-compute-seconds",
         "measured-energy-j",
+        "measured-began-at",
+        "measured-ended-at",
         "measured-seconds-per-weight-step",
         "stated-uplink-bps",
         "state-set-aside",
@@ -491,7 +493,7 @@ class TrainReport:
         payload: encoded upload (digital) or float32 update bytes (analog), uint8; None for no upload. Of a
             report that was received, a read-only view of the received bytes.
         num_examples: size of the device's training set.
-        metrics: losses and, measured, seconds of training.
+        metrics: losses and what was measured, by a name of `REPORTED`.
         buffers: running statistics that are shared, by name; none where nothing is uploaded.
         arrays: what the local algorithm sends beside the upload: by name the encoded values of the retained
             weights' entries, uint8.
@@ -502,6 +504,10 @@ class TrainReport:
     metrics: Mapping[str, float] = field(default_factory=dict)
     buffers: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
     arrays: Mapping[str, npt.NDArray[np.uint8]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if ignored := self.metrics.keys() - REPORTED:
+            raise ValueError(f"nobody reads {sorted(ignored)} of a report: REPORTED has {sorted(REPORTED)}")
 
     def to_records(self) -> RecordDict:
         """Return the content of the reply."""

@@ -34,6 +34,7 @@ from strategies.evaluation import ACCURACY, Evaluation, GlobalTest, MetricColumn
 from strategies.exchange import exchange
 from strategies.fleet import Fleet
 from strategies.intake import Intake
+from strategies.journeys import DOWNLOAD, UPLOAD, Journeys
 from strategies.limits import NormHistory, NormLimit, UploadError
 from strategies.modes import Mode, Synchronous
 from strategies.plan import Assignment, Outcome, Receiver, RoundPlan, Weights
@@ -140,6 +141,7 @@ class WirelessStrategy(Strategy):
         # Whoever watches: told of every order and answer (kind of message or "replied", device, round).
         self.notice: Callable[[str, int | None, int | None], None] = lambda kind, device, server_round: None
         self._plan = RoundPlan(())
+        self._journeys = Journeys()
         self._damping: dict[int, float] = {}  # device -> by what its upload counts less because it is stale
         self._weights: Weights = np.zeros(0, np.float32)
 
@@ -147,7 +149,12 @@ class WirelessStrategy(Strategy):
     scheme_round_columns: ClassVar[tuple[str, ...]] = ()
     scheme_device_columns: ClassVar[tuple[str, ...]] = ()
     # What was measured of a device in a round.
-    device_timing_columns: ClassVar[tuple[str, ...]] = ("measured_train_seconds", "measured_energy_j")
+    device_timing_columns: ClassVar[tuple[str, ...]] = (
+        "measured_train_seconds",
+        "measured_energy_j",
+        DOWNLOAD,
+        UPLOAD,
+    )
 
     @property
     def round_columns(self) -> tuple[str, ...]:
@@ -352,7 +359,10 @@ class WirelessStrategy(Strategy):
         self.selection.note(
             self.log.round, device, loss=loss, latency=latency if isinstance(latency, float) else None
         )
-        reported = {name.replace("-", "_"): value for name, value in report.metrics.items()}
+        reported: dict[str, float] = {
+            **{name.replace("-", "_"): value for name, value in report.metrics.items()},
+            **self._journeys.columns(device, report.metrics),
+        }
         self.log.device(
             device,
             {
@@ -486,6 +496,8 @@ class WirelessStrategy(Strategy):
         address = {"dst_node_id": node, "message_type": kind, "group_id": group, "ttl": self.message_ttl}
         if getattr(grid, "immediate", False):
             return TypedMessage(order, **address)
+        if kind == "train":
+            self._journeys.sent(device)
         return Message(order.to_records(), **address)  # type: ignore[call-overload,no-any-return]
 
     def heard(self, reply: Message | None) -> None:
@@ -497,6 +509,8 @@ class WirelessStrategy(Strategy):
         if device is None:
             device = _device_of_group(reply.metadata.group_id)
         if device is not None:
+            if reply.metadata.message_type == "train":
+                self._journeys.heard(device)
             self.notice("failed" if reply.has_error() else "replied", device, self.log.round)
 
     def _attribute(

@@ -171,8 +171,7 @@ class MeasuredStrategy(WirelessStrategy):
     scheme_round_columns = ("min_keepers", "pruning_ratio_mean", "latency_threshold_s")
     scheme_device_columns = ("pruning_ratio", "rate_source")
     device_timing_columns: ClassVar[tuple[str, ...]] = (
-        "measured_train_seconds",
-        "measured_energy_j",
+        *WirelessStrategy.device_timing_columns,
         "measured_compute_seconds",
         "measured_seconds_per_weight_step",
         "measured_uplink_bps",

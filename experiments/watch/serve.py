@@ -93,8 +93,10 @@ def metrics(snapshot: Snapshot) -> Iterator[str]:
             yield f'airflower_last_round{{{run},quantity="{_label(name)}"}} {value:.10g}'
     for field, name, text in (
         ("seen_s", "node_seen_seconds", "Seconds since a device last answered."),
+        ("download_s", "node_download_seconds", "Seconds from a node's last order to its beginning with it."),
         ("train_s", "node_train_seconds", "Seconds that a device trained in its last round."),
-        ("transfer_s", "node_upload_seconds", "Seconds of a device's last upload, by a timed transfer."),
+        ("upload_s", "node_upload_seconds", "Seconds from a node's end to its answer's arrival."),
+        ("transfer_s", "node_transfer_seconds", "Seconds of a device's last upload by a timed transfer."),
         ("exchange_s", "node_exchange_seconds", "Seconds from order to answer, less training."),
         ("sent_bytes", "node_sent_bytes", "Bytes of a device's last upload."),
         ("energy_j", "node_energy_joules", "Joules that a device's board measured while it trained."),

@@ -42,9 +42,12 @@ class Node:
         device: index.
         phase: training, evaluating, storing, replied, failed, or idle.
         seen_s: seconds since it last answered.
+        download_s: seconds from its last order to its beginning with it; of nodes (`strategies.journeys`).
         train_s: seconds that its last training took, as it says.
-        transfer_s: of its last upload, by a timed transfer (`channel=measured`).
-        exchange_s: from its order to its answer, less training: download, upload and waiting.
+        upload_s: seconds from its end to its answer's arrival; of nodes.
+        transfer_s: of its last upload by the rate of a timed transfer (`channel=measured`).
+        exchange_s: from its order to its answer, less training; of devices whose download and upload are not
+            told apart, as in a simulation, where most of it is waiting for a processor.
         sent_bytes: size of its last upload.
         energy_j: that its board measured while it trained.
         accuracy: of its last test.
@@ -54,7 +57,9 @@ class Node:
     device: int
     phase: str = "idle"
     seen_s: float | None = None
+    download_s: float | None = None
     train_s: float | None = None
+    upload_s: float | None = None
     transfer_s: float | None = None
     exchange_s: float | None = None
     sent_bytes: float | None = None
@@ -224,7 +229,9 @@ def _nodes(folder: Path, live: Mapping[str, Any], *, running: bool) -> tuple[Nod
     for row in _tail(folder / DEVICE_TIMING):
         entry = known.setdefault(int(row["device"]), {})
         for name, column in (
+            ("download_s", "measured_download_seconds"),
             ("train_s", "measured_train_seconds"),
+            ("upload_s", "measured_upload_seconds"),
             ("transfer_s", "measured_transfer_seconds"),
             ("energy_j", "measured_energy_j"),
         ):
@@ -235,7 +242,7 @@ def _nodes(folder: Path, live: Mapping[str, Any], *, running: bool) -> tuple[Nod
         entry["phase"] = str(said.get("phase", "idle")) if running else "idle"
         if "seen" in said:
             entry["seen_s"] = max(0.0, now - float(said["seen"]))
-        if "took" in said and "train_s" in entry:
+        if "took" in said and "train_s" in entry and "upload_s" not in entry:
             entry["exchange_s"] = max(0.0, float(said["took"]) - entry["train_s"])
     return tuple(Node(device, **entry) for device, entry in sorted(known.items()))
 

@@ -15,6 +15,8 @@ from experiments.watch.state import Node, Snapshot
 
 _BARS, _PLAIN_BARS = "▁▂▃▄▅▆▇█", "_.-:=+*#"
 _MOST_NODES = 40  # rows; those with trouble first
+_LEAST_WANTED = ("sent", "energy", "last seen", "exchange", "phase")  # where the terminal is narrow
+_FRAME, _GAP, _LAST_ROUND = 4, 2, 12  # letters of the frame, between two columns, for how a round went
 _STYLE = {"completed": "green", "running": "cyan", "failed": "red", "killed": "red", "interrupted": "yellow"}
 _PHASE_STYLE = {"training": "cyan", "evaluating": "magenta", "storing": "blue", "failed": "red"}
 
@@ -97,36 +99,49 @@ def render(snapshot: Snapshot, console: Console) -> RenderableType:
     if snapshot.figures:
         parts.append(Text("   ".join(f"{name} {value:.4g}" for name, value in snapshot.figures)))
     if snapshot.nodes:
-        parts.append(_table(snapshot.nodes))
+        parts.append(_table(snapshot.nodes, console.width - _FRAME))
     return Panel(Group(*parts), title=Text(snapshot.name or "airflower"), subtitle=Text(snapshot.folder))
 
 
-def _table(nodes: Sequence[Node]) -> Table:
+def _table(nodes: Sequence[Node], width: int) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     known = {name for node in nodes for name, value in vars(node).items() if value is not None}
-    columns = [("device", "right"), ("phase", "left"), ("last seen", "right"), ("training", "right")]
-    columns += [("upload", "right")] * ("transfer_s" in known)
-    columns += [("exchange", "right"), ("sent", "right")]
+    columns = [("device", "right"), ("phase", "left"), ("last seen", "right")]
+    columns += [("download", "right")] * ("download_s" in known)
+    columns += [("training", "right")]
+    columns += [("upload", "right")] * ("upload_s" in known)
+    columns += [("exchange", "right")] * ("exchange_s" in known)
+    columns += [("sent", "right")]
     columns += [("energy", "right")] * ("energy_j" in known)
     columns += [("accuracy", "right"), ("last round", "left")]
-    for name, side in columns:
-        table.add_column(name, justify=side)  # type: ignore[arg-type]
     shown = sorted(nodes, key=lambda node: (node.status == "ok", node.device))[:_MOST_NODES]
-    for node in sorted(shown, key=lambda node: node.device):
-        cells = {
-            "device": str(node.device),
-            "phase": node.phase,
-            "last seen": "-" if node.seen_s is None else f"{duration(node.seen_s)} ago",
-            "training": duration(node.train_s),
-            "upload": duration(node.transfer_s),
-            "exchange": duration(node.exchange_s),
-            "sent": size(node.sent_bytes),
-            "energy": "-" if node.energy_j is None else f"{node.energy_j:.3g} J",
-            "accuracy": "-" if node.accuracy is None else f"{node.accuracy:.4f}",
-            "last round": f"{node.status} {node.reason}".strip(),
-        }
+    rows = [_cells(node) for node in sorted(shown, key=lambda node: node.device)]
+    for name in _LEAST_WANTED:
+        widths = [max(len(name), *(len(row[name]) for row in rows)) for name, _ in columns[:-1]]
+        if sum(widths) + _GAP * len(widths) + _LAST_ROUND <= width:
+            break
+        columns = [column for column in columns if column[0] != name]
+    for name, side in columns:
+        table.add_column(name, justify=side, no_wrap=name != "last round")  # type: ignore[arg-type]
+    for node, row in zip(sorted(shown, key=lambda node: node.device), rows, strict=True):
         style = _PHASE_STYLE.get("failed" if node.status == "failed" else node.phase, "")
-        table.add_row(*(Text(cells[name], style=style) for name, _ in columns))
+        table.add_row(*(Text(row[name], style=style) for name, _ in columns))
     if len(nodes) > _MOST_NODES:
         table.add_row(Text("..."), Text(f"{len(nodes) - _MOST_NODES} more"))
     return table
+
+
+def _cells(node: Node) -> dict[str, str]:
+    return {
+        "device": str(node.device),
+        "phase": node.phase,
+        "last seen": "-" if node.seen_s is None else f"{duration(node.seen_s)} ago",
+        "download": duration(node.download_s),
+        "training": duration(node.train_s),
+        "upload": duration(node.upload_s),
+        "exchange": duration(node.exchange_s),
+        "sent": size(node.sent_bytes),
+        "energy": "-" if node.energy_j is None else f"{node.energy_j:.3g} J",
+        "accuracy": "-" if node.accuracy is None else f"{node.accuracy:.4f}",
+        "last round": f"{node.status} {node.reason}".strip(),
+    }

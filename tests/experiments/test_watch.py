@@ -48,7 +48,8 @@ def write_run(folder, *, rounds=3, status="completed", reason="", **config):
         "\n".join(["round,device,status,reason,wire_bytes,test_accuracy", *devices]) + "\n"
     )
     (folder / "device_timing.csv").write_text(
-        "round,device,measured_train_seconds,measured_energy_j\n3,0,1.25,7.5\n"
+        "round,device,measured_train_seconds,measured_energy_j,measured_download_seconds,"
+        "measured_upload_seconds,measured_transfer_seconds\n3,0,1.25,7.5,2.75,3.5,0.125\n"
     )
     return folder
 
@@ -62,6 +63,7 @@ def test_a_snapshot_holds_what_the_folder_says(tmp_path):
     assert dict(found.figures)["failed devices"] == 2
     ok, failed = found.nodes
     assert (ok.train_s, ok.energy_j, ok.sent_bytes, ok.accuracy) == (1.25, 7.5, 1000, 0.2)
+    assert (ok.download_s, ok.upload_s, ok.transfer_s) == (2.75, 3.5, 0.125)
     assert (failed.status, failed.accuracy) == ("failed", None)
     assert "\x1b" not in failed.reason
 
@@ -177,6 +179,23 @@ def test_once_shows_and_leaves(tmp_path, capsys, monkeypatch, status, code):
     assert "accuracy 0.3000" in out
     assert ("[red]why" in out) == (status == "failed")
     assert "no [b]reply" in out
+    head = next(line for line in out.splitlines() if "device " in line).split()
+    row = next(line for line in out.splitlines() if "2.8 s" in line)
+    assert head.index("download") < head.index("training") < head.index("upload") < head.index("sent")
+    assert re.search(r"2\.8 s +1\.2 s +3\.5 s +1 kB +7\.5 J +0\.2000", row)
+    assert "exchange" not in head
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 140])
+def test_a_narrow_terminal_leaves_out_what_matters_least(width):
+    nodes = [Node(0, "training", 12.0, 2.5, 1.5, 3.5, None, None, 81445.0, 7.5, 0.25, "failed", "disk full")]
+    console = Console(file=io.StringIO(), width=width)
+    console.print(render(Snapshot("x", nodes=tuple(nodes)), console))
+    text = console.file.getvalue()
+    for word in ("0.2500", "failed", "2.5 s", "1.5 s", "3.5 s"):
+        assert word in text
+    assert "…" not in text
+    assert ("81.4 kB" in text, "7.5 J" in text) == (width >= 100, width >= 100)
 
 
 def test_a_terminal_without_letters_gets_other_bars():
@@ -219,7 +238,10 @@ SNAPSHOT = Snapshot(
     round=2,
     rounds=5,
     accuracy=((1, 0.5), (2, 0.75)),
-    nodes=(Node(0, sent_bytes=10, status="ok", energy_j=2.5), Node(7, phase="training")),
+    nodes=(
+        Node(0, sent_bytes=10, status="ok", energy_j=2.5, download_s=3.5, train_s=1.5, upload_s=0.5),
+        Node(7, phase="training"),
+    ),
 )
 
 
@@ -240,6 +262,9 @@ def test_prometheus_can_read_every_line():
     text = "\n".join(metrics(SNAPSHOT))
     assert 'airflower_accuracy{run="a\\"b\\nc"} 0.75' in text
     assert 'device="7"} 0' in text
+    assert [
+        line.split()[-1] for line in text.splitlines() if re.match(r"airflower_node_(down|up|tra).*\{", line)
+    ] == ["3.5", "1.5", "0.5"]
 
 
 @contextmanager

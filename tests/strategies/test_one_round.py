@@ -125,6 +125,30 @@ def test_what_can_be_used_is_used_and_every_fault_is_its_own_devices(grid, caplo
     assert "node 12345 is not expected" in caplog.text
 
 
+class Nodes:
+    """The devices of a grid as nodes, whose replies come when they come."""
+
+    def __init__(self, grid):
+        self.get_node_ids = grid.get_node_ids
+
+
+def test_download_and_upload_of_nodes_are_recorded(grid):
+    strategy, clock = _strategy(grid), [1000.0]
+    strategy._journeys._now = lambda: clock[0]
+    orders = _orders(strategy, Nodes(grid))
+    stamps = {"measured-began-at": 1003.0, "measured-ended-at": 1010.0}
+    replies = [_answer(order, device, **stamps) for device, order in enumerate(orders)]
+    for device, reply in enumerate(replies):
+        clock[0] = 1011.0 + device
+        strategy.heard(reply)
+    strategy.aggregate_train(1, replies)
+    for device in range(DEVICES):
+        row = strategy.log.devices[device]
+        assert row["measured_download_seconds"] == pytest.approx(3.0)
+        assert row["measured_upload_seconds"] == pytest.approx(1.0 + device)
+    assert {"measured_download_seconds", "measured_upload_seconds"} <= set(strategy.device_timing_columns)
+
+
 def test_the_error_of_a_dead_node_comes_from_elsewhere_and_is_known_by_its_group(grid):
     strategy = _strategy(grid)
     orders = _orders(strategy, grid)
