@@ -107,6 +107,7 @@ def test_orders_and_answers_are_seen_while_a_round_goes_on(tmp_path):
     assert found.nodes[0].seen_s is not None
     assert found.nodes[0].seen_s < 60
     assert found.nodes[1].seen_s is None
+    assert found.nodes[0].exchange_s is None  # its download and its upload are told apart
     live.notice("evaluate", 1, 4)
     assert json.loads((folder / LIVE).read_text())["phase"] == "evaluating"
     assert json.loads((folder / LIVE).read_text())["devices"]["0"]["took"] >= 0
