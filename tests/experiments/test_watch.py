@@ -190,9 +190,9 @@ def test_once_shows_and_leaves(tmp_path, capsys, monkeypatch, status, code):
 @pytest.mark.parametrize("width", [60, 80, 100, 140])
 def test_a_narrow_terminal_leaves_out_what_matters_least(width):
     nodes = [Node(0, "training", 12.0, 2.5, 1.5, 3.5, None, None, 81445.0, 7.5, 0.25, "failed", "disk full")]
-    console = Console(file=io.StringIO(), width=width)
+    console = Console(file=(printed := io.StringIO()), width=width)
     console.print(render(Snapshot("x", nodes=tuple(nodes)), console))
-    text = console.file.getvalue()
+    text = printed.getvalue()
     for word in ("0.2500", "failed", "2.5 s", "1.5 s", "3.5 s"):
         assert word in text
     assert "…" not in text
