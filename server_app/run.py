@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import logging
 import secrets
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +27,7 @@ from protocol.arrays import read_weights, weights_record
 from protocol.interrupts import held
 from records import checkpoint
 from records.checkpoint import FinishedRound, Writer
+from records.clock import RoundClock
 from records.figure import draw_run
 from records.live import Live
 from records.ownership import SUMMARY, guarded, owned, refuse_used
@@ -51,8 +51,6 @@ from strategies.probe_sink import ProbeSink
 from strategies.settings import MeasuredSettings
 
 log = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 LOG_FILE = "run.log"
 OWN_LOGGERS = ("server_app", "records", "strategies")  # whose lines are the run's
@@ -299,9 +297,9 @@ def _round(
     server_round: int,
     arrays: ArrayRecord,
     timeout: float,
-) -> tuple[npt.NDArray[np.float32], _Clock]:
+) -> tuple[npt.NDArray[np.float32], RoundClock]:
     """Do one round; return the global part after it and the seconds that it took."""
-    clock = _Clock()
+    clock = RoundClock()
     orders = strategy.configure_train(server_round, arrays, ConfigRecord(), grid)
     clock.lap("measured_train_seconds")
     # Where replies come one by one, each is taken while the others still train.
@@ -351,29 +349,3 @@ def _why(strategy: WirelessStrategy, silent: int) -> str:
         f"no device gave a usable reply in {silent} round(s), the last one {strategy.log.round} "
         f"(fleet.max_failed_rounds): {shown}"
     )
-
-
-class _Clock:
-    """Wall-clock seconds of the parts of a round."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def lap(self, name: str) -> None:
-        """Add the time since the last lap to a part."""
-        now = time.perf_counter()
-        self.seconds[name] = round(self.seconds.get(name, 0.0) + now - self._last, 6)
-        self._last = now
-
-    def waiting(self, name: str, items: Iterable[T]) -> Iterator[T]:
-        """Yield items; the time until each is there counts to a part, what is done with them to none yet."""
-        other = 0.0
-        for item in items:
-            self.lap(name)
-            yield item
-            now = time.perf_counter()
-            other += now - self._last
-            self._last = now
-        self.lap(name)
-        self._last -= other  # is the caller's, at its next lap
