@@ -9,6 +9,8 @@ parameters. What makes it faster than the layers one after the other, for the pa
 - the batch goes through in slices of 48 images, so that what one layer writes the next finds in the cache;
 - the layout (height, width, channel, batch) needs no transposition anywhere, and pooling reads whole rows.
 
+A step on fewer than `FEWEST` images is taken by the layers themselves.
+
 With `dtype` bfloat16 activations and products are bfloat16 (twice the speed where the processor multiplies
 it); weights, their transforms and the sums of their gradients stay float32.
 """
@@ -24,6 +26,10 @@ from torch import nn
 from client_app.fast.spectral import Transforms, from_spectrum, to_spectrum, transforms
 
 SLICE = 48  # images at once: large enough for the products, small enough for the cache (32 to 64 are alike)
+# Images of a step below which the layers are faster: transforming the kernels and their gradients there and
+# back takes as long as the direct sums of 11 images. A number, not a time taken in the run: the same steps
+# have to round alike wherever and whenever they are taken.
+FEWEST = 12
 
 _pool = torch.ops.aten.max_pool2d_with_indices.default
 _pool_backward = torch.ops.aten.max_pool2d_with_indices_backward.default
@@ -32,17 +38,33 @@ _Saved = tuple[torch.Tensor, ...]
 
 
 class FastConvolutions(nn.Module):
-    """Twice conv - max-pool - ReLU, then flatten, of (batch, 1, n, n) images, n divisible by 4."""
+    """Twice conv - max-pool - ReLU, then flatten, of (batch, 1, n, n) images, n divisible by 4.
 
-    def __init__(self, first: nn.Conv2d, second: nn.Conv2d, dtype: torch.dtype = torch.float32) -> None:
+    Args:
+        first, second: the convolutions.
+        layers: all that this computes, these two among it; for steps on few images.
+        dtype: of the products.
+    """
+
+    def __init__(
+        self,
+        first: nn.Conv2d,
+        second: nn.Conv2d,
+        layers: Sequence[nn.Module],
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         super().__init__()
         self.first = first
         self.second = second
+        self.layers = nn.Sequential(*layers)
         self.dtype = dtype
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return (batch, channels * n / 4 * n / 4), in the order of `nn.Flatten`."""
         parts = (self.first.weight, self.first.bias, self.second.weight, self.second.bias)
+        if len(images) < FEWEST and self.dtype == torch.float32 and _learns(parts):
+            out: torch.Tensor = self.layers(images)
+            return out
         with torch.autocast("cpu", enabled=False):  # which products are bfloat16 is decided here
             return _Function.apply(self.dtype, images, *parts)  # type: ignore[no-any-return, no-untyped-call]
 
@@ -66,7 +88,13 @@ def accelerate(layers: Sequence[nn.Module], dtype: torch.dtype = torch.float32) 
         return list(layers)  # few channels: the transforms cost more than they save
     if not (_halves(front[1]) and _halves(front[4])):
         return list(layers)
-    return [FastConvolutions(first, second, dtype), *found[len(pattern) :]]
+    replaced = layers[: 1 + next(i for i, layer in enumerate(layers) if layer is front[-1])]
+    return [FastConvolutions(first, second, replaced, dtype), *found[len(pattern) :]]
+
+
+def _learns(parts: Sequence[torch.Tensor | None]) -> bool:
+    """Return whether a gradient will be asked for: without one the transforms cost a third as much."""
+    return torch.is_grad_enabled() and any(part is not None and part.requires_grad for part in parts)
 
 
 def _only_layout(layer: nn.Module) -> bool:

@@ -6,9 +6,16 @@ import pytest
 import torch
 from torch import nn
 
-from client_app.fast.convolutions import FastConvolutions, accelerate
+from client_app.fast import convolutions
+from client_app.fast.convolutions import FEWEST, FastConvolutions, accelerate
 from client_app.fast.spectral import from_spectrum, to_spectrum, transforms
 from task.models import build_model
+
+
+@pytest.fixture(autouse=True)
+def _kernels_for_steps_of_any_size(monkeypatch):
+    """What is compared with the layers here are the kernels, not the layers that stand in for them."""
+    monkeypatch.setattr(convolutions, "FEWEST", 1)
 
 
 def _plain(kernel_size: int, classes: int = 10) -> nn.Sequential:
@@ -80,6 +87,30 @@ def test_only_gradients_that_are_wanted_are_computed():
     gradients = {name: weights.grad for name, weights in fast.named_parameters()}
     assert gradients["0.first.weight"] is None
     assert gradients["0.second.weight"] is not None
+
+
+@pytest.mark.parametrize(("batch", "same"), [(1, True), (FEWEST - 1, True), (FEWEST, False)])
+def test_a_step_on_few_images_is_that_of_the_layers_bit_for_bit(monkeypatch, batch, same):
+    monkeypatch.setattr(convolutions, "FEWEST", FEWEST)
+    plain, fast = _pair(5)
+    images = torch.randn(batch, 1, 28, 28, generator=torch.Generator().manual_seed(5))
+    for model in (plain, fast):
+        model(images).square().sum().backward()
+    gradients = zip(fast.parameters(), plain.parameters(), strict=True)
+    assert all(torch.equal(mine.grad, theirs.grad) for mine, theirs in gradients) == same
+
+
+@pytest.mark.parametrize("learns", [True, False])
+def test_without_gradients_the_kernels_are_used_for_any_number_of_images(monkeypatch, learns):
+    """What is made of a sample without learning does not depend on how the samples are cut into batches."""
+    monkeypatch.setattr(convolutions, "FEWEST", FEWEST)
+    _, fast = _pair(5)
+    images = torch.randn(FEWEST, 1, 28, 28, generator=torch.Generator().manual_seed(6))
+    fast.requires_grad_(learns)
+    with torch.no_grad():
+        few = fast(images[:4])
+    monkeypatch.setattr(convolutions, "FEWEST", 1)
+    assert torch.equal(few, fast(images[:4]))
 
 
 def test_the_batch_may_be_sliced_anywhere():
