@@ -7,7 +7,7 @@ from flwr.app import Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 
-from client_app import device, many
+from client_app import device, many, together
 from protocol.fields import MessageError
 from protocol.messages import METRICS, SAVED, EvaluateOrder, HelloOrder, SaveOrder, TrainOrder, TrainReport
 from protocol.typed_messages import read, reply
@@ -45,6 +45,24 @@ def train_many(
     )
     answers = dict(zip(readable, reports, strict=True))
     return [_reply(message, answers.get(place, orders[place])) for place, message in enumerate(messages)]
+
+
+def prepare(message: Message) -> None:
+    """Build what the devices of a run share, so that processes forked from this one have it."""
+    kinds: dict[str, type[HelloOrder] | type[TrainOrder] | type[EvaluateOrder]] = {
+        "query.hello": HelloOrder,
+        "train": TrainOrder,
+        "evaluate": EvaluateOrder,
+    }
+    kind = kinds.get(message.metadata.message_type)
+    spec = read(message, kind).spec if kind is not None else ""
+    if spec:
+        device.run_context(spec)
+
+
+def devices_at_once(message: Message, devices: int) -> int:
+    """Return how many of the devices that get such a train message are best trained as one set of tensors."""
+    return together.devices_at_once(read(message, TrainOrder).spec, devices)
 
 
 @app.evaluate()

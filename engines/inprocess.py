@@ -27,7 +27,7 @@ from engines.allocator import keep_freed_memory
 from engines.device_states import DeviceStates
 from engines.processors import usable_processors
 from engines.shared_arrays import Block, Board
-from engines.workers import FIRST_NODE, FORK, TRAIN, App, Runner, Worker, WorkerDiedError
+from engines.workers import FIRST_NODE, FORK, App, Runner, Worker, WorkerDiedError
 from protocol.interrupts import held
 from server_app.settings import Settings
 
@@ -49,8 +49,12 @@ class InProcessGrid(Grid):
         workers: number of processes; 1 runs the devices inside the calling process (a device that
             kills its process then kills the run, and no deadline can interrupt it).
         state_memory_mib: personal parts kept in memory; those beyond it go to a temporary folder.
-        batch_devices: devices that are trained as one set of tensors; 1: one after the other.
+        batch_devices: devices that are trained as one set of tensors; 1: one after the other; None: as many
+            as `devices_at_once` beside the ClientApp says of a round.
         device: where, "cpu" or "cuda".
+
+    Attributes:
+        most_at_once: the most devices that were trained as one set of tensors so far.
 
     Raises:
         ValueError: if a number is not positive.
@@ -65,10 +69,10 @@ class InProcessGrid(Grid):
         workers: int = 1,
         *,
         state_memory_mib: float = 1024.0,
-        batch_devices: int = 1,
+        batch_devices: int | None = 1,
         device: str = "cpu",
     ) -> None:
-        if min(num_devices, workers, batch_devices) < 1:
+        if min(num_devices, workers, 1 if batch_devices is None else batch_devices) < 1:
             raise ValueError(
                 f"num_devices = {num_devices}, workers = {workers} and batch_devices = {batch_devices}; "
                 "all must be at least 1"
@@ -90,6 +94,8 @@ class InProcessGrid(Grid):
         self._workers: list[Worker] = []
         self._board: Board | None = None
         self._at_work: Iterator[Message] | None = None
+        self._at_once: int | None = None  # of the devices at work; see `App.at_once`
+        self.most_at_once = 1
         self._tried_twice: set[str] = set()  # messages, of those at work
 
     def __enter__(self) -> InProcessGrid:
@@ -179,7 +185,13 @@ class InProcessGrid(Grid):
         deadline = None if timeout is None else time.monotonic() + timeout
         coming = iter(messages)
         first = next(coming)
-        together = self._app.together and first.metadata.message_type == TRAIN
+        if not self._workers and self._runner is None:  # before the workers fork
+            self._app.prepare(first)
+        self._at_once = self._app.at_once(first, number)
+        together = self._at_once is not None
+        if (self._at_once or 1) > self.most_at_once:
+            self.most_at_once = cast(int, self._at_once)
+            log.info("engine.batch_devices: up to %d devices as one set of tensors", self.most_at_once)
         coming = itertools.chain([first], coming)
         if self._num_workers == 1:
             yield from self._process_here(_tasks(coming, number if together else 1), deadline)
@@ -217,7 +229,7 @@ class InProcessGrid(Grid):
                 return
             for message in task:
                 self._number(message)
-            answers = self._runner.run(task, self._states_of(task))
+            answers = self._runner.run(task, self._states_of(task), self._at_once)
             for message, (reply, state) in zip(task, answers, strict=True):
                 with held():
                     self._keep(message, state)
@@ -258,7 +270,7 @@ class InProcessGrid(Grid):
                 task = again.popleft() if again else next(tasks, None)
                 if task is None:
                     return
-                if not worker.submit(task, self._states_of(task), block):
+                if not worker.submit(task, self._states_of(task), block, self._at_once):
                     again.appendleft(task)
                     return
                 busy[worker.connection] = worker
@@ -330,19 +342,19 @@ class InProcessGrid(Grid):
     def _after_death(self, error: WorkerDiedError) -> tuple[dict[str, Message], list[list[Message]]]:
         """Return an error for the device that killed its process twice, and the tasks that are left to do."""
         lost, again = error.unanswered, error.untouched
-        if len(lost) > 1 and self._together(lost):
+        if len(lost) > 1:
             # Which one it was shows when each is served alone.
             return {}, [*([message] for message in lost), *again]
-        culprit, *others = lost
+        (culprit,) = lost
         number = culprit.metadata.message_id
         if number not in self._tried_twice:
             # The process may have been killed from outside, for want of memory for one: done again, the same
             # order gives the same reply.
             self._tried_twice.add(number)
-            return {}, [[culprit], *again, *([others] if others else [])]
+            return {}, [[culprit], *again]
         reason = f"the process that ran device {_device(culprit)} died (exit code {error.exit_code})"
         reply = Message(Error(ErrorCode.UNKNOWN, reason), reply_to=culprit)
-        return {number: reply}, [*again, *([others] if others else [])]
+        return {number: reply}, again
 
     def _keep(self, message: Message, state: bytes | None) -> None:
         if state is not None:
@@ -350,9 +362,6 @@ class InProcessGrid(Grid):
 
     def _states_of(self, messages: Sequence[Message]) -> list[bytes]:
         return [self._states.get(message.metadata.dst_node_id) for message in messages]
-
-    def _together(self, messages: Sequence[Message]) -> bool:
-        return self._app.together and all(message.metadata.message_type == TRAIN for message in messages)
 
 
 def open_grid(

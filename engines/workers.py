@@ -1,8 +1,8 @@
 """Worker processes of the in-process engine: each serves devices one after the other, or many together.
 
-A task is a list of messages with the states of their devices. The worker answers message by message, so
-that its parent knows whom it was serving if it dies; devices that are trained together it answers together,
-and may be given the next task while it is at work, so that it never waits for its parent.
+A task is a list of messages with the states of their devices: one device's, so that the parent knows whom a
+worker was serving if it dies, or those of devices that are trained together. Then a worker may be given the
+next task while it is at work, so that it never waits for its parent.
 """
 
 from __future__ import annotations
@@ -50,19 +50,40 @@ class App:
         reference: the ClientApp, as ``package.module:name``.
         num_devices: K.
         batch_devices: train so many devices at once, by the function `train_many` beside the ClientApp; 1:
-            one after the other, by the ClientApp itself.
+            one after the other, by the ClientApp itself; None: as many as `devices_at_once` beside it says.
         device: where they are then trained, "cpu" or "cuda".
     """
 
     reference: str
     num_devices: int
-    batch_devices: int = 1
+    batch_devices: int | None = 1
     device: str = "cpu"
 
-    @property
-    def together(self) -> bool:
-        """Whether devices are trained many at once."""
-        return self.batch_devices > 1 or self.device != "cpu"
+    def at_once(self, first: Message, number: int) -> int | None:
+        """Return how many devices are to be trained at once; None: each by the ClientApp itself.
+
+        Args:
+            first: a message like those to all.
+            number: of the messages that were sent together.
+        """
+        if first.metadata.message_type != TRAIN:
+            return None
+        chosen = self.batch_devices
+        if chosen is None:
+            chosen = self._chosen(first, number)
+        return chosen if chosen > 1 or self.device != "cpu" else None
+
+    def prepare(self, first: Message) -> None:
+        """Have what all devices share made, by the function `prepare` beside the ClientApp."""
+        with suppress(Exception):  # none; or what is wrong with the order, which the devices will say
+            self._attribute("prepare")(first)
+
+    def _chosen(self, first: Message, number: int) -> int:
+        try:
+            choose = cast(Callable[[Message, int], int], self._attribute("devices_at_once"))
+            return choose(first, number)
+        except Exception:  # no such function; or what is wrong with the order, which the devices will say
+            return 1
 
     def load(self) -> ClientApp:
         """Import the ClientApp."""
@@ -75,13 +96,15 @@ class App:
         """Import `train_many`; None if devices are trained one after the other.
 
         Raises:
-            ValueError: if the ClientApp's module has no such function.
+            ValueError: if devices are to be trained at once and the ClientApp's module has no such function.
         """
-        if not self.together:
+        if self.batch_devices == 1 and self.device == "cpu":
             return None
         try:
             return cast(TrainMany, self._attribute("train_many"))
         except AttributeError as error:
+            if self.batch_devices is None and self.device == "cpu":
+                return None
             raise ValueError(
                 f"engine.batch_devices = {self.batch_devices}, engine.device = {self.device}: the module of "
                 f"{self.reference} has no function train_many"
@@ -100,13 +123,14 @@ class Runner:
         self._many = app.load_many()
 
     def run(
-        self, messages: Sequence[Message], states: Sequence[bytes]
+        self, messages: Sequence[Message], states: Sequence[bytes], at_once: int | None
     ) -> Iterator[tuple[Message, bytes | None]]:
         """Answer messages; an exception of a device becomes an error reply of its own.
 
         Args:
             messages: at most one for each device.
             states: the devices' pickled states, empty for a device without one.
+            at_once: as from `App.at_once`.
 
         Yields:
             The reply to each message, in order, and the device's new state, None where it has not changed.
@@ -116,11 +140,8 @@ class Runner:
             for message, state in zip(messages, states, strict=True)
         ]
         replies: Iterable[Message]
-        if self._many is not None and all(message.metadata.message_type == TRAIN for message in messages):
-            settings = self._settings
-            replies = self._many(
-                messages, contexts, batch_devices=settings.batch_devices, device=settings.device
-            )
+        if self._many is not None and at_once is not None:
+            replies = self._many(messages, contexts, batch_devices=at_once, device=self._settings.device)
         else:
             replies = map(self._call, messages, contexts)
         for reply, context, before in zip(replies, contexts, states, strict=True):
@@ -200,13 +221,20 @@ class Worker:
         self.tasks: deque[deque[Message]] = deque()
         self._since = 0.0
 
-    def submit(self, messages: Sequence[Message], states: Sequence[bytes], block: Block | None) -> bool:
+    def submit(
+        self,
+        messages: Sequence[Message],
+        states: Sequence[bytes],
+        block: Block | None,
+        at_once: int | None,
+    ) -> bool:
         """Hand over a task, unless it is too large for a worker that is at work.
 
         Args:
             messages: at least one.
             states: the devices' pickled states, empty for none.
             block: the arrays that messages share.
+            at_once: as from `App.at_once`.
 
         Returns:
             Whether the worker has taken it.
@@ -225,7 +253,7 @@ class Worker:
         new = block if block is not None and block.number != self._block else None
         self._block = block.number if block is not None else self._block
         with suppress(BrokenPipeError, ConnectionResetError):  # it is gone: collect() reports it
-            self.connection.send((new, self._pair, task))
+            self.connection.send((new, self._pair, at_once, task))
         self._pair = 1 - self._pair
         if not self.tasks:
             self._since = time.monotonic()
@@ -311,7 +339,7 @@ def _serve(
     gc.freeze()
     while True:
         try:
-            block, pair, task = connection.recv()
+            block, pair, at_once, task = connection.recv()
         except EOFError:
             return
         if block is not None:
@@ -320,14 +348,10 @@ def _serve(
             _shared.update(board.read(block))
         inbox, outbox = mailboxes[pair]
         messages, states = pickle.loads(task) if isinstance(task, bytes) else inbox.take(task)
-        answers = runner.run(messages, states)
-        if app.together:
-            together = list(answers)
-            size = outbox.put(together)
-            connection.send((None, together) if size is None else (pair, size))
-        else:
-            for answer in answers:
-                connection.send((None, [answer]))
+        answers = list(runner.run(messages, states, at_once))
+        # A pipe takes some kilobytes at a time: an upload would wake the parent dozens of times.
+        size = outbox.put(answers)
+        connection.send((None, answers) if size is None else (pair, size))
 
 
 def _end_with_parent() -> None:

@@ -233,6 +233,7 @@ def _run(settings: Settings, grid: Grid, folder: Path, on_nodes: bool) -> dict[s
         **stop.summary(),
         **privacy_spent(settings, rows, read_table(folder / DEVICES)),
         "data": data.summary(),
+        "batch_devices": getattr(grid, "most_at_once", 1),  # of engine.batch_devices=null: what was chosen
         "checkpoint_round": writer.stored_round,
         "records": recorder.digests,
     }

@@ -15,7 +15,7 @@ def check_together(settings: Settings) -> None:
     """
     check_privacy(settings)
     fleet, channel, scheme, engine = settings.fleet, settings.channel, settings.scheme, settings.engine
-    if engine.name != "inprocess" and (engine.batch_devices > 1 or engine.device != "cpu"):
+    if engine.name != "inprocess" and ((engine.batch_devices or 1) > 1 or engine.device != "cpu"):
         raise ConfigError(
             f"engine.batch_devices = {engine.batch_devices}, engine.device = {engine.device} with "
             f"engine.name = {engine.name}; only engine=inprocess trains devices together"

@@ -48,9 +48,9 @@ class EngineSettings:
         "personal parts kept in memory (inprocess only); those beyond it go to a temporary folder",
         unit=_MIB, minimum=0, decides=False,
     )  # fmt: skip
-    batch_devices: int = key(
+    batch_devices: int | None = key(
         "devices trained as one set of tensors (inprocess only): much faster for tiny models or on a GPU; "
-        "equal to 1 up to rounding",
+        "equal to 1 up to rounding; null: several in rounds of 32 tiny models or more",
         minimum=1, decides=False,
     )  # fmt: skip
     device: Literal["cpu", "cuda"] = key("cuda together with batch_devices (inprocess only)", decides=False)
