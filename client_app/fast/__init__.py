@@ -3,7 +3,7 @@
 | fast | plain twin | switch |
 |---|---|---|
 | `convolutions`, `spectral`: two convolutions with pooling in one | the layers | `training.kernels` |
-| `stacked`, `layers`: many devices as one set of tensors | one by one | `engine.batch_devices` (null: `client_app.together`) |
+| `stacked`, `layers`: many devices as one set of tensors | one by one | `engine.batch_devices`, `together` |
 | `vmapped`: the same for any network | one by one | `engine.batch_devices` |
 
 An unknown network runs in plain torch, one device after the other.
