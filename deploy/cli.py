@@ -215,6 +215,42 @@ def make_test_ca(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def superlink(arguments: Sequence[str] | None = None) -> int:
+    """Run flower-superlink so that only its own user on this machine reaches it."""
+    import ipaddress
+
+    from engines.flower_command import start_command
+    from engines.superlink import commands
+
+    parser = argparse.ArgumentParser(
+        prog="airflower-fleet superlink",
+        description="Run flower-superlink on loopback, with these arguments, so that only its own user on "
+        "this machine (and root) reaches it; nodes reach it through a gate. Also sees to its PATH.",
+        epilog="All other arguments are those of flower-superlink: flower-superlink --help.",
+    )
+    parser.add_argument(
+        "--allow-user", action="append", default=[], metavar="USER",
+        help="a further user that may connect, such as the reverse proxy's (www-data); repeatable",
+    )  # fmt: skip
+    parser.add_argument("--host", default="127.0.0.1", help="address of loopback (127.0.0.1)")
+    options, given = parser.parse_known_args(arguments)
+    try:
+        loopback = options.host == "localhost" or ipaddress.ip_address(options.host).is_loopback
+    except ValueError:
+        loopback = False
+    if not loopback:
+        print(
+            f"airflower-fleet: --host {options.host}: whoever reaches a SuperLink can run code through it, "
+            "so it listens on loopback; nodes come through the gate (airflower-fleet gate, or nginx)",
+            file=sys.stderr,
+        )
+        return CONFIG_ERROR
+    path = os.pathsep.join([str(commands()), os.environ.get("PATH", "")])  # its helpers are there
+    command = [*start_command("flower-superlink", options.allow_user), "--host", options.host, *given]
+    sys.stdout.flush()
+    os.execve(command[0], command, {**os.environ, "PATH": path})
+
+
 def serve_gate(arguments: Sequence[str] | None = None) -> int:
     """Pass the calls of SuperNodes on to a SuperLink on loopback, and no others."""
     from deploy import gate
@@ -264,6 +300,7 @@ def list_members(arguments: Sequence[str] | None = None) -> int:
 _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "run": run,
     "credentials": make_test_ca,
+    "superlink": superlink,
     "gate": serve_gate,
     "check": check,
     "approve": approve,
@@ -288,10 +325,11 @@ def supernode(arguments: Sequence[str] | None = None) -> int:
     _interrupt_once()
     try:
         _check_platform()
-        from deploy.supernode import NodeOptions, keep_running, start_command, with_state_dir
+        from deploy.supernode import NodeOptions, keep_running, with_state_dir
+        from engines.flower_command import start_command
 
         if {"--help", "-h", "--version", "-V"} & set(given):
-            return subprocess.call([*start_command(), *given])
+            return subprocess.call([*start_command("flower-supernode"), *given])
         options = NodeOptions.read(given)
         for line in options.check().splitlines():
             print(f"supernode: {line}", flush=True)

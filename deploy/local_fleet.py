@@ -23,7 +23,8 @@ from typing import Any, Self
 
 from deploy import gate, warm
 from deploy.credentials import Credentials, make_credentials
-from deploy.supernode import Waits, start_command
+from deploy.supernode import Waits
+from engines.flower_command import start_command
 from engines.superlink import (
     CONNECTION,
     Flwr,
@@ -61,6 +62,7 @@ class LocalFleet:
         host: address of this machine on which the gate listens for nodes.
         warm_start: whether the nodes share a process that has torch imported already (see `warm`).
         throw_away: whether `scratch` is removed in the end, also if this process is killed.
+        allowed_users: further users of this machine that may use the SuperLink, such as a reverse proxy's.
 
     Attributes:
         port: of the gate, for nodes.
@@ -77,11 +79,13 @@ class LocalFleet:
         host: str = "127.0.0.1",
         warm_start: bool = True,
         throw_away: bool = False,
+        allowed_users: Sequence[str] = (),
     ) -> None:
         if num_nodes < 1:
             raise ValueError(f"num_nodes = {num_nodes}; a fleet has at least 1 node")
         self.num_nodes = num_nodes
         self.scratch, self.logs = scratch, logs
+        self._allowed_users = allowed_users
         self.state_dir = state_dir or scratch / "state"
         self.host = host
         self.credentials: Credentials = make_credentials(scratch / "keys", nodes=num_nodes, hosts=(host,))
@@ -140,7 +144,7 @@ class LocalFleet:
         keys = self.credentials
         self.superlink = self._start(
             [
-                "flower-superlink",
+                *start_command("flower-superlink", self._allowed_users),
                 *("--ssl-ca-certfile", str(keys.ca_certificate)),
                 *("--ssl-certfile", str(keys.server_certificate)),
                 *("--ssl-keyfile", str(keys.server_key)),
@@ -198,7 +202,7 @@ class LocalFleet:
             if tls
             else ("--insecure",)
         )
-        command = start_command() if tended else ["flower-supernode"]
+        command = start_command("flower-supernode") if tended else ["flower-supernode"]
         if kept_running or inside:
             command = [*inside, sys.executable, str(Path(__file__).with_name("supernode"))]
         process = self._start(

@@ -3,7 +3,8 @@
 A SuperNode ends where an operator would simply start it again: the SuperLink still lists the one that was
 killed a moment ago and refuses its successor (exit code 305), its key is not registered yet, or a connection
 broke in the middle of a TLS handshake. In the last case Flower's own command does not even end: its work is
-over, and a server thread keeps the process; here it ends when Flower's main function does. It is started
+over, and a server thread keeps the process; here it ends when Flower's main function does, and only its own
+user's processes reach it (see `engines.flower_command`). It is started
 again after a wait that doubles up to a quarter of a minute; one that had been up for a while starts over with
 a short wait. What no new start mends (a wrong argument, an unreadable key, another Flower version) ends it.
 
@@ -35,6 +36,7 @@ from flwr.common.config import parse_config_args
 from client_app.device import device_index
 from deploy import warm
 from engines.diagnose import trouble
+from engines.flower_command import start_command
 from engines.superlink import commands, free_ports
 from engines.temporary import SOCKET, short_folder
 from protocol.fields import MessageError
@@ -50,20 +52,6 @@ _NOT_CONNECTED = 305  # Flower's code; the reason that it gives is not always th
 _USUAL_PORT = 9094
 # Exit codes of Flower for what a new start does not mend; argparse ends with 2 for a wrong argument.
 _HOPELESS = frozenset({2, 302, 303, 304, 600, 602, 603, 604, 605, 606})
-_START = """
-import os, sys
-from importlib.metadata import entry_points
-(command,) = entry_points(group="console_scripts", name="flower-supernode")
-code = 0
-try:
-    command.load()()
-except SystemExit as ending:
-    code = ending.code if isinstance(ending.code, int) else int(ending.code is not None)
-finally:
-    sys.stdout.flush()
-    sys.stderr.flush()
-os._exit(code)
-"""
 _EXIT_CODE = re.compile(rb"Exit Code: (\d+)")
 
 
@@ -215,12 +203,7 @@ def keep_running(arguments: Sequence[str], options: NodeOptions | None = None) -
                 env=variables,
                 start_new_session=True,
             )
-        return _keep([*start_command(), *arguments], options, variables)
-
-
-def start_command() -> list[str]:
-    """Return the command that runs a SuperNode and ends when its work is over."""
-    return [sys.executable, "-P", "-c", _START]  # -P: what lies in the working directory is not imported
+        return _keep([*start_command("flower-supernode"), *arguments], options, variables)
 
 
 def _keep(command: Sequence[str], options: NodeOptions | None, variables: Mapping[str, str]) -> int:

@@ -8,6 +8,8 @@ What a bare ``flwr run .`` leaves to chance is settled here:
   folder with packages of the same names would shadow the app's.
 - Runtime installation of dependencies is off: it would fetch other packages than those installed.
 - The run's own summary decides success (see `engines.superlink`).
+- Only the processes of the user reach it (see `engines.flower_command`): on loopback, it would run code for
+  every account of the machine.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from engines.flower_command import start_command
 from engines.processors import usable_processors
 from engines.ray import credentials
 from engines.superlink import (
@@ -77,7 +80,7 @@ def _run(settings: Settings, folder: Path, scratch: Path, command_folder: Path) 
         **lock_variables(folder),
     }
     command = [
-        str(command_folder / "flower-superlink"),
+        *start_command("flower-superlink"),
         *("--insecure", "--simulation", "--disable-runtime-dependency-installation"),
         *("--host", "127.0.0.1", "--port", str(port)),
     ]

@@ -1,5 +1,7 @@
 """The two doors between a fleet's network and a SuperLink, our gate and nginx, for tests that try both."""
 
+import os
+import pwd
 import re
 import shutil
 import socket
@@ -18,6 +20,8 @@ from deploy.credentials import Credentials
 from engines.superlink import free_ports
 
 NGINX = Path(__file__).parents[2] / "deploy" / "nginx" / "airflower.conf"
+_NGINX_USERS = [entry.pw_name for entry in pwd.getpwall() if entry.pw_name in ("www-data", "nginx")]
+NGINX_USER = next(iter(_NGINX_USERS), "nobody") if os.geteuid() == 0 else ""
 DOORS = [
     "gate",
     pytest.param(
@@ -43,8 +47,9 @@ def nginx_configuration(folder: Path, keys: Credentials, port: int, superlink_po
     temporary = "\n".join(
         f"{name}_temp_path {folder}/{name};" for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     )
+    user = f"user {NGINX_USER};\n" if NGINX_USER else ""  # only root may choose
     return (
-        f"daemon off;\npid {folder}/nginx.pid;\nerror_log {folder}/error.log;\nworker_processes 1;\n"
+        f"{user}daemon off;\npid {folder}/nginx.pid;\nerror_log {folder}/error.log;\nworker_processes 1;\n"
         f"events {{ worker_connections 128; }}\nhttp {{\n{temporary}\n{text}\n}}\n"
     )
 
@@ -101,3 +106,30 @@ def post(target: str, body: bytes = b"", *headers: str, method: str = "POST") ->
     if not any(header.lower().startswith(("content-length", "transfer-encoding")) for header in headers):
         lines.append(f"Content-Length: {len(body)}")
     return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + body
+
+
+_AS_ANOTHER = """
+import os, socket, ssl, sys
+user, port, secured = map(int, sys.argv[1:])
+context = ssl._create_unverified_context()
+"x".encode("idna")  # imports what the other user may not read
+if user:
+    os.setgroups([])
+    os.setgid(user)
+    os.setuid(user)
+with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+    try:
+        if secured:
+            connection = context.wrap_socket(connection)
+        connection.sendall(b"POST /v1/control/list-runs HTTP/1.1\\r\\nhost: localhost\\r\\n"
+                           b"content-length: 0\\r\\nconnection: close\\r\\n\\r\\n")
+        print(connection.recv(4096).decode(errors="replace"))
+    except (OSError, ssl.SSLError):
+        pass
+"""
+
+
+def asked_by(user: int, port: int, *, tls: bool) -> str:
+    """Return what a process of another user of this machine (0: of ours) gets to a call of the operator."""
+    command = [sys.executable, "-I", "-c", _AS_ANOTHER, str(user), str(port), str(int(tls))]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

@@ -42,6 +42,7 @@ def options() -> dict[str, set[str]]:
         ("flower-superlink", [str(commands() / "flower-superlink")]),
         ("flower-supernode", [str(commands() / "flower-supernode")]),
         ("airflower-fleet gate", [sys.executable, "-c", gate, "gate"]),
+        ("airflower-fleet superlink", [sys.executable, "-c", gate, "superlink"]),
         ("airflower-fleet run", [sys.executable, "-c", gate, "run"]),
     ):
         text = subprocess.run([*command, "--help"], capture_output=True, text=True, check=True, cwd=ROOT)
@@ -53,13 +54,16 @@ def options() -> dict[str, set[str]]:
 def test_every_option_is_one_of_the_command(name, options):
     command = COMMANDS[name]
     which = Path(command[0]).name
-    assert which in {"flower-superlink", *SCRIPTS}
+    assert which in SCRIPTS
     if which == "airflower-fleet":
         which = f"{which} {command[1]}"
     which = which.replace("airflower-supernode", "flower-supernode")  # it hands them on
+    known = options[which]
+    if which == "airflower-fleet superlink":
+        known |= options["flower-superlink"]  # and so does this
     given = {word for word in command if word.startswith("--")}
     assert given
-    assert given <= options[which]
+    assert given <= known
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd-analyze")
@@ -87,12 +91,16 @@ def test_systemd_accepts_the_units(tmp_path):
 def test_nothing_but_the_door_listens_beyond_loopback():
     """No unit, container or line of the guide opens the SuperLink itself to the fleet's network."""
     guide = (ROOT / "docs" / "deployment.md").read_text().replace("\\\n", " ")
-    printed = [shlex.split(line) for line in guide.splitlines() if line.startswith("flower-superlink ")]
-    superlinks = [command for command in COMMANDS.values() if command[0].endswith("flower-superlink")]
+    printed = [
+        shlex.split(line) for line in guide.splitlines() if line.startswith("airflower-fleet superlink ")
+    ]
+    superlinks = [command for command in COMMANDS.values() if command[1] == "superlink"]
+    assert not [name for name, command in COMMANDS.items() if "flower-superlink" in command[0]]
+    assert "\nflower-superlink " not in guide
     assert len(superlinks) == 2
     assert len(printed) == 1
     for command in (*superlinks, *printed):
-        assert command[command.index("--host") + 1] == "127.0.0.1"
+        assert "--host" not in command or command[command.index("--host") + 1] == "127.0.0.1"
         assert "--enable-supernode-auth" in command
         assert not {"--insecure", "--control-api-address", "--fleet-api-address"} & set(command)
     assert SERVICES["gate"]["network_mode"] == "service:superlink"
@@ -105,7 +113,7 @@ def test_nothing_but_the_door_listens_beyond_loopback():
 
 
 def test_units_find_flowers_helpers_and_start_in_an_empty_folder():
-    """`flower-superlink` starts `flower-superexec` from its PATH; what lies in the folder shadows the app."""
+    """The SuperLink starts `flower-superexec` from its PATH; what lies in the folder shadows the app."""
     for unit in UNITS:
         text = unit.read_text()
         assert "RuntimeDirectory=" in text

@@ -6,7 +6,9 @@ command and by each of its calls. Meanwhile the honest nodes train, and the run 
 
 import datetime
 import os
+import re
 import subprocess
+import sys
 from base64 import b64encode
 from pathlib import Path
 
@@ -24,10 +26,14 @@ from deploy import exposure, gate
 from deploy.credentials import make_node_key
 from deploy.local_fleet import LocalFleet
 from engines.superlink import Flwr, commands, environment, follow
-from tests.deployment.doors import DOORS, opened
+from tests.deployment.doors import DOORS, NGINX_USER, asked_by, opened
 from tests.deployment.fleets import SMALL, rounds, wait
 
 pytestmark = [pytest.mark.slow, pytest.mark.fleet]
+
+LINUX = pytest.mark.skipif(not Path("/proc/net/tcp").is_file(), reason="needs Linux's /proc/net/tcp")
+ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+NOBODY = 65534
 
 EVIL = """
 from pathlib import Path
@@ -80,7 +86,8 @@ def test_a_stranger_and_a_node_of_the_fleet_have_no_control(tmp_path, door, caps
     out, proof = tmp_path / "out", tmp_path / "executed"
     app = _evil_app(tmp_path / "app", proof)
     make_node_key(tmp_path / "stranger")
-    with LocalFleet(tmp_path / "fleet", 2, tmp_path / "logs") as fleet:
+    users = [NGINX_USER] if door == "nginx" and NGINX_USER else []
+    with LocalFleet(tmp_path / "fleet", 2, tmp_path / "logs", allowed_users=users) as fleet:
         keys = fleet.credentials
         with opened(door, tmp_path / "door", keys, fleet.control_port) as port:
             for index in range(2):
@@ -151,32 +158,70 @@ def _nodes(fleet: LocalFleet) -> set[int]:
     return {int(node["node-id"]) for node in fleet.flwr._json("supernode", "list", "airflower")["nodes"]}
 
 
+@LINUX
 def test_whoever_listens_on_the_nodes_network_finds_one_port(tmp_path):
     """The SuperLink itself, and the nodes' own interfaces, are on loopback."""
-    if not Path("/proc/net/tcp").is_file():
-        pytest.skip("needs Linux's /proc/net/tcp")
     with LocalFleet(tmp_path / "fleet", 1, tmp_path / "logs") as fleet:
-        node = fleet.start_node(0)
-        wait(
-            lambda: "Application startup" in (tmp_path / "logs" / "node-000.log").read_text(), "it", tmp_path
-        )
-        mark = dict(
-            item.split("=", 1)
-            for item in Path(f"/proc/{node.pid}/environ").read_text().split("\0")
-            if "=" in item
-        )
-        pids = [
-            entry.name for entry in os.scandir("/proc")
-            if entry.name.isdecimal() and mark["AIRFLOWER_GUARD"] in _environ(entry.name)
-        ]  # fmt: skip
-        inodes = {link for pid in pids for link in _sockets(pid)}
-        listening = set()
-        for table in ("tcp", "tcp6"):
-            for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
-                fields = line.split()
-                if fields[3] == "0A" and fields[9] in inodes:
-                    listening.add(fields[1].split(":")[0])
-        assert listening == {"0100007F"}
+        listening = _listening_with(_node(fleet, tmp_path))
+        assert {address for address, _ in listening} == {"0100007F"}
+
+
+@LINUX
+@ROOT
+def test_another_account_of_the_machine_reaches_the_door_only(tmp_path):
+    with LocalFleet(tmp_path / "fleet", 1, tmp_path / "logs") as fleet:
+        ports = {port for _, port in _listening_with(_node(fleet, tmp_path))}
+        assert ports > {fleet.port, fleet.control_port}
+        for port in ports - {fleet.port}:
+            for tls in (False, True):
+                assert asked_by(NOBODY, port, tls=tls) == "", port
+        assert " 404 " in asked_by(NOBODY, fleet.port, tls=True)
+        assert "HTTP/1.1 " in asked_by(0, fleet.control_port, tls=True)  # the same call, by its own user
+        for port in ports - {fleet.port, fleet.control_port}:
+            assert "HTTP/1.1 " in asked_by(0, port, tls=False)
+
+
+@LINUX
+@ROOT
+def test_another_account_does_not_reach_the_superlink_of_a_simulation(tmp_path):
+    run = [sys.executable, "-m", "experiments.cli", "engine=flower", "rounds=1", "hydra.run.dir=out", *SMALL]
+    with subprocess.Popen(run, cwd=tmp_path) as process:
+        try:
+            log = tmp_path / "out" / "superlink.log"
+            wait(lambda: log.is_file() and "running on http" in log.read_text(), "a SuperLink", tmp_path)
+            port = int(re.search(r"running on http://127.0.0.1:(\d+)", log.read_text())[1])
+            assert asked_by(NOBODY, port, tls=False) == ""
+            assert "HTTP/1.1 " in asked_by(0, port, tls=False)
+            assert process.wait(400) == 0
+        finally:
+            process.terminate()
+
+
+def _node(fleet: LocalFleet, folder: Path) -> int:
+    """Start a SuperNode as `airflower-supernode` does; return its process once it listens."""
+    node = fleet.start_node(0, tended=True)
+    wait(lambda: "Application startup" in (folder / "logs" / "node-000.log").read_text(), "it", folder)
+    return node.pid
+
+
+def _listening_with(pid: int) -> set[tuple[str, int]]:
+    """Return where the processes of a fleet listen, one of which is `pid`: addresses in hex, and ports."""
+    mark = dict(
+        item.split("=", 1) for item in Path(f"/proc/{pid}/environ").read_text().split("\0") if "=" in item
+    )
+    pids = [
+        entry.name for entry in os.scandir("/proc")
+        if entry.name.isdecimal() and mark["AIRFLOWER_GUARD"] in _environ(entry.name)
+    ]  # fmt: skip
+    inodes = {link for pid in pids for link in _sockets(pid)}
+    listening = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and fields[9] in inodes:
+                address, _, port = fields[1].partition(":")
+                listening.add((address, int(port, 16)))
+    return listening
 
 
 def _environ(pid: str) -> str:

@@ -18,7 +18,7 @@ SCRIPT = Path(__file__).parents[2] / "deploy" / "supernode"
 def node(tmp_path, monkeypatch):
     """A `flower-supernode` that ends as the lines of a plan say, one line a start."""
     fake = tmp_path / "flower-supernode"
-    monkeypatch.setattr(supernode, "start_command", lambda: [str(fake)])
+    monkeypatch.setattr(supernode, "start_command", lambda _: [str(fake)])
     monkeypatch.setattr(supernode, "_FIRST_WAIT", 0.01)
     monkeypatch.setenv("AIRFLOWER_WARM_SOCKET", str(tmp_path / "none"))
 
@@ -67,18 +67,21 @@ def test_it_ends_when_the_work_of_flowers_command_is_over(tmp_path, monkeypatch)
     package.write_text(
         "import threading, time\ndef main():\n    threading.Thread(target=time.sleep, args=(1000,)).start()\n"
     )
-    code = supernode._START.replace(
-        '(command,) = entry_points(group="console_scripts", name="flower-supernode")',
-        'from importlib.metadata import EntryPoint; command = EntryPoint("x", "stand_in:main", "y")',
-    )
-    assert "stand_in" in code
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    about = tmp_path / "stand_in-1.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: stand_in\nVersion: 1\n")
+    (about / "entry_points.txt").write_text("[console_scripts]\nstand-in = stand_in:main\n")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    subprocess.run(supernode.start_command("stand-in"), env=environment, check=True, timeout=60)
 
 
 def test_it_is_flowers_command():
     result = subprocess.run(
-        [*supernode.start_command(), "--help"], capture_output=True, text=True, check=True, timeout=100
+        [*supernode.start_command("flower-supernode"), "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=100,
     )
     assert "--auth-supernode-private-key" in result.stdout
 
@@ -90,7 +93,7 @@ def test_told_to_stop_it_ends_with_its_supernode(tmp_path):
     fake.chmod(0o755)
     script = (
         "import sys; from deploy import cli, supernode; "
-        f"supernode.start_command = lambda: [{str(fake)!r}]; sys.exit(cli.supernode([]))"
+        f"supernode.start_command = lambda _: [{str(fake)!r}]; sys.exit(cli.supernode([]))"
     )
     keeper = subprocess.Popen(
         [sys.executable, "-c", script],

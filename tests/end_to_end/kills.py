@@ -175,8 +175,8 @@ def _nothing_left(pid: int, scratch: Path, before: set[str]) -> None:
     assert not shared_memory() - before, "shared memory is left"
 
 
-def trials(count: int, base: Path, seed: int = 0) -> collections.Counter[str]:
-    """Do that many trials; return how often what was killed.
+def trials(count: int, base: Path, seed: int = 0, first: int = 0) -> collections.Counter[str]:
+    """Do that many trials, from that number on; return how often what was killed.
 
     Raises:
         AssertionError: if one fails.
@@ -192,10 +192,10 @@ def trials(count: int, base: Path, seed: int = 0) -> collections.Counter[str]:
     reference = result(base / "whole")
     assert result(base / "timed") == reference
     counts: collections.Counter[str] = collections.Counter()
-    for number in range(count):
+    for number in range(first, first + count):
         counts[trial(number, base, reference, seconds, seed)] += 1
         if number % 10 == 9:
-            print(f"{number + 1} trials: {dict(counts)}", flush=True)
+            print(f"up to trial {number + 1}: {dict(counts)}", flush=True)
     return counts
 
 
@@ -204,9 +204,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--first", type=int, default=0, help="number of the first trial, to do them in pieces"
+    )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="kills-") as base:
-        counts = trials(options.count, Path(base), options.seed)
+        counts = trials(options.count, Path(base), options.seed, options.first)
     print(f"{sum(counts.values())} trials, every result equal, nothing left behind")
     for what, times in sorted(counts.items()):
         print(f"{times:5d}  {what}")

@@ -36,6 +36,7 @@ _ARITHMETIC: dict[type[ast.operator], type[ast.operator]] = {
     ast.BitOr: ast.BitAnd,
     ast.MatMult: ast.Mult,
 }
+_COMMUTING = {"min", "max", "np.minimum", "np.maximum"}
 # Calls that only say something.
 _TALK = {"log", "logging", "warnings", "print", "_log"}
 
@@ -171,9 +172,14 @@ def _expression(node: ast.expr) -> Iterator[_Site]:
                 (lower, upper and ast.BinOp(upper, ast.Sub(), one)),
             ):
                 yield node, "slice", ast.Subscript(value, ast.Slice(low, high, step), ast.Load())
-        case ast.Call(function, [first, second, *rest], keywords) if not _talks(node):
+        case ast.Call(function, [first, second, *rest], keywords) if not _talks(node) and not _commutes(node):
             if not isinstance(first, ast.Starred) and not isinstance(second, ast.Starred):
                 yield node, "arguments", ast.Call(function, [second, first, *rest], keywords)
+
+
+def _commutes(call: ast.Call) -> bool:
+    """Return whether the order of the arguments makes no difference."""
+    return ast.unparse(call.func) in _COMMUTING
 
 
 def _is_text(node: ast.expr) -> bool:

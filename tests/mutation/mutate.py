@@ -2,6 +2,7 @@
 
     python tests/mutation/mutate.py                        # 100 faults, drawn with seed 1
     python tests/mutation/mutate.py --only ofdma --count 20
+    python tests/mutation/mutate.py --part 1/4             # the same 100 in four pieces
     python tests/mutation/mutate.py --save found.json      # then, after writing tests: --again found.json
 
 The tree is copied and each fault is put into the copy. Of the tests that `targets.toml` names for its file,
@@ -68,6 +69,9 @@ def main() -> int:
     tests: dict[str, list[str]] = targets["files"]
     chosen = [file for file in tests if not options.only or any(name in file for name in options.only)]
     drawn = _again(options.again, chosen) if options.again else _draw(chosen, options.seed, options.count)
+    part, parts = options.part
+    chosen = chosen[part - 1 :: parts]
+    drawn = [fault for fault in drawn if fault.file in chosen]
     equivalent: list[Any] = []
     counted: list[Any] = []
     for fault in drawn:
@@ -104,10 +108,20 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--count", type=int, default=100)
     parser.add_argument("--only", action="append", help="part of a file's name; may be repeated")
     parser.add_argument("--least", type=float, default=0.85, help="share that must be killed")
+    parser.add_argument(
+        "--part", type=_part, default=(1, 1), metavar="K/N", help="of the faults, those of every N-th file"
+    )
     parser.add_argument("--list", action="store_true", help="show the faults, run nothing")
     parser.add_argument("--save", type=Path, help="write the survivors to this file")
     parser.add_argument("--again", type=Path, help="try the survivors of this file instead of drawing")
     return parser.parse_args()
+
+
+def _part(text: str) -> tuple[int, int]:
+    part, parts = map(int, text.split("/"))
+    if not 1 <= part <= parts:
+        raise ValueError(text)
+    return part, parts
 
 
 def _draw(files: Sequence[str], seed: int, count: int) -> list[Fault]:
@@ -135,10 +149,14 @@ def _line(fault: Fault) -> str:
 
 
 def _reason(fault: Fault, known: Sequence[dict[str, str]]) -> str | None:
-    """Return why a fault changes nothing, if that is known: its file, line and new line stand in the list."""
+    """Return why a fault changes nothing, if known: its file, line and new lines are in the list."""
     changed = fault.text.splitlines()[fault.line - 1].strip()
     for entry in known:
-        if entry["file"] == fault.file and (entry["old"], entry["new"]) == (_line(fault), changed):
+        if (
+            entry["file"] == fault.file
+            and entry["old"] == _line(fault)
+            and changed in entry["new"].split(" | ")
+        ):
             return entry["reason"]
     return None
 
