@@ -46,6 +46,9 @@ class ComposedJob:
     jobs: int = 0
 
 
+_DOORS = ("run", "multirun", "cfg", "info", "shell_completion")  # flags of Hydra that say what is to be done
+
+
 class _Refused(BaseException):
     """Carries an error through Hydra, which turns every Exception of a callback into a warning."""
 
@@ -93,6 +96,9 @@ def compose(arguments: Sequence[str], run: Callable[[ComposedJob], None]) -> Non
 
         print(help_text(flags.overrides))
         return
+    doors = [f"--{name.replace('_', '-')}" for name in _DOORS if getattr(flags, name)]
+    if len(doors) > 1:
+        raise ConfigError(f"{' and '.join(doors)} exclude each other; give one of them")
     _command.start(flags.overrides)
     others = [argument for argument in arguments if argument not in flags.overrides]
     # Hydra wants all overrides together; a flag such as --info would take the next one for its value.

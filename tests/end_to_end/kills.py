@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 import traceback
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -112,7 +113,7 @@ def trial(number: int, base: Path, reference: dict[str, object], seconds: float,
     before = shared_memory()
     pid = start(folder, scratch)
     target = TARGETS[number % 3]
-    time.sleep(rng.uniform(0.0, seconds))
+    _wait_for_a_moment(folder, seconds, rng)
     what = _kill(pid, target, rng)
     if target == "worker":  # costs nothing: its devices are served by another one
         assert os.waitpid(pid, 0)[1] == 0, scratch.with_suffix(".log").read_text()[-3000:]
@@ -147,6 +148,24 @@ def trial(number: int, base: Path, reference: dict[str, object], seconds: float,
     assert not list(folder.rglob("*.tmp"))
     shutil.rmtree(folder)
     return what
+
+
+def _wait_for_a_moment(folder: Path, seconds: float, rng: random.Random) -> None:
+    """Wait for some moment of a run that takes so long: of all of it, or of its rounds.
+
+    A short run takes longer to start than to train, so every other moment is soon after a random round.
+    """
+    if rng.random() < 0.5:
+        time.sleep(rng.uniform(0.0, seconds))
+        return
+    lines = rng.randint(2, 6)  # of rounds.csv: its header, and 1 to 5 rounds
+    deadline = time.monotonic() + 2.0 * seconds
+    while time.monotonic() < deadline:
+        with suppress(OSError):
+            if (folder / "rounds.csv").read_bytes().count(b"\n") >= lines:
+                break
+        time.sleep(0.002)
+    time.sleep(rng.uniform(0.0, 0.1 * seconds))
 
 
 def _kill(pid: int, target: str, rng: random.Random) -> str:

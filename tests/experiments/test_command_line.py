@@ -37,6 +37,7 @@ def files(folder: Path) -> list[str]:
             "min_smaples.*valid: alpha, min_samples",
         ),
         (("scheme=propsed",), "Could not find 'scheme/propsed'"),
+        (("-m", "--cfg", "job", "seed=1,2"), "--multirun and --cfg exclude each other"),
         (("sede=1",), "unknown key sede; did you mean seed"),
     ],
 )
