@@ -6,7 +6,7 @@ import socket
 import ssl
 from pathlib import Path
 
-_SECONDS = 10.0
+_SECONDS, _CUT_SECONDS = 10.0, 0.3
 # OpenSSL's reasons (X509_V_ERR_...) for not taking a certificate.
 _NOT_YET, _EXPIRED, _OTHER_CA, _OTHER_NAME = (9,), (10,), (18, 19, 20, 21), (62, 64)
 
@@ -29,9 +29,9 @@ def trouble(address: str, root_certificates: Path | None) -> str:
     try:
         with (
             socket.create_connection((host, int(port)), timeout=_SECONDS) as plain,
-            trust.wrap_socket(plain, server_hostname=host),
+            trust.wrap_socket(plain, server_hostname=host) as secured,
         ):
-            return ""
+            return _cut_off(secured, address)
     except ssl.SSLCertVerificationError as error:
         return _distrust(error, address, root_certificates)
     except ssl.SSLError as error:
@@ -46,6 +46,21 @@ def trouble(address: str, root_certificates: Path | None) -> str:
         return f"{address} does not answer within {_SECONDS:g} s; a firewall, or the wrong address?"
     except OSError as error:
         return f"{address} cannot be reached: {error.strerror or error}"
+
+
+def _cut_off(connection: ssl.SSLSocket, address: str) -> str:
+    """Return that a server ends the connection before it was asked anything, or ""."""
+    connection.settimeout(_CUT_SECONDS)
+    try:
+        ended = connection.recv(1) == b""
+    except TimeoutError:  # it waits for a call, as it should
+        return ""
+    except OSError:
+        ended = True
+    reason = (
+        "a SuperLink serves the user that started it, and root; be that user (sudo -u), or have it started"
+    )
+    return f"{address} cuts the connection: {reason} with --allow-user" if ended else ""
 
 
 def _distrust(error: ssl.SSLCertVerificationError, address: str, root_certificates: Path | None) -> str:

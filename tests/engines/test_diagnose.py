@@ -3,20 +3,21 @@
 import datetime
 import socket
 import ssl
+import struct
 import threading
 from contextlib import contextmanager
 
 import pytest
 
-from deploy import credentials
+from deploy import credentials, exposure
 from deploy.credentials import make_credentials
 from engines.diagnose import trouble
 from engines.superlink import free_ports
 
 
 @contextmanager
-def _server(made=None):
-    """Accept connections on loopback: with TLS, or with plain answers."""
+def _server(made=None, *, cuts=False):
+    """Accept connections on loopback: with TLS, or with plain answers; or cut them after the handshake."""
     listener = socket.create_server(("127.0.0.1", 0))
     context = None
     if made is not None:
@@ -32,7 +33,12 @@ def _server(made=None):
             with connection:
                 try:
                     if context:
-                        context.wrap_socket(connection, server_side=True).recv(1)
+                        secured = context.wrap_socket(connection, server_side=True)
+                        if cuts:
+                            secured.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                            secured.close()
+                        else:
+                            secured.recv(1)
                     else:
                         connection.recv(1000)
                         connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
@@ -71,6 +77,14 @@ def test_a_good_connection_is_no_trouble(made_at):
     made = made_at(0)
     with _server(made) as address:
         assert trouble(address, made.ca_certificate) == ""
+
+
+def test_a_superlink_of_another_user_is_named(made_at, capsys):
+    made = made_at(0)
+    with _server(made, cuts=True) as address:
+        assert "serves the user that started it" in trouble(address, made.ca_certificate)
+        assert exposure.main([address, "--root-certificates", str(made.ca_certificate)]) == 1
+    assert "cuts the connection" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("days", "said"), [(-60, "has expired"), (60, "not valid yet")])
