@@ -187,6 +187,15 @@ def test_too_few_replies_leave_the_global_part_as_it_was(grid, answers, moves):
     np.testing.assert_allclose(tested, _mean(0, 1, 2) if moves else START, rtol=0, atol=1e-6)
 
 
+def test_the_servers_step_is_the_one_that_was_chosen(grid):
+    """A quarter of the way from what there was to the mean of the uploads."""
+    strategy = _strategy(grid, "server.learning_rate=0.25")
+    orders = _orders(strategy, grid)
+    updated, _ = strategy.aggregate_train(1, [_answer(orders[0], 0), _answer(orders[1], 1)])
+    expected = START + 0.25 * (_mean(0, 1) - START)
+    np.testing.assert_allclose(read_weights(updated), expected, rtol=0, atol=1e-6)
+
+
 def test_weights_that_are_no_numbers_end_the_run(grid):
     strategy = _strategy(grid)
     orders = _orders(strategy, grid)
@@ -295,6 +304,16 @@ def test_accuracies_are_averaged_over_those_that_can_be_used(grid):
     assert "test_accuracy" not in rows[3]
     assert rows[3]["status"] == "failed"  # it has not trained either; its test says nothing of that
     assert strategy.aggregate_evaluate(1, []) is None
+
+
+def test_a_device_that_trained_and_could_not_be_tested_has_trained(grid):
+    strategy = _strategy(grid)
+    orders = _orders(strategy, grid)
+    strategy.aggregate_train(1, [_answer(order, device) for device, order in enumerate(orders)])
+    tests = _evaluate(strategy, grid)
+    strategy.aggregate_evaluate(1, [Message(Error(5, "gone"), reply_to=_numbered(tests[3]))])
+    assert [row["status"] for _, row in sorted(strategy.log.devices.items())] == ["ok"] * DEVICES
+    assert "reason" not in strategy.log.devices[3]
 
 
 @pytest.mark.parametrize(("loss", "ends"), [(100.0, False), (100.5, True)])

@@ -101,6 +101,14 @@ def test_what_waits_is_bounded(monkeypatch):
     np.testing.assert_allclose(moved, 0.01, rtol=1e-6)
 
 
+def test_while_there_is_room_all_wait_however_many_they_are(monkeypatch):
+    """The first three would let each other in; among ten they are the odd ones out."""
+    monkeypatch.setattr(intake_module, "_HELD_UPLOADS", 3)
+    moved, failed = _round(_strategy("scheme=fedavg"), [*[1.0] * 3, *[0.01] * 7])
+    assert failed == [0, 1, 2]
+    np.testing.assert_allclose(moved, 0.01, rtol=1e-6)
+
+
 def test_a_resumed_strategy_rejects_what_the_first_would():
     strategy, other = _strategy("scheme=fedavg"), _strategy("scheme=fedavg")
     for number in (1, 2):
