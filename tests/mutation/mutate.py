@@ -184,15 +184,15 @@ def _try_all(tree: Path, drawn: Sequence[Fault], tests: dict[str, list[str]]) ->
     for name in HEAVY:
         importlib.import_module(name)
     os.chdir(tree)
-    survivors, known = [], {}
+    files = list(dict.fromkeys(fault.file for fault in drawn))
+    wanted = {file: tests[file] for file in files}
+    visits = _visits(tree, wanted)
+    for file in files:
+        seconds = sum(visit.seconds for visit in visits[file])
+        print(f"{file}: {len(visits[file])} tests, {seconds:.0f} s without a fault", flush=True)
+    survivors = []
     for number, fault in enumerate(drawn, 1):
-        if fault.file not in known:
-            known[fault.file] = _visits(tree / fault.file, tests[fault.file])
-            seconds = sum(visit.seconds for visit in known[fault.file])
-            print(
-                f"{fault.file}: {len(known[fault.file])} tests, {seconds:.0f} s without a fault", flush=True
-            )
-        chosen = _chosen(known[fault.file], fault)
+        chosen = _chosen(visits[fault.file], fault)
         place = tree / fault.file
         place.write_text(fault.text)
         limit = max(LEAST_SECONDS, PATIENCE * sum(visit.seconds for visit in chosen))
@@ -219,20 +219,28 @@ class Visit:
     lines: frozenset[int]
 
 
-def _visits(file: Path, names: Sequence[str]) -> list[Visit]:
-    """Run the tests of a file without a fault and return what each does there.
+def _visits(tree: Path, wanted: dict[str, list[str]]) -> dict[str, list[Visit]]:
+    """Run the tests of all files once, without a fault; return per file what its tests do there.
 
     Raises:
         SystemExit: if one fails.
     """
+    names = list(dict.fromkeys(name for tests in wanted.values() for name in tests))
     with tempfile.TemporaryDirectory() as folder:
         found = Path(folder) / "visits.json"
-        failed, _, output = _run(names, float("inf"), plugins=[_Watcher(file, found)])
+        watcher = _Watcher({str(tree / file): file for file in wanted}, found)
+        failed, _, output = _run(names, float("inf"), plugins=[watcher])
         if failed:
-            raise SystemExit(f"the tests of {file} fail without a fault:\n{output}")
-        return [
-            Visit(test, seconds, frozenset(lines)) for test, seconds, lines in json.loads(found.read_text())
+            raise SystemExit(f"tests fail without a fault:\n{output}")
+        noted = json.loads(found.read_text())
+    return {
+        file: [
+            Visit(test, seconds, frozenset(lines.get(file, [])))
+            for test, seconds, lines in noted
+            if any(test == name or test.startswith((f"{name}::", f"{name}[")) for name in tests)
         ]
+        for file, tests in wanted.items()
+    }
 
 
 def _chosen(visits: Sequence[Visit], fault: Fault) -> list[Visit]:
@@ -243,25 +251,25 @@ def _chosen(visits: Sequence[Visit], fault: Fault) -> list[Visit]:
 
 
 class _Watcher:
-    """A pytest plugin that notes the lines of one file that each test comes by, in this process.
+    """A pytest plugin that notes the lines of some files that each test comes by, in this process.
 
     What happens while a test is set up counts for all tests of its module: they may share what was set up.
     """
 
-    def __init__(self, file: Path, found: Path) -> None:
-        self._file, self._found = str(file), found
-        self._lines: set[int] = set()
-        self._tests: dict[str, tuple[float, set[int]]] = {}
-        self._shared: dict[str, set[int]] = {}
+    def __init__(self, files: dict[str, str], found: Path) -> None:
+        self._files, self._found = files, found
+        self._lines: dict[str, set[int]] = {}
+        self._tests: dict[str, tuple[float, dict[str, set[int]]]] = {}
+        self._shared: dict[str, dict[str, set[int]]] = {}
         self._began = 0.0
 
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
-        self._began, self._lines = time.process_time(), self._shared.setdefault(_module(item.nodeid), set())
+        self._began, self._lines = time.process_time(), self._shared.setdefault(_module(item.nodeid), {})
         sys.settrace(self._trace)
         threading.settrace(self._trace)
 
     def pytest_runtest_call(self, item: pytest.Item) -> None:
-        self._lines = set()
+        self._lines = {}
 
     def pytest_runtest_teardown(self, item: pytest.Item) -> None:
         sys.settrace(None)
@@ -269,20 +277,27 @@ class _Watcher:
         self._tests[item.nodeid] = (time.process_time() - self._began, self._lines)
 
     def pytest_sessionfinish(self) -> None:
-        self._found.write_text(
-            json.dumps(
-                [
-                    (test, seconds, sorted(lines | self._shared[_module(test)]))
-                    for test, (seconds, lines) in self._tests.items()
-                ]
-            )
-        )
+        noted = []
+        for test, (seconds, lines) in self._tests.items():
+            shared = self._shared[_module(test)]
+            both = {
+                file: sorted(lines.get(file, set()) | shared.get(file, set()))
+                for file in lines.keys() | shared.keys()
+            }
+            noted.append((test, seconds, both))
+        self._found.write_text(json.dumps(noted))
 
     def _trace(self, frame: FrameType, event: str, value: object) -> Callable[..., Any] | None:
-        if frame.f_code.co_filename != self._file:
+        file = self._files.get(frame.f_code.co_filename)
+        if file is None:
             return None
-        self._lines.add(frame.f_lineno)
-        return self._trace
+        lines = self._lines.setdefault(file, set())
+
+        def note(frame: FrameType, event: str, value: object) -> Callable[..., Any]:
+            lines.add(frame.f_lineno)
+            return note
+
+        return note(frame, event, value)
 
 
 def _module(test: str) -> str:
