@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from deploy import supernode
+from engines.flower_command import start_command
 
 SCRIPT = Path(__file__).parents[2] / "deploy" / "supernode"
 
@@ -72,12 +73,12 @@ def test_it_ends_when_the_work_of_flowers_command_is_over(tmp_path, monkeypatch)
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: stand_in\nVersion: 1\n")
     (about / "entry_points.txt").write_text("[console_scripts]\nstand-in = stand_in:main\n")
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    subprocess.run(supernode.start_command("stand-in"), env=environment, check=True, timeout=60)
+    subprocess.run(start_command("stand-in"), env=environment, check=True, timeout=60)
 
 
 def test_it_is_flowers_command():
     result = subprocess.run(
-        [*supernode.start_command("flower-supernode"), "--help"],
+        [*start_command("flower-supernode"), "--help"],
         capture_output=True,
         text=True,
         check=True,
