@@ -12,7 +12,7 @@ from radio.air.zero_forcing import Packing
 from radio.channel.cell import NoiseModel
 from radio.channel.fading import Placement
 from radio.payload import Bits
-from radio.units import DB, DBM, MS
+from radio.units import DB, DBM, DEG, MS
 from schema import Unit, key
 from schema.uses import (
     AGES,
@@ -32,6 +32,7 @@ from schema.uses import (
     MOVES,
     NOISE,
     NOT_DENSE_AIR,
+    OFDM,
     OFDMA,
     OPTIMUM,
     PERSONAL,
@@ -39,7 +40,9 @@ from schema.uses import (
     PLACES,
     PRUNED_AIR,
     RATIO_LIMIT,
+    SELECTIVE,
     SNR,
+    TRAINING,
     TRIAL_STEPS,
 )
 
@@ -219,6 +222,33 @@ class AirSettings:
     charge_side_information: bool = key(
         "pilots, statistics, coefficients and masks take time on the band too", used=AIR
     )
+    subcarriers: int = key(
+        "F: of an OFDM symbol; 1: a single carrier over a flat channel", minimum=1, used=DENSE_AIR & TRAINING
+    )
+    subcarrier_groups: int = key(
+        "of neighbouring subcarriers, each with a receive beam of its own",
+        minimum=1, used=DENSE_AIR & TRAINING & OFDM & SELECTIVE,
+    )  # fmt: skip
+    taps: int = key(
+        "L: waves that arrive one sample after the other; 1: a flat channel",
+        minimum=1, used=DENSE_AIR & TRAINING & OFDM,
+    )  # fmt: skip
+    tap_decay_db: float = key(
+        "power of a tap over that of the next one",
+        unit=DB, minimum=0, maximum=100, used=DENSE_AIR & TRAINING & OFDM & SELECTIVE,
+    )  # fmt: skip
+    cyclic_prefix: int = key(
+        "in front of every OFDM symbol; taps and timing have to keep to it",
+        unit="samples", minimum=0, used=DENSE_AIR & TRAINING & OFDM,
+    )  # fmt: skip
+    timing_spread: float = key(
+        "within which users arrive; the receiver does not know when",
+        unit="samples", minimum=0, used=DENSE_AIR & TRAINING & OFDM,
+    )  # fmt: skip
+    phase_error_deg: float = key(
+        "deviation of each user's phase, which the receiver does not know",
+        unit=DEG, minimum=0, maximum=180, used=DENSE_AIR & TRAINING,
+    )  # fmt: skip
     count_mode: CountMode = key(
         "how the server knows how many users sent a weight: by bitmaps, by a common mask, or not at all",
         used=PRUNED_AIR,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import overload
 
 import numpy as np
@@ -77,6 +78,7 @@ def s_to_ms(seconds: float) -> float:
 DB = Unit("dB", "", db_to_linear)
 DBM = Unit("dBm", "W", dbm_to_watt)
 MS = Unit("ms", "s", ms_to_s)
+DEG = Unit("deg", "rad", math.radians)
 
 
 def _unwrap(values: FloatArray) -> FloatArray | float:

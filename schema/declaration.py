@@ -12,7 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 # Units that a key may name as they are: its value is the one that the code computes with.
-SI_UNITS = ("Hz", "s", "m", "W", "J", "bit", "B", "cycles", "weights", "images", "rounds", "steps", "epochs")
+SI_UNITS = (
+    "Hz", "s", "m", "W", "J", "bit", "B",
+    "cycles", "weights", "images", "rounds", "steps", "epochs", "samples",
+)  # fmt: skip
 LIMITS = ("minimum", "above", "maximum", "below")
 
 

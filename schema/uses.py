@@ -75,7 +75,7 @@ _OWN_BEAM = ("subgradient", "iterative_reweighted", "random_beamforming")
 def _solves_beams(settings: Any) -> bool:
     if settings.scheduler.method not in _OWN_BEAM:
         return _air(settings)
-    return bool(_dense_air(settings) and settings.air.recompute_beam)
+    return bool(_dense_air(settings) and (settings.air.recompute_beam or settings.air.taps > 1))
 
 
 EMULATED = Use("with an emulated channel (not channel=measured)", lambda s: not _measured(s))
@@ -93,7 +93,8 @@ SNR = Use(
     lambda s: _air(s) and (s.air.noise or s.air.charge_side_information or _bitmap(s)),
 )
 BEAMFORMER = Use(
-    f"over the air by schedulers other than {', '.join(_OWN_BEAM)}, and where air.recompute_beam acts",
+    f"over the air by schedulers other than {', '.join(_OWN_BEAM)}, where air.recompute_beam acts, and with "
+    "air.taps above 1",
     _solves_beams,
 )
 ADAPTIVE = Use("by scheme=over_the_air_adaptive", _adaptive)
@@ -101,6 +102,8 @@ REGULARISED = Use(
     "with adaptive.receive_scaling=regularised", lambda s: s.adaptive.receive_scaling == "regularised"
 )
 PRUNED_AIR = Use("by scheme=aircomp_pruned", _pruned_air)
+OFDM = Use("air.subcarriers above 1", lambda s: s.air.subcarriers > 1)
+SELECTIVE = Use("air.taps above 1", lambda s: s.air.taps > 1)
 NOISE = Use("air.noise=true", lambda s: s.air.noise)
 COMMON_MASK = Use("air.count_mode=common_mask", lambda s: s.air.count_mode == "common_mask")
 BITMAP = Use("by scheme=aircomp_pruned with air.count_mode=bitmap", _bitmap)

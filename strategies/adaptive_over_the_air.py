@@ -24,6 +24,7 @@ from flwr.serverapp import Grid
 from protocol.arrays import read_weights, weights_record
 from protocol.streams import generator
 from radio.air.denoising import predicted_error
+from radio.air.zero_forcing import beamed_gain
 from strategies.adaptive_receiver import Memory, combine_adaptive
 from strategies.air_receiver import AirReceiver
 from strategies.iterate_average import IterateAverage
@@ -93,7 +94,7 @@ class AdaptiveOverTheAir(OverTheAir):
 
     def _predicted(self, chosen: AirPlan, candidates: int) -> float:
         return predicted_error(
-            np.abs(chosen.channels.known @ chosen.beam.conj()) ** 2,
+            beamed_gain(chosen.channels.known, chosen.beam),
             candidates,
             self.air.noise_power * (1.0 if self.air.packing == "iq" else 0.5),
             correlation=self.memory.correlation or 0.0,

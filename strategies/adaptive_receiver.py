@@ -13,9 +13,10 @@ from radio.air.denoising import correlation_of_symbols, shrinkage
 from radio.air.regularised import regularised
 from radio.air.transceiver import SILENT_STD, AirAverage, Link, measure
 from radio.air.zero_forcing import zero_forcing
+from strategies.air_interface import AirInterface
 from strategies.air_receiver import AirUpdate
 from strategies.noise_aware import NoiseAwareMomentum
-from strategies.over_the_air import AirInterface, sample_shares, send_dense, senders_of, sent_power
+from strategies.over_the_air import sample_shares, send_dense, senders_of, sent_power
 from strategies.plan import Outcome, RoundPlan, Weights
 from strategies.records import Value
 from strategies.settings import AdaptiveSettings, Weighting

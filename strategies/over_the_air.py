@@ -3,16 +3,14 @@
 Per round: draw the channels, pick M users and a receive beam, have only those users train, send their
 updates through the emulated air, and take the receiver's estimate of the average as the update.
 `strategies.pruned_over_the_air` does the same for pruned updates with a personal part.
-
-One file, long as it is: the air interface, and one class that plans and receives over it.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from dataclasses import replace
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -23,109 +21,29 @@ from radio.air.side_information import SideInformation, side_information
 from radio.air.transceiver import (
     AirAverage,
     Link,
-    Mode,
-    airtime_s,
     average,
     design_link,
     effective_channels,
+    energy_shares,
     measure,
     of_norm,
-    symbols,
 )
-from radio.air.zero_forcing import Packing, ZeroForcing, zero_forcing
+from radio.air.zero_forcing import ZeroForcing, beamed_gain, mean_over_band, zero_forcing
 from radio.beamforming import BEAMFORMERS, beamform
-from radio.channel import Cell, ChannelModel
 from radio.channel.cell import ChannelVectors
-from radio.channel.scene import Streams
-from radio.scheduling import SCHEDULERS, Schedule, schedule
-from radio.settings import Payload
+from radio.scheduling import SCHEDULERS
+from radio.scheduling.band import group_beams
+from strategies.air_channels import AirChannels
 from strategies.air_energy import AirPurse
+from strategies.air_interface import AirInterface
 from strategies.air_receiver import AirReceiver, AirUpdate, air_plan
 from strategies.base import WirelessStrategy
-from strategies.energy import ENERGY_COLUMNS, ENERGY_ROUND_COLUMNS, Energy
+from strategies.energy import ENERGY_COLUMNS, ENERGY_ROUND_COLUMNS
 from strategies.plan import AirPlan, Assignment, Outcome, RoundPlan, Weights
 from strategies.records import Value
 from strategies.settings import Weighting
 
 FloatVector = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class AirInterface:
-    """The analog uplink, in SI and linear units.
-
-    Attributes:
-        channel: places and fading, with the number of receive antennas N.
-        path_loss: whether users differ in mean gain; gains are relative to their mean over the users.
-        snr: P0 / sigma^2 per antenna at the mean channel gain.
-        noise: False removes the receiver noise (the error-free reference).
-        num_selected: M, users that send.
-        method: scheduling policy, a name or ``package.module:function``.
-        scheduler_options: passed to the policy.
-        beamformer: solver of the beam of a user set.
-        mode: normalisation of the updates.
-        packing: real entries per channel use.
-        payload: what is sent, updates or weights.
-        channel_error_variance: of the server's channel estimate, relative to a gain of 1.
-        csi_delay: rounds by which the channels that the server knows are old.
-        recompute_beam: solve for the beam again once the sizes of the updates are known.
-        certificate: also bound the joint optimum of every round.
-        bandwidth: Hz, channel uses per second.
-        fixed_time, compute_time: T0 and G of each user, s, (K,).
-        latency_threshold: T_th, s.
-        energy: what devices may spend; None: nothing is known of joules. Devices of unlike power arrive with
-            gains that differ as their powers, relative to the mean, do.
-        charge_side_information: whether pilots, statistics, coefficients and masks take time on the band, as
-            `radio.air.side_information` says.
-        clip_norm: to which the users clip their updates, or None. The analog uplink is then designed for
-            updates of that norm, not for those that there are: it shows nothing of them but their noisy sum.
-    """
-
-    channel: ChannelModel
-    path_loss: bool
-    snr: float
-    noise: bool
-    num_selected: int
-    method: str
-    beamformer: str
-    mode: Mode
-    packing: Packing
-    payload: Payload
-    channel_error_variance: float
-    csi_delay: int
-    recompute_beam: bool
-    certificate: bool
-    bandwidth: float
-    fixed_time: FloatVector
-    compute_time: FloatVector
-    latency_threshold: float
-    scheduler_options: Mapping[str, Any] = field(default_factory=dict)
-    energy: Energy | None = None
-    charge_side_information: bool = False
-    clip_norm: float | None = None
-
-    @property
-    def noise_power(self) -> float:
-        """Receiver noise per antenna, for unit transmit power."""
-        return 1.0 / self.snr if self.noise else 0.0
-
-    @cached_property
-    def amplitude(self) -> FloatVector | None:
-        """Return each device's amplitude relative to that of the mean power, (K,); None: all alike."""
-        power = None if self.energy is None else self.energy.power
-        if power is None or bool((power == power[0]).all()):
-            return None
-        return np.asarray(np.sqrt(power / power.mean()))
-
-    def cell(self, stream: Streams) -> Cell:
-        """Return the emulated channels; `stream` as for `radio.channel.Cell`."""
-        return Cell(
-            self.channel,
-            stream,
-            spread="relative" if self.path_loss else "none",
-            error_variance=self.channel_error_variance,
-            delay=self.csi_delay,
-        )
 
 
 class OverTheAir(WirelessStrategy):
@@ -151,7 +69,7 @@ class OverTheAir(WirelessStrategy):
         self.air = air
         self.weighting = weighting
         _check_solvers(air)
-        self.cell = air.cell(partial(generator, self.seed))
+        self.channels = AirChannels.of(air, self.seed)
         self.purse: AirPurse | None = None
         if air.energy is not None:
             self.purse = AirPurse(air.energy, air.fixed_time, air.compute_time, self.num_weights)
@@ -185,10 +103,10 @@ class OverTheAir(WirelessStrategy):
         chosen, columns = self._schedule(server_round, devices)
         nothing = np.zeros(len(chosen.users), np.int64)
         spent = self.air.fixed_time[chosen.users] + self.air.compute_time[chosen.users]
-        seconds = airtime_s(self.num_weights, self.air.bandwidth, self.air.packing)
+        seconds = self.air.airtime(self.num_weights)
         side = self._side_information(chosen, len(devices))
         columns.update(self._times(spent, seconds, side=side))
-        columns["symbols"] = symbols(self.num_weights, self.air.packing)
+        columns["symbols"] = self.air.uses(self.num_weights)
         chosen = replace(chosen, airtime=seconds, digital=self._digital(chosen, side))
         return RoundPlan(self._assignments(chosen, nothing, {}), columns=columns, detail=chosen)
 
@@ -201,9 +119,12 @@ class OverTheAir(WirelessStrategy):
         return side_information(
             chosen.channels.true,
             self.air.snr,
-            self.air.bandwidth,
+            self.air.useful_band,
             candidates=candidates,
-            statistics=self.statistics_sent,
+            taps=self.air.taps,
+            # Over unlike subcarriers also the power that its symbols need of a user.
+            statistics=self.statistics_sent + (self.air.taps > 1),
+            coefficients=self.air.coefficients,
             broadcast_bits=broadcast_bits,
         )
 
@@ -211,31 +132,17 @@ class OverTheAir(WirelessStrategy):
         """Return how long each user sends its statistics and its pilot, (M,) s."""
         seconds = 0.0
         if side is not None:  # of the pilots of all candidates one is its own
-            seconds = side.uplink_s - (side.pilots - 1) / self.air.bandwidth
+            seconds = side.uplink_s - (side.pilots - self.air.taps) / self.air.useful_band
         return np.full(len(chosen.users), seconds)
 
     def _schedule(self, server_round: int, devices: Sequence[int]) -> tuple[AirPlan, dict[str, Value]]:
-        air, candidates = self.air, np.asarray(devices)
-        everyone = self.cell.draw_vectors(server_round)
-        if air.amplitude is not None:
-            everyone = everyone.scaled(air.amplitude)
-        found = schedule(
-            everyone.known[candidates],
-            min(air.num_selected, len(candidates)),
-            method=air.method,
-            beamformer=air.beamformer,
-            rng=generator(self.seed, "scheduling", server_round),
-            upper_bound=air.certificate,
-            **air.scheduler_options,
-        )
-        users = candidates[found.users]
-        return AirPlan(users, everyone.of(users), found.beam), _schedule_columns(found, users)
+        return self.channels.plan(self.air, server_round, devices)
 
     def _assignments(
         self, chosen: AirPlan, num_pruned: npt.NDArray[np.int64], extra: Mapping[str, FloatVector]
     ) -> tuple[Assignment, ...]:
-        power = np.linalg.norm(chosen.channels.true, axis=1) ** 2
-        beam_power = np.abs(chosen.channels.true @ chosen.beam.conj()) ** 2
+        power = mean_over_band(np.linalg.norm(chosen.channels.true, axis=-1) ** 2)
+        beam_power = beamed_gain(chosen.channels.true, chosen.beam)
         return tuple(
             Assignment(
                 int(user),
@@ -358,7 +265,7 @@ def send_dense(
         share: (M,) weight of each user, not normalised; None: equal.
         noise: draws the receiver noise.
         channels: of these users.
-        beam: (N,) of the plan.
+        beam: (N,) of the plan; over subcarriers (F, N).
         read: from the position of a user to what it sends, (d,).
         scaling: how users meet at the receiver.
     """
@@ -367,7 +274,14 @@ def send_dense(
         statistics = of_norm(air.clip_norm, len(channels.known), statistics.size)
     if air.recompute_beam and statistics.std.max() > 0:
         effective = effective_channels(channels.known, statistics, weights=share, mode=air.mode)
-        beam = beamform(effective, method=air.beamformer, initial=beam).beam
+        if air.ofdm is None:
+            beam = beamform(effective, method=air.beamformer, initial=beam).beam
+        else:
+            starts = {number: beam[members[0]] for number, members in enumerate(air.ofdm.group)}
+            beam = group_beams(effective, air.ofdm.group, starts, method=air.beamformer, keep=False)
+    energy = None
+    if air.ofdm is not None:
+        energy = partial(energy_shares, read, subcarriers=air.ofdm.subcarriers, packing=air.packing)
     link = design_link(
         channels.known,
         beam,
@@ -378,6 +292,7 @@ def send_dense(
         mode=air.mode,
         packing=air.packing,
         scaling=scaling,
+        energy=energy,
     )
     return link, average(read, link, noise, true_channels=None if channels.perfect else channels.true)
 
@@ -390,12 +305,3 @@ def _check_solvers(air: AirInterface) -> None:
     """
     SCHEDULERS.select(air.method, air.scheduler_options)
     BEAMFORMERS.find(air.beamformer)
-
-
-def _schedule_columns(found: Schedule, users: npt.NDArray[np.int_]) -> dict[str, Value]:
-    return {
-        "users": ";".join(str(user) for user in users),
-        "min_gain": found.min_gain,
-        "normalised_mse": found.normalised_mse,
-        "gain_upper_bound": found.upper_bound,
-    }

@@ -130,8 +130,8 @@ class AirPlan:
 
     Attributes:
         users: (M,) devices.
-        channels: (M, N) of these users, true and as the server knows them.
-        beam: (N,) unit-norm receive beam.
+        channels: (M, N) of these users, true and as the server knows them; over subcarriers (M, F, N).
+        beam: (N,) unit-norm receive beam; or (F, N).
         airtime: of the analog upload, s.
         digital: (M,) how long each user sends digitally beside it, s.
     """

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from flwr.app import ArrayRecord, Message, MetricRecord
 
 from protocol.streams import generator
+from radio.air.packing import symbols
 from radio.air.side_information import multi_access_s
 from radio.air.sparse import (
     Airtime,
@@ -25,10 +26,10 @@ from radio.air.sparse import (
     sparse_airtime,
     superpose,
 )
-from radio.air.transceiver import symbols
+from strategies.air_interface import AirInterface, FloatVector
 from strategies.air_receiver import AirReceiver, AirUpdate, air_plan
 from strategies.ofdma import prune_counts
-from strategies.over_the_air import AirInterface, FloatVector, OverTheAir
+from strategies.over_the_air import OverTheAir
 from strategies.plan import AirPlan, Outcome, RoundPlan, Weights
 from strategies.records import Value
 

@@ -20,12 +20,12 @@ bias that all users share costs more.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from radio.air.zero_forcing import Packing, ZeroForcing, zero_forcing
+from radio.air.zero_forcing import Packing, ZeroForcing, each, zero_forcing
 from radio.arrays import non_negative
 from radio.beamforming.problem import Complex, Real
 
@@ -99,30 +99,37 @@ def regularised(
     power: float,
     noise_power: float,
     packing: Packing,
+    energy: Real | None = None,
     correlation: float = 0.0,
 ) -> ZeroForcing:
     """Return the transmit coefficients and the receive scaling of least mean squared error.
 
     Args:
-        channels, beam, amplitude, power, noise_power, packing: as for `radio.air.zero_forcing.zero_forcing`,
-            which it equals without noise.
+        channels, beam, amplitude, power, noise_power, packing, energy: as for
+            `radio.air.zero_forcing.zero_forcing`, which it equals without noise.
         correlation: r between the symbols of any two users.
 
     Raises:
         ValueError: as `zero_forcing` and `best_scaling`.
     """
-    exact = zero_forcing(channels, beam, amplitude, power=power, noise_power=noise_power, packing=packing)
+    exact = zero_forcing(
+        channels, beam, amplitude, power=power, noise_power=noise_power, packing=packing, energy=energy
+    )
     sending = amplitude > 0.0
     if noise_power == 0.0 or not sending.any():
         return exact
-    gain = np.abs(exact.projected[sending])
+    seen = exact.projected[sending]
+    gain = np.abs(seen)
+    reach = gain
+    if gain.ndim == 2:  # as on the first subcarrier where all are alike
+        first = np.ascontiguousarray(seen[:, 0])
+        reach = np.abs(first) * np.sqrt(exact.gain[sending] / (first.real**2 + first.imag**2))
     noise = noise_power if packing == "iq" else 0.5 * noise_power
-    found = best_scaling(np.sqrt(power) * gain, amplitude[sending], noise, correlation)
+    found = best_scaling(np.sqrt(power) * reach, amplitude[sending], noise, correlation)
     eta = found.inverse_root**-2
     share = np.ones(len(channels))
     share[sending] = found.share
     transmit = exact.transmit.copy()
-    transmit[sending] = (
-        share[sending] * amplitude[sending] * np.sqrt(eta) * exact.projected[sending].conj() / gain**2
-    )
-    return ZeroForcing(exact.beam, exact.projected, transmit, eta, found.noise, share)
+    level = share[sending] * amplitude[sending] * np.sqrt(eta)
+    transmit[sending] = each(level, seen) * seen.conj() / gain**2
+    return replace(exact, transmit=transmit, eta=eta, noise_variance=found.noise, share=share)

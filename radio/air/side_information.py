@@ -2,7 +2,7 @@
 
 The emulation takes these for free, as the papers do; here is what they take on the same band.
 
-* Pilots: one channel use per candidate, from which every antenna estimates its channel.
+* Pilots: one channel use per candidate and tap, from which every antenna estimates its channel.
 * Uplink numbers and masks are sent digitally by all users at once. With S the users that are still decoded,
   any equal rate r with
 
@@ -11,6 +11,8 @@ The emulation takes these for free, as the papers do; here is what they take on 
   can be sent (the multi-access channel with N antennas; Tse and Viswanath 2005, section 10.1): the least of
   these bounds per user is the rate.
 * Downlink numbers go to all users at the rate of the worst of them.
+
+Over subcarriers rates are means over the subcarriers (of which no more than sixteen are looked at).
 """
 
 from __future__ import annotations
@@ -21,10 +23,12 @@ from functools import cache
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from radio.air.zero_forcing import check_band
 from radio.arrays import non_negative, positive
-from radio.beamforming.problem import check_channels
+from radio.beamforming.problem import Complex, Real
 
 NUMBER_BITS = 32  # of a statistic or a real coefficient
+_CARRIERS = 16  # that rates are taken at
 _AT_ONCE = 10  # users that are decoded together; more take turns in groups, which is a rate that holds too
 
 
@@ -66,23 +70,38 @@ def symmetric_rate(channels: ArrayLike, snr: float) -> float:
     """Return the largest rate that every user can send at once, bits per channel use.
 
     Args:
-        channels: (M, N), M at most ten or so: all sets of users are looked at.
+        channels: (M, N) or (M, F, N), M at most ten or so: all sets of users are looked at.
         snr: transmit power over the noise of an antenna.
     """
-    checked = check_channels(channels)
+    checked = check_band(channels)
     positive("snr", snr)
     sets = _sets(len(checked))
-    gram = checked @ checked.conj().T  # det(I_N + H H^H) = det(I_M + H^H H)
-    scaled = np.sqrt(sets)[:, :, np.newaxis] * gram * np.sqrt(sets)[:, np.newaxis, :]
-    _, log_det = np.linalg.slogdet(np.eye(len(checked)) + snr * scaled)
+    carriers = _some(checked)
+    log_det = sum(_log_det(carriers[:, f], sets, snr) for f in range(carriers.shape[1])) / carriers.shape[1]
     return float((log_det / np.log(2.0) / sets.sum(axis=1)).min())
+
+
+def _log_det(channels: Complex, sets: Real, snr: float) -> Real:
+    gram = channels @ channels.conj().T  # det(I_N + H H^H) = det(I_M + H^H H)
+    scaled = np.sqrt(sets)[:, :, np.newaxis] * gram * np.sqrt(sets)[:, np.newaxis, :]
+    return np.asarray(np.linalg.slogdet(np.eye(len(channels)) + snr * scaled)[1])
+
+
+def _some(channels: Complex) -> Complex:
+    """Return some subcarriers of channels (M, N) or (M, F, N), evenly spaced; one where all are equal."""
+    if channels.ndim == 2:
+        return channels[:, np.newaxis]
+    if bool((channels == channels[:, :1]).all()):
+        return channels[:, :1]
+    places = np.arange(min(_CARRIERS, channels.shape[1])) * channels.shape[1] // _CARRIERS
+    return channels[:, np.unique(places)] if channels.shape[1] > _CARRIERS else channels
 
 
 def multi_access_s(channels: ArrayLike, snr: float, bits: float, bandwidth_hz: float) -> float:
     """Return the seconds in which every user sends so many bits over the shared band.
 
     Args:
-        channels: (M, N) of the users.
+        channels: (M, N) or (M, F, N) of the users.
         snr: transmit power over the noise of an antenna.
         bits: of each user.
         bandwidth_hz: channel uses per second.
@@ -90,7 +109,7 @@ def multi_access_s(channels: ArrayLike, snr: float, bits: float, bandwidth_hz: f
     Raises:
         ValueError: for bad channels, a rate that is not positive, or negative bits.
     """
-    checked = check_channels(channels)
+    checked = check_band(channels)
     positive("bandwidth_hz", bandwidth_hz)
     non_negative("bits", bits)
     seconds = 0.0
@@ -106,23 +125,29 @@ def side_information(
     *,
     candidates: int,
     statistics: int,
+    taps: int = 1,
+    coefficients: int = 1,
     broadcast_bits: int = 0,
 ) -> SideInformation:
     """Return what a round of these users says beside its sum; masks that users send are not in it.
 
     Args:
-        channels: (M, N) of the scheduled users.
+        channels: (M, N) or (M, F, N) of the scheduled users.
         snr: transmit power over the noise of an antenna, both ways.
         bandwidth_hz: channel uses per second.
         candidates: devices that send a pilot.
         statistics: numbers that each user sends.
-        broadcast_bits: that the server sends to all beside eta and each user's complex coefficient.
+        taps: L of every channel.
+        coefficients: complex numbers that the server tells each user.
+        broadcast_bits: that the server sends to all beside eta and those.
     """
-    checked = check_channels(channels)
+    checked = check_band(channels)
     users = len(checked)
     up = statistics * NUMBER_BITS
-    down = (1 + 2 * users) * NUMBER_BITS + broadcast_bits
-    worst = float((checked.real**2 + checked.imag**2).sum(axis=1).min())
-    uplink_s = candidates / bandwidth_hz + multi_access_s(checked, snr, up, bandwidth_hz)
-    downlink_s = down / (bandwidth_hz * float(np.log2(1.0 + positive("snr", snr) * worst)))
-    return SideInformation(candidates, users * up, down, uplink_s, downlink_s)
+    down = (1 + 2 * users * coefficients) * NUMBER_BITS + broadcast_bits
+    seen = _some(checked)
+    power = (seen.real**2 + seen.imag**2).sum(axis=-1)
+    worst = float(np.log2(1.0 + positive("snr", snr) * power).mean(axis=1).min())
+    uplink_s = candidates * taps / bandwidth_hz + multi_access_s(checked, snr, up, bandwidth_hz)
+    downlink_s = down / (bandwidth_hz * worst)
+    return SideInformation(candidates * taps, users * up, down, uplink_s, downlink_s)

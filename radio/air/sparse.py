@@ -36,7 +36,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from radio.air.transceiver import airtime_s, symbols, turn
+from radio.air.packing import airtime_s, symbols, turn
 from radio.air.zero_forcing import Packing, zero_forcing
 from radio.arrays import choice, non_negative, positive
 from radio.beamforming.problem import Complex, Real, check_channels

@@ -27,6 +27,9 @@ u_k of mean m_k and deviation s_k that are independent over the users, this adds
 to the mean squared error per entry ("per_user": m_k = 0 and s_k = 1). Updates of one round are not
 independent: `average` adds up the very misalignment of its updates.
 
+Over F subcarriers (`radio.air.ofdm`) symbol i is sent on subcarrier i mod F: channels are (M, F, N), beams
+(F, N), coefficients b_k and a_k (M, F), and means over the entries are means over the subcarriers too.
+
 Memory is a few vectors of the model's size: users pass one at a time, in pieces.
 
 One file, long as it is: the path of a sum through transmitters, air and receiver, in that order.
@@ -41,9 +44,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from radio.air.zero_forcing import Packing, ZeroForcing, zero_forcing
-from radio.arrays import choice, non_negative, positive
-from radio.beamforming.problem import Complex, Real, check_channels
+from radio.air.packing import carriers, on_subcarriers, symbols, turn
+from radio.air.zero_forcing import Packing, ZeroForcing, check_band, effective_gain, zero_forcing
+from radio.arrays import choice, non_negative
+from radio.beamforming.problem import Complex, Real
 
 Mode = Literal["per_user", "common"]
 Simulation = Literal["fast", "antennas"]
@@ -96,12 +100,12 @@ class Link:
 
     @property
     def beam(self) -> Complex:
-        """Return the (N,) unit-norm receive beam m."""
+        """Return the (N,) unit-norm receive beam m; over subcarriers (F, N)."""
         return self.inverse.beam
 
     @property
     def transmit(self) -> Complex:
-        """Return the (M,) complex transmit coefficients b_k; 0 for a silent user."""
+        """Return the (M,) complex transmit coefficients b_k; 0 for a silent user. Over subcarriers (M, F)."""
         return self.inverse.transmit
 
     @property
@@ -224,17 +228,17 @@ def _amplitudes(statistics: Statistics, weights: Real, mode: Mode) -> tuple[Real
 def effective_channels(
     channels: ArrayLike, statistics: Statistics, *, weights: ArrayLike | None = None, mode: Mode = "per_user"
 ) -> Complex:
-    """Return h_k mean(w) / w_k of the users that send, (M', N): equal users keep their channels.
+    """Return h_k mean(w) / w_k of the users that send, (M', N) or (M', F, N); equal users keep theirs.
 
     The max-min beam of these rows minimises the error variance of the round; solve for it again once the
     users have reported their statistics.
     """
-    checked = check_channels(channels)
+    checked = check_band(channels)
     choice("mode", mode, Mode)
     amplitude = _amplitudes(statistics, check_weights(weights, len(checked)), mode)[0]
     sending = amplitude > 0.0
     relative = amplitude[sending] / amplitude[sending].mean() if sending.any() else amplitude[sending]
-    return np.asarray(checked[sending] / relative[:, None])
+    return np.asarray(checked[sending] / relative.reshape(-1, *[1] * (checked.ndim - 1)))
 
 
 def design_link(
@@ -248,12 +252,13 @@ def design_link(
     mode: Mode = "per_user",
     packing: Packing = "iq",
     scaling: Callable[..., ZeroForcing] = zero_forcing,
+    energy: Callable[[Real], Real] | None = None,
 ) -> Link:
     """Transmit coefficients, receive scaling and analytic noise variance of one round.
 
     Args:
-        channels: (M, N) channels of the selected users as the server knows them.
-        beam: (N,) receive beam; scaled to unit norm.
+        channels: (M, N) channels of the selected users as the server knows them; over subcarriers (M, F, N).
+        beam: (N,) receive beam, or (F, N); scaled to unit norm.
         statistics: of the M updates.
         power: P0 per user, watt (mean over the symbols).
         noise_power: receiver noise per antenna and channel use, watt; 0 is noiseless.
@@ -262,15 +267,18 @@ def design_link(
         packing: "iq" or "real".
         scaling: how users meet at the receiver: `zero_forcing`, or `radio.air.regularised.regularised` (which
             sees the correlation between their symbols).
+        energy: over subcarriers, from what the users subtract, (M,), to the share of each one's energy on
+            each of them, (M, F): `energy_shares`. None: 1/F.
 
     Raises:
         ValueError: for bad channels, powers, weights or names, or a beam that a sending user cannot reach.
     """
-    checked = check_channels(channels)
+    checked = check_band(channels)
     choice("mode", mode, Mode)
     phi = check_weights(weights, len(checked))
     amplitude, shift, divisor, offset = _amplitudes(statistics, phi, mode)
-    inverse = scaling(checked, beam, amplitude, power=power, noise_power=noise_power, packing=packing)
+    more = {} if energy is None else {"energy": energy(shift)}
+    inverse = scaling(checked, beam, amplitude, power=power, noise_power=noise_power, packing=packing, **more)
     return Link(
         inverse=inverse,
         weights=phi,
@@ -287,7 +295,7 @@ def design_link(
 
 
 def arrival(link: Link, channels: ArrayLike | None) -> Complex:
-    """Return a_k, (M,), over the true channels; with zero forcing exactly 1 if `channels` is None (known)."""
+    """Return a_k over the true channels, (M,) or (M, F); as designed, (M,), if `channels` is None (known)."""
     if channels is None:
         return link.inverse.share.astype(np.complex128)
     return link.inverse.arrival(channels)
@@ -299,11 +307,11 @@ def misalignment_variance(link: Link, channels: ArrayLike | None) -> float:
     For given true channels and updates that are independent over the users: see the module text.
     `AirAverage.misalignment_variance` has that of the updates at hand.
     """
-    deviation = link.amplitude * (arrival(link, channels) - 1.0)
+    deviation = (arrival(link, channels) - 1.0).T * link.amplitude  # (M,) or (F, M)
     if link.packing == "real":
         deviation = deviation.real.astype(np.complex128)
-    spread = float(np.abs(deviation) ** 2 @ link.symbol_std**2)
-    return spread + float(np.abs(deviation @ link.symbol_mean) ** 2)
+    spread = np.abs(deviation) ** 2 @ link.symbol_std**2
+    return float((spread + np.abs(deviation @ link.symbol_mean) ** 2).mean())
 
 
 def expected_misalignment_variance(link: Link, error_variance: float) -> float:
@@ -314,30 +322,17 @@ def expected_misalignment_variance(link: Link, error_variance: float) -> float:
     estimator), first order for h + e.
     """
     non_negative("error_variance", error_variance)
-    gain = np.abs(link.inverse.projected) ** 2
+    gain = effective_gain(np.abs(link.inverse.projected) ** 2)
     sending = link.amplitude > 0.0
     energy = link.amplitude**2 * (link.symbol_std**2 + link.symbol_mean**2)
     total = float((energy[sending] / gain[sending]).sum()) * error_variance
     return total if link.packing == "iq" else 0.5 * total
 
 
-def symbols(size: int, packing: Packing = "iq") -> int:
-    """Return the channel uses of `size` real entries."""
-    return -(-size // 2) if packing == "iq" else size
-
-
-def airtime_s(size: int, bandwidth_hz: float, packing: Packing = "iq") -> float:
-    """Return the seconds of the analog upload: one channel use per 1/bandwidth, whatever the number of users.
-
-    Raises:
-        ValueError: unless `bandwidth_hz` is positive.
-    """
-    positive("bandwidth_hz", bandwidth_hz)
-    return symbols(size, packing) / bandwidth_hz
-
-
-def combined_noise(size: int, link: Link, rng: np.random.Generator, simulation: Simulation = "fast") -> Real:
-    """Return `size` real entries of m^H n / sqrt(eta) after de-mapping.
+def combined_noise(
+    size: int, link: Link, rng: np.random.Generator, simulation: Simulation = "fast", first: int = 0
+) -> Real:
+    """Return `size` real entries of m^H n / sqrt(eta) after de-mapping, from entry `first` on.
 
     "antennas" draws the noise of every antenna and combines it; "fast" draws the combined noise, which for a
     unit-norm beam has the same distribution.
@@ -348,19 +343,37 @@ def combined_noise(size: int, link: Link, rng: np.random.Generator, simulation: 
     if simulation == "fast":
         return np.asarray(np.sqrt(link.noise_variance) * rng.standard_normal(size))
     uses = symbols(size, link.packing)
-    pair = rng.standard_normal((2, uses, len(link.beam))) * np.sqrt(0.5 * link.noise_power / link.eta)
-    combined = (pair[0] + 1j * pair[1]) @ link.beam.conj()
+    pair = rng.standard_normal((2, uses, link.beam.shape[-1])) * np.sqrt(0.5 * link.noise_power / link.eta)
+    combined = pair[0] + 1j * pair[1]
+    if link.beam.ndim == 1:
+        combined = combined @ link.beam.conj()
+    else:
+        beams = link.beam[carriers(uses, len(link.beam), link.packing, first)]
+        combined = (combined * beams.conj()).sum(axis=1)
     if link.packing == "real":
         return np.asarray(combined.real)
     return np.asarray((combined * np.sqrt(2.0)).view(np.float64)[:size])
 
 
-def turn(values: Real, arrived: complex, packing: Packing) -> Real:
-    """Multiply the packed symbols of `values` (d,) by a complex factor and unpack, (d,)."""
-    if packing == "real" or arrived == 1.0:
-        return values * arrived.real
-    padded = values if values.size % 2 == 0 else np.append(values, 0.0)
-    return np.asarray((padded.view(np.complex128) * arrived).view(np.float64)[: values.size])
+def energy_shares(updates: Updates, shift: Real, subcarriers: int, packing: Packing) -> Real:
+    """Return the share of each user's energy that is on each subcarrier, (M, F), summing to 1.
+
+    Args:
+        updates: as given to `measure`.
+        shift: (M,) what user k subtracts before sending.
+        subcarriers: F.
+        packing: "iq" or "real".
+    """
+    read = _reader(updates)
+    found = np.zeros((len(shift), subcarriers))
+    for user, own in enumerate(found):
+        vector = np.asarray(read(user))
+        for piece in _pieces(vector.size):
+            values = vector[piece].astype(np.float64) - shift[user]
+            own[:] = own + on_subcarriers(values, subcarriers, packing, piece.start)
+        total = float(own.sum())
+        own[:] = own / total if total > 0.0 else 1.0 / subcarriers
+    return found
 
 
 def average(
@@ -377,7 +390,7 @@ def average(
         updates: as given to `measure`; user k is row k of the link.
         link: from `design_link`.
         rng: draws the receiver noise.
-        true_channels: (M, N) channels the signal passes; None: those of the design.
+        true_channels: (M, N) or (M, F, N), channels the signal passes; None: those of the design.
         simulation: "fast" or "antennas" (see `combined_noise`).
 
     Raises:
@@ -387,6 +400,7 @@ def average(
     arrived = arrival(link, true_channels)
     users = len(link.transmit)
     sent_power = np.zeros(users)
+    subcarriers = link.transmit.shape[1] if link.transmit.ndim == 2 else 0
     received = exact = misaligned = np.empty(0)
     for user in range(users):
         vector = np.asarray(read(user))
@@ -397,7 +411,8 @@ def average(
         if vector.shape != received.shape:
             raise ValueError(f"update of user {user} has shape {vector.shape}; expected {received.shape}")
         factor = link.amplitude[user] / link.divisor[user]
-        energy = 0.0
+        uses = symbols(vector.size, link.packing)
+        energy, carried = 0.0, np.zeros(subcarriers)
         for piece in _pieces(vector.size):
             values = vector[piece].astype(np.float64)
             exact[piece] += link.weights[user] * values
@@ -405,13 +420,14 @@ def average(
                 continue
             values -= link.shift[user]
             energy += float(values @ values)
+            if subcarriers:
+                carried += on_subcarriers(values, subcarriers, link.packing, piece.start)
             values *= factor
-            received[piece] += turn(values, complex(arrived[user]), link.packing)
+            received[piece] += turn(values, arrived[user], link.packing, piece.start)
             if misaligned.size:
-                misaligned[piece] += turn(values, complex(arrived[user]) - 1.0, link.packing)
-        uses = symbols(vector.size, link.packing)
+                misaligned[piece] += turn(values, arrived[user] - 1.0, link.packing, piece.start)
         per_symbol = energy / link.divisor[user] ** 2 / uses / (2.0 if link.packing == "iq" else 1.0)
-        sent_power[user] = abs(link.transmit[user]) ** 2 * per_symbol
+        sent_power[user] = link.inverse.power(user, per_symbol, carried / max(energy, 1e-300))
     if sent_power.max() > link.power * (1.0 + 1e-6):
         user = int(sent_power.argmax())
         raise ValueError(
@@ -419,7 +435,7 @@ def average(
             "the statistics given to design_link are not those of the updates"
         )
     for piece in _pieces(received.size):
-        received[piece] += combined_noise(piece.stop - piece.start, link, rng, simulation)
+        received[piece] += combined_noise(piece.stop - piece.start, link, rng, simulation, piece.start)
     total = 0.0
     for piece in _pieces(received.size):
         error = received[piece] - exact[piece]

@@ -90,8 +90,8 @@ class ChannelVectors:
     """The uplinks of one round at every antenna.
 
     Attributes:
-        true: (K, N) complex channels that signals pass.
-        known: (K, N) the server's estimate; `true` itself where it is perfect.
+        true: (K, N) complex channels that signals pass; of several taps or subcarriers (K, L, N).
+        known: the server's estimate; `true` itself where it is perfect.
     """
 
     true: ComplexArray
@@ -104,8 +104,9 @@ class ChannelVectors:
 
     def scaled(self, amplitude: FloatArray) -> ChannelVectors:
         """Return the channels of users that send with these amplitudes, (K,)."""
-        true = self.true * amplitude[:, np.newaxis]
-        return ChannelVectors(true, true if self.perfect else self.known * amplitude[:, np.newaxis])
+        level = amplitude.reshape(-1, *[1] * (self.true.ndim - 1))
+        true = self.true * level
+        return ChannelVectors(true, true if self.perfect else self.known * level)
 
     def of(self, users: NDArray[np.intp]) -> ChannelVectors:
         """Return the channels of some users, in that order."""

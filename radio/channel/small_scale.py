@@ -137,9 +137,11 @@ class Multipath:
         return np.asarray(np.sqrt(mean)[:, np.newaxis] * z)
 
 
+RICIAN_K = 4.0  # 6 dB
+
 # One model under the names by which its parts are known, each with that part switched on.
 FADINGS.register("multipath")(Multipath)
-FADINGS.register("rician")(partial(Multipath, k_factor=4.0))  # 6 dB
+FADINGS.register("rician")(partial(Multipath, k_factor=RICIAN_K))
 FADINGS.register("correlated")(partial(Multipath, spatial_correlation=0.7))
 FADINGS.register("gauss_markov")(partial(Multipath, speed_kmh=3.0))
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
+from radio.channel.taps import FLAT
 from schema import ConfigError
 from server_app.settings.private import check_privacy
 from server_app.settings.tree import Settings
@@ -31,6 +34,7 @@ def check_together(settings: Settings) -> None:
             "keys do not count; leave one of them out"
         )
     _check_mode(settings)
+    _check_air(settings)
     if fleet.devices_per_round is not None and fleet.devices_per_round > fleet.num_devices:
         raise ConfigError(
             f"fleet.devices_per_round = {fleet.devices_per_round} is above "
@@ -60,6 +64,51 @@ def check_together(settings: Settings) -> None:
     if scheme.allocation == "fixed_ratio" and scheme.pruning_ratio is None:
         raise ConfigError(
             "scheme.pruning_ratio is null; scheme.allocation=fixed_ratio needs a value in [0, 1]"
+        )
+
+
+def _check_air(settings: Settings) -> None:
+    """Check the subcarriers of the analog uplink.
+
+    Raises:
+        ConfigError: naming the keys and their values.
+    """
+    air, channel = settings.air, settings.channel
+    if air.subcarriers == 1:
+        return
+    if air.subcarrier_groups > air.subcarriers:
+        raise ConfigError(
+            f"air.subcarrier_groups = {air.subcarrier_groups} is above air.subcarriers = {air.subcarriers}: "
+            "a group has one at least"
+        )
+    if air.cyclic_prefix > air.subcarriers:
+        raise ConfigError(
+            f"air.cyclic_prefix = {air.cyclic_prefix} is above air.subcarriers = {air.subcarriers}: it "
+            "repeats the end of an OFDM symbol, which is that long"
+        )
+    needed = air.taps - 1 + air.timing_spread
+    if needed > air.cyclic_prefix:
+        raise ConfigError(
+            f"air.taps = {air.taps} and air.timing_spread = {air.timing_spread:g} reach {needed:g} samples "
+            f"beyond the first, and air.cyclic_prefix = {air.cyclic_prefix}: OFDM symbols would run into "
+            f"each other; set air.cyclic_prefix to {math.ceil(needed)} or more"
+        )
+    if air.taps == 1:
+        return
+    if channel.model in FLAT:
+        raise ConfigError(
+            f"air.taps = {air.taps} with channel.model = {channel.model}, which has no waves that arrive at "
+            "several times; use channel.model=rayleigh or rician, or air.taps=1"
+        )
+    if air.certificate:
+        raise ConfigError(
+            f"air.certificate = true with air.taps = {air.taps}: the bound is that of one beam over a flat "
+            "channel; set air.certificate=false"
+        )
+    if settings.privacy.clip_norm is not None:
+        raise ConfigError(
+            f"privacy.clip_norm = {settings.privacy.clip_norm:g} with air.taps = {air.taps}: the power that "
+            "a user needs on unlike subcarriers tells of its update; set air.taps=1"
         )
 
 

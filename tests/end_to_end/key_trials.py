@@ -66,6 +66,8 @@ _NOTHING_HEARD = {"air.noise": False, "air.channel_error_variance": 0.0}
 _IMPERFECT = {"air.channel_error_variance": 0.05}
 _OWN_MASKS = {"air.count_mode": "bitmap", "radio.latency_threshold_ms": 2.5, "radio.cycles_per_weight": 200.0}
 _COUNT_FREE = {**_OWN_MASKS, "air.count_mode": "count_free"}
+_OFDM = {"air.subcarriers": 16, "air.cyclic_prefix": 8}
+_SELECTIVE = {**_OFDM, "air.taps": 5}
 _PLACES = {"air.path_loss": True}
 _LOUD = {"rounds": 3, "air.snr_db": -20.0}
 _AIRS = ("over_the_air", "error_free", "over_the_air_adaptive", "aircomp_pruned")
@@ -233,6 +235,17 @@ TRIALS: tuple[Trial, ...] = (
     _t("air.recompute_beam", True, _IMPERFECT),
     _t("air.certificate", True),
     _t("air.charge_side_information", True),
+    _t("air.subcarriers", 16),
+    _t("air.subcarrier_groups", 4, _SELECTIVE),
+    _t("air.subcarrier_groups", 4, _OFDM),
+    _t("air.taps", 3, _OFDM),
+    _t("air.tap_decay_db", 0.0, _SELECTIVE),
+    _t("air.tap_decay_db", 0.0, _OFDM),
+    _t("air.cyclic_prefix", 12, _OFDM),
+    _t("air.cyclic_prefix", 12),
+    _t("air.timing_spread", 2.0, _OFDM),
+    _t("air.phase_error_deg", 20.0),
+    _t("air.phase_error_deg", 20.0, _NOTHING_HEARD),
     _t("air.count_mode", "count_free"),
     _t("air.shrinkage", "off"),
     _t("air.shrinkage", "off", _NOTHING_HEARD),

@@ -6,15 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from radio.air.packing import airtime_s, symbols
 from radio.air.transceiver import (
-    airtime_s,
     average,
     design_link,
     effective_channels,
     expected_misalignment_variance,
     measure,
     misalignment_variance,
-    symbols,
 )
 from radio.beamforming import beamform
 from radio.channel.cell import estimate_channels

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from radio.channel import ChannelModel
+from strategies.air_interface import AirInterface
 from strategies.air_receiver import AirUpdate
 from strategies.energy import Energy
 from strategies.fleet import Fleet
-from strategies.over_the_air import AirInterface, OverTheAir, combine_dense
+from strategies.over_the_air import OverTheAir, combine_dense
 from strategies.plan import AirPlan, RoundPlan
 from strategies.pruned_over_the_air import PrunedOverTheAir, combine_pruned
 

@@ -7,6 +7,7 @@ import pytest
 
 from protocol.messages import TrainReport
 from radio import payload
+from schema import ConfigError
 from server_app.job import prepare
 from server_app.settings import compose_settings
 from server_app.strategy import build_strategy
@@ -121,3 +122,87 @@ def test_a_user_without_time_takes_none_from_the_others():
     assert set(kept.values()) == {int(plan.mask.sum())}
     assert min(kept.values()) > 0
     assert plan.columns["latency_s"] <= 1e-3 * (1 + 1e-9)
+
+
+def _dense_round(*overrides):
+    """Plan round 2 and let every scheduled user send a random update; adaptive schemes send twice."""
+    settings = compose_settings(["model=mlp", "air.snr_db=0", *overrides])
+    strategy = build_strategy(prepare(settings))
+    rng = np.random.default_rng(0)
+    weights = rng.standard_normal(strategy.num_weights).astype(np.float32)
+    everything = np.ones(weights.size, bool)
+    for server_round in (1, 2):
+        plan = strategy.plan(server_round, range(10))
+        receiver = strategy.receive(server_round, plan, weights)
+        for assignment in plan.assignments:
+            update = (0.01 * rng.standard_normal(weights.size)).astype(np.float32)
+            report = TrainReport(np.frombuffer(payload.encode(update, everything), np.uint8), 10)
+            upload = receiver.open(assignment, report)
+            receiver.add(assignment, report, upload, scale=1.0, num_examples=10)
+        found = receiver.finish()
+    return plan, found
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["scheme=over_the_air", "air.channel_error_variance=0.1", "air.num_selected=4"],
+        ["scheme=over_the_air", "air.recompute_beam=true", "air.path_loss=true", "air.num_selected=4"],
+        ["scheme=over_the_air_adaptive", "adaptive.receive_scaling=regularised", "air.packing=real"],
+    ],
+)
+def test_flat_subcarriers_and_users_in_time_are_the_single_carrier_bit_for_bit(overrides):
+    plain, (weights, columns, *_) = _dense_round(*overrides)
+    plan, found = _dense_round(*overrides, "air.subcarriers=24", "air.cyclic_prefix=6")
+    np.testing.assert_array_equal(found.weights, weights)
+    assert {**found.columns, "wire_bytes": 0} == {**columns, "wire_bytes": 0}
+    assert [a.columns for a in plan.assignments] == [a.columns for a in plain.assignments]
+    longer = {"symbols", "airtime_s", "latency_s"}  # whole OFDM symbols with their prefix
+    assert {name for name in plan.columns if plan.columns[name] != plain.columns[name]} == longer
+    uses = 24 * -(-plain.columns["symbols"] // 24)
+    assert plan.columns["symbols"] == uses
+    assert plan.columns["airtime_s"] == pytest.approx(uses * 30 / 24 / 200e6)
+
+
+def test_selective_air_and_late_users_cost_what_is_predicted():
+    """Flat and in time; over six taps; and with users that are late: the columns say what it costs."""
+    flat = ["scheme=over_the_air", "air.num_selected=4", "air.antennas=4"]
+    taps = ["air.subcarriers=32", "air.subcarrier_groups=4", "air.taps=6", "air.cyclic_prefix=8"]
+    late = ["air.timing_spread=1.0", "air.phase_error_deg=20"]
+    gains, errors = [], []
+    for overrides in (flat, [*flat, *taps], [*flat, *taps, *late]):
+        plan, found = _dense_round(*overrides)
+        gains.append(plan.columns["min_gain"])
+        errors.append(found.columns["mse_predicted"])
+        assert found.columns["mse_realised"] == pytest.approx(errors[-1], rel=0.05)
+        assert plan.columns["normalised_mse"] == pytest.approx(1 / gains[-1])
+    assert gains[1] == gains[2]
+    assert errors[2] > errors[1]
+
+
+def test_pilots_and_coefficients_of_a_selective_band_are_charged():
+    charged = ["scheme=over_the_air", "air.num_selected=4", "air.charge_side_information=true"]
+    flat = _dense_round(*charged)[0].columns
+    taps = ["air.subcarriers=32", "air.subcarrier_groups=4", "air.taps=6", "air.cyclic_prefix=8"]
+    plan = _dense_round(*charged, *taps)[0]
+    assert flat["side_information_bits"] == 32 * (4 * 2 + 1 + 2 * 4)
+    # One statistic more; of each group of eight subcarriers six projected taps.
+    assert plan.columns["side_information_bits"] == 32 * (4 * 3 + 1 + 2 * 4 * 4 * 6)
+    assert plan.columns["side_information_s"] > flat["side_information_s"] + 10 * 5 / 200e6
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["air.taps=9"], "set air.cyclic_prefix to 8 or more"),
+        (["air.taps=3", "air.cyclic_prefix=2", "air.timing_spread=0.5"], "air.cyclic_prefix to 3"),
+        (["air.cyclic_prefix=17"], "air.cyclic_prefix = 17 is above air.subcarriers = 16"),
+        (["air.subcarrier_groups=17", "air.taps=2", "air.cyclic_prefix=1"], "air.subcarrier_groups = 17"),
+        (["air.taps=2", "air.cyclic_prefix=1", "channel.model=none"], "channel.model = none"),
+        (["air.taps=2", "air.cyclic_prefix=1", "air.certificate=true"], "air.certificate = true"),
+        (["scheme=aircomp_pruned"], "air.subcarriers = 16 has no effect here: .* by scheme=over_the_air,"),
+    ],
+)
+def test_what_subcarriers_cannot_do_is_said_before_training(overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        compose_settings(["scheme=over_the_air", "air.subcarriers=16", *overrides])
