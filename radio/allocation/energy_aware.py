@@ -28,15 +28,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from radio.allocation.charged import Chosen, share_out_charged
+from radio.allocation.limits import settle_limit
 from radio.allocation.optimum import allocate
-from radio.allocation.pricing import (
-    Buyers,
-    Certificate,
-    Rows,
-    Sharing,
-    certify,
-    settle_limit,
-)
+from radio.allocation.priced_certificate import Certificate, certify
+from radio.allocation.pricing import Buyers, Rows, Sharing
 from radio.allocation.shares import Allocation, AllocationStatus, WhenInfeasible
 from radio.arrays import BoolArray, FloatArray, choice, in_unit_interval, non_negative
 from radio.channel.rates import FixedNoise

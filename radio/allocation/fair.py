@@ -15,14 +15,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from radio.allocation.charged import share_out_charged
-from radio.allocation.pricing import (
-    Buyers,
-    Certificate,
-    Rows,
-    Sharing,
-    certify,
-    settle_limit,
-)
+from radio.allocation.limits import settle_limit
+from radio.allocation.priced_certificate import Certificate, certify
+from radio.allocation.pricing import Buyers, Rows, Sharing
 from radio.allocation.ratio import ratio_at_rate
 from radio.allocation.shares import Allocation, AllocationStatus, WhenInfeasible
 from radio.arrays import FloatArray, finite, in_unit_interval, non_negative, positive

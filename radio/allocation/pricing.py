@@ -10,9 +10,7 @@ rising; U_alpha is the alpha-fair utility (Mo and Walrand 2000)
 so that alpha = 0 is the sum, 1 proportional fairness, and alpha -> infinity tends to max-min. At a price
 lambda of the band each device keeps the y at which w U'(y) = lambda b'(y) (or an end, or a kink of b), which
 falls with the price; the price at which the shares sum to one gives the optimum. All is done in logarithms:
-prices span hundreds of decades where alpha is large.
-
-One file, long as it is: the price search is one algorithm, and its steps work on the same arrays.
+prices span hundreds of decades where alpha is large. `radio.allocation.priced_certificate` judges it.
 """
 
 from __future__ import annotations
@@ -24,14 +22,11 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from radio.allocation.shares import InfeasibleAllocationError, WhenInfeasible
-from radio.arrays import BoolArray, FloatArray, choice
+from radio.arrays import BoolArray, FloatArray
 from radio.roots import decreasing_root_in_rows
 
 Rows = NDArray[np.intp]
 _PRICE_DOUBLINGS = 60
-_ROUNDING = 1e-12
-_BESIDE = 1e-10  # how far from a point its sides are looked at, relative
 LOG_LARGEST = 700.0  # of a price that is still a number
 
 
@@ -314,136 +309,3 @@ def _across_jump(buyers: Buyers, log_price: float, guess: FloatArray, band: floa
         kept = fewer + part * (more - fewer)
     share = buyers.need(kept)
     return Sharing(kept, share * min(1.0, band / float(share.sum())), log_price)
-
-
-@dataclass(frozen=True)
-class Certificate:
-    """How far shares are from the optimality conditions.
-
-    Attributes:
-        stationarity: largest violation of w U'(y) = lambda b'(y), relative; one-sided at ends and kinks.
-        primal: how far the shares exceed the band, a share misses its need, or y leaves its bounds.
-        complementarity: the band left over although it has a price.
-        duality_gap: (bound - achieved) / sum of w y U'(y): no other shares gain more, whatever lambda is.
-            The bound takes every utility at its tangents, so that no search for a best answer is trusted.
-    """
-
-    stationarity: float
-    primal: float
-    complementarity: float
-    duality_gap: float
-
-    @property
-    def residual(self) -> float:
-        """Return the largest of the three KKT residuals."""
-        return max(self.stationarity, self.primal, self.complementarity)
-
-
-def certify(buyers: Buyers, found: Sharing, *, optional: BoolArray | None = None) -> Certificate:
-    """Judge shares by the inputs and the price alone.
-
-    Args:
-        buyers: the devices.
-        found: shares and price.
-        optional: (n,) who may also stay silent, for no band and no utility (alpha < 1).
-    """
-    w, alpha = buyers.weight, buyers.alpha
-    rows = np.arange(w.size)
-    y, low, high = found.kept, buyers.low, buyers.high
-    silent = np.zeros(w.shape, dtype=np.bool_) if optional is None else optional & (found.share == 0)
-    y = np.where(silent, low, y)
-    need = np.where(silent, 0.0, buyers.need(y))
-    left, right = _sides(buyers, y, rows)
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        up = np.expm1(left - found.log_price) if np.isfinite(found.log_price) else np.full(y.shape, np.inf)
-        down = np.expm1(right - found.log_price) if np.isfinite(found.log_price) else up
-    # 1 - rho is known to rounding only, and so is whether it lies at an end or a kink.
-    rising, falling = (y < high - _ROUNDING) & (down > 0), (y > low + _ROUNDING) & (up < 0)
-    paid = (w > 0) & ~silent
-    wrong = np.where(rising & paid, down, 0.0) + np.where(falling & paid, -up, 0.0)
-    wrong = np.where(np.isfinite(wrong), wrong, 1.0)
-    over = np.maximum.reduce([need - found.share, low - y, y - high, np.zeros_like(y)])
-    total = float(found.share.sum())
-    spare = abs(1.0 - total) if np.isfinite(found.log_price) else 0.0
-    gain = float((w * utility(y, alpha))[paid].sum())
-    scale = float((w * y ** (1.0 - alpha))[paid].sum())
-    bound = _dual_bound(buyers, found, optional)
-    gap = (bound - gain) / max(scale, np.finfo(np.float64).tiny)
-    return Certificate(
-        float(wrong.max(initial=0.0)), max(float(over.max(initial=0.0)), total - 1.0, 0.0), spare, gap
-    )
-
-
-def _sides(buyers: Buyers, y: FloatArray, rows: Rows) -> tuple[FloatArray, FloatArray]:
-    """Return ln w U'(y) / b'(y) just left and just right of y: between them lies any kink that y is at."""
-    step = _BESIDE * np.maximum(y, 1e-6)
-    below, above = np.maximum(y - step, buyers.low), np.minimum(y + step, buyers.high)
-    return (
-        buyers.worth(below) - buyers.curve.priced(below, rows)[1],
-        buyers.worth(above) - buyers.curve.priced(above, rows)[1],
-    )
-
-
-def _dual_bound(buyers: Buyers, found: Sharing, optional: BoolArray | None) -> float:
-    """Return lambda + sum_k max_y (w U(y) - lambda b(y)), each maximum bounded by tangents at its best y."""
-    rows, w = np.arange(buyers.weight.size), buyers.weight
-    paid = w > 0
-    if not np.isfinite(found.log_price):
-        return float((w * utility(buyers.high, buyers.alpha))[paid].sum())
-    y = buyers.kept(found.log_price, found.kept)[0]
-    price = np.exp(found.log_price)
-    need = buyers.need(y)
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        value = np.where(paid, w * utility(y, buyers.alpha), 0.0) - price * need
-        left, right = _sides(buyers, y, rows)
-        marginal = w * y**-buyers.alpha
-        rise = np.where(
-            y < buyers.high, marginal * -np.expm1(found.log_price - right) * (buyers.high - y), 0.0
-        )
-        fall = np.where(y > buyers.low, marginal * np.expm1(found.log_price - left) * (y - buyers.low), 0.0)
-        rise, fall = np.where(paid, rise, 0.0), np.where(paid, fall, 0.0)
-    value = value + np.maximum(0.0, np.maximum(rise, fall))
-    if optional is not None:
-        value = np.where(optional, np.maximum(value, 0.0), value)
-    return float(price + value.sum())
-
-
-def settle_limit(
-    needs: Callable[[float], FloatArray], limit: float, left_out: BoolArray, when_infeasible: WhenInfeasible
-) -> tuple[float, BoolArray]:
-    """Make a largest pruning ratio feasible; return the one in force and who is left out.
-
-    Args:
-        needs: from a pruning ratio to the share of the band that each device needs for it, (K,).
-        limit: the ratio that is asked for; 1: no limit.
-        left_out: (K,) who takes no part anyway.
-        when_infeasible: as of `radio.allocation.allocate`.
-
-    Raises:
-        InfeasibleAllocationError: (a ValueError) under `raise`, if the limit does not fit.
-    """
-    choice("when_infeasible", when_infeasible, WhenInfeasible)
-    if limit >= 1:
-        return limit, left_out
-
-    def floors(at: float) -> FloatArray:
-        return np.where(left_out, 0.0, needs(at))
-
-    low = floors(limit)
-    if low.sum() <= 1:
-        return limit, left_out
-    if when_infeasible == "raise":
-        raise InfeasibleAllocationError(
-            f"max_pruning_ratio = {limit} cannot be met: the devices that can take part need {low.sum():.4g} "
-            "of the band, the limit is 1. Raise max_pruning_ratio, the latency threshold or the energy "
-            "budget, or set when_infeasible to 'relax' or 'drop'"
-        )
-    if when_infeasible == "drop":
-        order = np.argsort(low, kind="stable")
-        kept = np.zeros(low.shape, dtype=np.bool_)
-        kept[order] = np.cumsum(low[order]) <= 1
-        return limit, left_out | ~kept
-    least, most = limit, 1.0
-    while least < (middle := 0.5 * (least + most)) < most:
-        least, most = (least, middle) if floors(middle).sum() <= 1 else (middle, most)
-    return most, left_out

@@ -256,6 +256,21 @@ def test_a_beam_for_each_group_serves_a_selective_band_better_than_one() -> None
     assert means[0] > 1.2 * means[1] > 1.2 * means[2]
 
 
+def test_of_the_sets_that_the_groups_find_the_best_is_taken() -> None:
+    ofdm = Ofdm(18, groups=6, prefix=8, taps=6)
+    h = draw_taps(0, 6, users=8)
+    choose = partial(schedule, num_selected=3, method="policy")
+    sets = {tuple(choose(ofdm.response(h, ofdm.centre)[:, group]).users) for group in range(6)}
+    gains = []
+    for users in sets:
+        known = ofdm.response(h[list(users)])
+        seen = np.abs(np.einsum("kfn,fn->kf", known, group_beams(known, ofdm.group, {}).conj())) ** 2
+        gains.append(float((1 / (1 / seen).mean(axis=1)).min()))
+    assert len(gains) > 2
+    assert min(gains) < 0.9 * max(gains)
+    assert scheduled(ofdm, h, num_selected=3, method="policy").min_gain >= 0.95 * max(gains)
+
+
 def test_gain_over_the_band_is_no_less_than_with_a_power_limit_on_each_subcarrier() -> None:
     """One receive scaling and a mean power: noise of max_k mean_f, not of mean_f max_k."""
     ofdm = Ofdm(16, groups=4, prefix=8, taps=4)
