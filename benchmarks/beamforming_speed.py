@@ -15,7 +15,7 @@ import time
 
 import numpy as np
 
-from benchmarks.aircomp_comparison import Setting, draw_channels
+from benchmarks.scheduling_speed import Setting, draw_channels
 from radio.beamforming import beamform, set_upper_bound
 from radio.beamforming.problem import Complex
 from radio.scheduling import schedule
