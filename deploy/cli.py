@@ -1,4 +1,7 @@
-"""The commands `airflower-fleet` and `airflower-supernode`."""
+"""The commands `airflower-fleet` and `airflower-supernode`.
+
+One file, long as it is: a short function for each of them, beside its arguments.
+"""
 
 from __future__ import annotations
 

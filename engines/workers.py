@@ -3,6 +3,8 @@
 A task is a list of messages with the states of their devices: one device's, so that the parent knows whom a
 worker was serving if it dies, or those of devices that are trained together. Then a worker may be given the
 next task while it is at work, so that it never waits for its parent.
+
+One file, long as it is: both ends of a pipe, and what travels through it.
 """
 
 from __future__ import annotations

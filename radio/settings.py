@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -11,9 +12,10 @@ from radio.air.transceiver import Mode
 from radio.air.zero_forcing import Packing
 from radio.channel.cell import NoiseModel
 from radio.channel.fading import Placement
+from radio.channel.taps import FLAT
 from radio.payload import Bits
 from radio.units import DB, DBM, DEG, MS
-from schema import Unit, key
+from schema import ConfigError, Unit, key
 from schema.uses import (
     AGES,
     AIR,
@@ -269,3 +271,42 @@ class SchedulerSettings:
         "beam of given users: fast, global, sca, sdr, dc, package.module:object", used=BEAMFORMER
     )
     options: Mapping[str, Any] = key("parameters of the method", used=AIR)
+
+
+def check_subcarriers(air: AirSettings, channel: ChannelSettings) -> None:
+    """Check the subcarriers of the analog uplink.
+
+    Raises:
+        ConfigError: naming the keys and their values.
+    """
+    if air.subcarriers == 1:
+        return
+    if air.subcarrier_groups > air.subcarriers:
+        raise ConfigError(
+            f"air.subcarrier_groups = {air.subcarrier_groups} is above air.subcarriers = {air.subcarriers}: "
+            "a group has one at least"
+        )
+    if air.cyclic_prefix > air.subcarriers:
+        raise ConfigError(
+            f"air.cyclic_prefix = {air.cyclic_prefix} is above air.subcarriers = {air.subcarriers}: it "
+            "repeats the end of an OFDM symbol, which is that long"
+        )
+    needed = air.taps - 1 + air.timing_spread
+    if needed > air.cyclic_prefix:
+        raise ConfigError(
+            f"air.taps = {air.taps} and air.timing_spread = {air.timing_spread:g} reach {needed:g} samples "
+            f"beyond the first, and air.cyclic_prefix = {air.cyclic_prefix}: OFDM symbols would run into "
+            f"each other; set air.cyclic_prefix to {math.ceil(needed)} or more"
+        )
+    if air.taps == 1:
+        return
+    if channel.model in FLAT:
+        raise ConfigError(
+            f"air.taps = {air.taps} with channel.model = {channel.model}, which has no waves that arrive at "
+            "several times; use channel.model=rayleigh or rician, or air.taps=1"
+        )
+    if air.certificate:
+        raise ConfigError(
+            f"air.certificate = true with air.taps = {air.taps}: the bound is that of one beam over a flat "
+            "channel; set air.certificate=false"
+        )

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from radio.allocation.energy_aware import Objective
 from radio.allocation.policies import TieBreak
-from schema import key
+from schema import ConfigError, key
 from schema.uses import (
     ADAPTIVE,
     BUFFERED,
@@ -234,3 +234,35 @@ class MeasuredSettings:
     probe_address: str | None = key(
         "host:port that the devices are told; null: probe_host and the port", used=PROBE, decides=False
     )
+
+
+def check_mode(server: ServerSettings, fleet: FleetSettings, uplink: str) -> None:
+    """Check when a round closes.
+
+    Raises:
+        ConfigError: naming the keys and their values.
+    """
+    if server.mode == "synchronous":
+        return
+    if uplink != "ofdma":
+        raise ConfigError(
+            f"server.mode = {server.mode} with scheme.uplink = {uplink}: over the air all "
+            "send at once, so that every round waits for the last; use server.mode=synchronous, or a scheme "
+            "with scheme.uplink = ofdma"
+        )
+    if server.mode != "buffered":
+        return
+    if server.concurrency is not None and server.concurrency > fleet.num_devices:
+        raise ConfigError(
+            f"server.concurrency = {server.concurrency} is above fleet.num_devices = {fleet.num_devices}"
+        )
+    if server.buffer > fleet.num_devices:
+        raise ConfigError(
+            f"server.buffer = {server.buffer} is above fleet.num_devices = {fleet.num_devices}: a device "
+            "has one upload in it at most"
+        )
+    if fleet.min_replies > server.buffer:
+        raise ConfigError(
+            f"fleet.min_replies = {fleet.min_replies} is above server.buffer = {server.buffer}: no round "
+            "would change the global part"
+        )

@@ -62,6 +62,11 @@ def _over_the_air(settings: Settings) -> str:
             "with channels that are not known exactly, what a device moves has no bound; set "
             "air.channel_error_variance=0 and channel.csi_delay_rounds=0"
         )
+    if air.taps > 1:
+        return (
+            f"air.taps = {air.taps}: the power that a user needs on unlike subcarriers tells of its update; "
+            "set air.taps=1"
+        )
     if settings.scheme.weighting != "uniform":
         return "scheme.weighting = samples weighs by the data; set scheme.weighting=uniform"
     return ""
