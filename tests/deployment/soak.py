@@ -1,9 +1,9 @@
 """Endurance of a fleet: hours for an operator, minutes for a test, on links that lose, delay and break.
 
-``python tests/deployment/soak.py --minutes 30``. A supervised run without an end (SuperLink, TLS, keys) on three
-nodes, each behind a bad link of its own (`bad_links`: network namespaces with netem, or a proxy where the kernel
-has none). Links are broken off, and cut for up to 45 s; nodes are killed and come back; SuperLink and ServerApp
-are killed and started again by the supervisor.
+``python tests/deployment/soak.py --minutes 30``. A supervised run without an end (SuperLink, TLS, keys) on
+three nodes, each behind a bad link of its own (`bad_links`: network namespaces with netem, or a proxy where
+the kernel has none). Links are broken off, and cut for up to 45 s; nodes are killed and come back; SuperLink
+and ServerApp are killed and started again by the supervisor.
 
 What is asserted in the end, and printed:
 
@@ -17,6 +17,7 @@ What is asserted in the end, and printed:
 from __future__ import annotations
 
 import argparse
+import itertools
 import logging
 import random
 import sys
@@ -88,7 +89,7 @@ def growing(early: Use, late: Use) -> list[str]:
 def longest_pause(ended: Sequence[float], began: float, until: float) -> float:
     """Return the longest time without the end of a round, s."""
     times = [began, *sorted(ended), until]
-    return max(later - earlier for earlier, later in zip(times, times[1:], strict=False))
+    return max(later - earlier for earlier, later in itertools.pairwise(times))
 
 
 class Soak:
