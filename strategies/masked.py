@@ -63,7 +63,7 @@ class MaskedReceiver:
         factor = FACTOR if limited else np.inf
         nothing = np.zeros(weights.size, np.float32)
         names = self._detail.vectors
-        self._vectors = {name: ClippedMean(nothing, factor=factor, over_all=True) for name in names}
+        self._vectors = {name: ClippedMean(nothing, factor=factor, times=1, over_all=True) for name in names}
         self._used = 0
         self._bytes = 0
         self._bits = 0

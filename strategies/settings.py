@@ -62,7 +62,7 @@ class SchemeSettings:
         used=DIGITAL,
     )
     aggregation_options: Mapping[str, Any] = key(
-        "parameters of the aggregation: share of trimmed_mean, factor of clipped_mean", used=DIGITAL
+        "parameters of the aggregation: share of trimmed_mean; factor and times of clipped_mean", used=DIGITAL
     )
 
 

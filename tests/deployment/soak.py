@@ -49,8 +49,10 @@ JOB = (
     *("fleet.round_timeout_s=60", "fleet.start_timeout_s=120", "fleet.min_devices=1"),
 )
 KINDS = ("gate.py", "warm.py", "flower-supernode", "flower-superlink")
-EVENTS = ("cut", "cut", "break", "break", "kill node", "kill node", "kill SuperLink", "kill ServerApp")
-_FIRST_EVENT, _EVERY = 40.0, (10.0, 40.0)  # s
+SERVER = ("kill SuperLink", "kill ServerApp")
+EVENTS = (*2 * ("cut", "break", "kill node"), *SERVER)
+_EVERY = (10.0, 40.0)  # s from one event to the next
+_ROUNDS_BETWEEN = 2  # before the first event, and between two that end the server: else nothing would go on
 _CALM = 90.0  # s at the end without further events, so that everybody may come back
 _SAMPLE_EVERY = 5.0
 # What is not taken for a leak, of the end of the second half over its beginning: a factor, and on top of it.
@@ -111,6 +113,8 @@ class Soak:
         self.left_behind: list[int] = []  # files in the temporary folder of the fleet
         self.rounds_at: list[float] = []
         self._ends: list[tuple[float, Link]] = []  # when a cut ends
+        self._spared_until = _ROUNDS_BETWEEN  # rounds recorded before which the server is left alone
+        self._next_event = self._next_sample = 0.0
 
     def run(self) -> None:
         """Let it happen; `report` then says how it went.
@@ -134,7 +138,6 @@ class Soak:
                 keys = override("fleet.roster", str(roster(fleet.credentials, NODES)))
                 settings = compose_settings(list(JOB))
                 self.began = time.monotonic()
-                self._next_event, self._next_sample = self.began + _FIRST_EVENT, self.began
                 with suppress(_Over):
                     supervise(
                         fleet, settings, [*absolute(settings, JOB), keys], self.out,
@@ -168,17 +171,21 @@ class Soak:
             self.samples.append(self._uses())
             self.left_behind.append(sum(1 for _ in (self.base / "fleet").rglob("*")))
         calm = self.began + self.seconds - min(_CALM, 0.25 * self.seconds)
-        if self._next_event <= now < calm:
+        if self._next_event <= now < calm and recorded >= _ROUNDS_BETWEEN:
             self._next_event = now + self.rng.uniform(*_EVERY)
-            self._happen(now)
+            self._happen(now, recorded)
         if now >= self.began + self.seconds:
             raise _Over
 
-    def _happen(self, now: float) -> None:
+    def _happen(self, now: float, recorded: int) -> None:
         what = self.rng.choice(EVENTS)
+        if what in SERVER:
+            if recorded < self._spared_until:
+                return
+            self._spared_until = recorded + _ROUNDS_BETWEEN
         index = self.rng.randrange(NODES)
         self.events[what] += 1
-        logging.warning("%.0f s: %s%s", now - self.began, what, "" if "Server" in what else f" {index}")
+        logging.warning("%.0f s: %s%s", now - self.began, what, "" if what in SERVER else f" {index}")
         if what == "cut":
             self.links[index].cut = True
             self._ends.append((now + self.rng.uniform(5.0, 45.0), self.links[index]))
@@ -250,7 +257,7 @@ class Soak:
             rows = [row for row in devices if row["device"] == str(device) and row["status"] == "ok"]
             held = [
                 int(path.stem.rpartition("-")[2])
-                for path in (self.base / "state").rglob(f"device-{device}-round-*.npz")
+                for path in (self.base / "state").rglob(f"device-{device:06d}-round-*.npz")
             ]
             last = int(rows[-1]["round"]) if rows else 0
             if not rows or not held or max(held) < last:

@@ -124,11 +124,27 @@ def test_a_clipped_device_moves_the_mean_no_further_than_an_honest_one(seed, hon
     current = rng.standard_normal(30).astype(np.float32)
     updates = rng.standard_normal((honest + hostile, 30))
     updates[honest:] *= 1e6
-    found = choose("clipped_mean", {"factor": factor})(
+    found = choose("clipped_mean", {"factor": factor, "times": 1})(
         current, (current + updates).astype(np.float32), np.ones(updates.shape, bool), np.ones(len(updates))
     )
     longest = np.linalg.norm(updates[:honest], axis=1).max()
     assert np.linalg.norm(found - current) <= factor * longest * (1 + 1e-5)
+
+
+@settings(deadline=None, max_examples=40)
+@given(seed=st.integers(0, 2**32 - 1), hostile=st.integers(0, 4), times=st.integers(1, 5))
+def test_honest_devices_that_agree_are_followed_whatever_the_others_send(seed, hostile, times):
+    """The error shrinks by 2 q each time, q the hostile share: q of them pull by no more than it is long."""
+    rng = np.random.default_rng(seed)
+    current = rng.standard_normal(20).astype(np.float32)
+    uploads = np.repeat(current[None] + rng.standard_normal(20).astype(np.float32), 10, 0)
+    wanted = uploads[-1].copy()
+    uploads[:hostile] += (rng.choice([0.1, 1.0, 1e6]) * rng.standard_normal((hostile, 20))).astype(np.float32)
+    found = choose("clipped_mean", {"times": times})(
+        current, uploads, np.ones(uploads.shape, bool), np.ones(10)
+    )
+    most = (0.2 * hostile) ** times * np.linalg.norm(wanted - current)
+    assert np.linalg.norm(found - wanted) <= most + 1e-4
 
 
 def test_by_hand():
@@ -152,7 +168,15 @@ def test_by_hand():
     # Norms: sqrt(1 + 4), sqrt(4 + 36), 3, 10; the lower median is 3.
     short = 3 / np.sqrt(40)
     expected = [1 + (1 + 2 * short + 3 + 3) / 4, 2 + (2 + 6 * short) / 2, 3]
-    np.testing.assert_allclose(result("clipped_mean"), expected, rtol=1e-6)
+    np.testing.assert_allclose(result("clipped_mean", times=1), expected, rtol=1e-6)
+    # About that mean the distances are again over what each kept; its third is the median.
+    found = np.array(expected)
+    far = [np.linalg.norm((row - found)[mask]) for row, mask in zip(uploads, masks, strict=True)]
+    part = np.minimum(1.0, sorted(far)[1] / np.array(far))
+    moved = [row - found for row in uploads]
+    first = found[0] + sum(p * m[0] for p, m in zip(part, moved, strict=True)) / 4
+    second = found[1] + (part[0] * moved[0][1] + part[1] * moved[1][1]) / 2
+    np.testing.assert_allclose(result("clipped_mean", times=2), [first, second, 3], rtol=1e-5)
 
 
 def test_memory_of_held_uploads_is_a_block_not_a_matrix(monkeypatch):
@@ -216,6 +240,7 @@ def test_one_of_ones_own(tmp_path, monkeypatch):
         ("median", {"share": 0.1}, "has no option 'share'"),
         ("trimmed_mean", {"share": 0.5}, r"share = 0\.5; it must be at least 0 and below 0\.5"),
         ("clipped_mean", {"factor": 0}, "factor = 0; it must be positive"),
+        ("clipped_mean", {"times": 0}, "times = 0; it must be a whole number"),
     ],
 )
 def test_names_and_options_are_checked(name, options, words):
