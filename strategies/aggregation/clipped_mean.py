@@ -1,12 +1,12 @@
-"""Centred clipping: the mean of updates clipped about a centre (Karimireddy et al. 2021, 2012.10333, algorithm 2).
+"""Centred clipping: the mean of uploads clipped about a centre (Karimireddy et al. 2021, arXiv 2012.10333).
 
 In the paper's symbols, with x_i the uploads and v the centre::
 
     v <- v + 1/n sum_i (x_i - v) min(1, tau / |x_i - v|),
 
 from the broadcast on, a few times; tau is the median of the |x_i - v| instead of a constant. Where honest
-uploads agree, each time multiplies the error by at most 2 q if a share q of the devices is hostile: 0.4 with two
-of ten. Once alone leaves a step that is so much shorter.
+uploads agree, each time multiplies the error by at most 2 q if a share q of the devices is hostile: 0.4 with
+two of ten. Once alone leaves a step that is so much shorter.
 """
 
 from __future__ import annotations
