@@ -137,6 +137,21 @@ def test_a_checkpoint_holds_the_part_after_its_round_and_its_report_says_which_b
     assert device.test(later, _context()).loss == device.test(EvaluateOrder(3, spec, weights), context).loss
 
 
+def test_what_a_node_keeps_bears_its_round_and_a_damaged_part_is_reported(tmp_path):
+    """After round n: the personal part of round n, and the global part that came with it, of round n - 1."""
+    job = _job()
+    for number in (4, 5):
+        report = device.train(_order(job, 0, number, run="a"), _context(**{"state-dir": str(tmp_path)}))
+        assert "state-set-aside" not in report.metrics
+    kept = {path.name: path for path in tmp_path.rglob("device-000001-*")}
+    assert sorted(kept) == [
+        "device-000001-global-000004.npz", "device-000001-round-000004.npz", "device-000001-round-000005.npz",
+    ]  # fmt: skip
+    kept["device-000001-round-000005.npz"].write_bytes(b"damaged")
+    report = device.train(_order(job, 0, 6, run="a"), _context(**{"state-dir": str(tmp_path)}))
+    assert report.metrics["state-set-aside"] == 1
+
+
 @pytest.mark.parametrize("rate", [0, -1.0, True, "fast"])
 def test_a_rate_that_is_none_costs_the_round_and_leaves_the_personal_part(rate):
     job, context = _job(), _context()
