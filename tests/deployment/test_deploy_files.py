@@ -123,6 +123,25 @@ def test_units_find_flowers_helpers_and_start_in_an_empty_folder():
     assert "Environment=PATH=/opt/airflower/venv/bin:" in superlink.read_text()
 
 
+@pytest.mark.parametrize("script", ["local-fleet", "make-test-ca", "supernode", "predict"])
+def test_a_clones_command_finds_the_clones_environment_or_says_what_is_missing(tmp_path, script):
+    """As run by a system's Python, which has neither Flower nor airflower."""
+    (tmp_path / "deploy").mkdir()
+    for name in (script, "shim.py"):
+        shutil.copy(DEPLOY / name, tmp_path / "deploy")
+    command = [sys.executable, "-I", "-S", str(tmp_path / "deploy" / script), "--nodes", "2"]
+    bare = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert bare.returncode == 2
+    assert f"{script}: airflower is not installed for {sys.executable}" in bare.stderr
+    assert "Traceback" not in bare.stderr
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text('#!/bin/sh\necho "the environment runs $@"\n')
+    python.chmod(0o755)
+    found = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert found.stdout == f"the environment runs {tmp_path / 'deploy' / script} --nodes 2\n"
+
+
 def test_a_container_sees_no_private_key_but_its_own(tmp_path):
     made = make_credentials(tmp_path / "keys", nodes=2)
     private = {str(path.relative_to(tmp_path)) for path in made.folder.rglob("*")} - {
