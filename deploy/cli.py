@@ -227,6 +227,7 @@ def superlink(arguments: Sequence[str] | None = None) -> int:
 
     parser = argparse.ArgumentParser(
         prog="airflower-fleet superlink",
+        allow_abbrev=False,  # other options are Flower's
         description="Run flower-superlink on loopback, with these arguments, so that only its own user on "
         "this machine (and root) reaches it; nodes reach it through a gate. Also sees to its PATH.",
         epilog="All other arguments are those of flower-superlink: flower-superlink --help.",
