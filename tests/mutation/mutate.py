@@ -59,7 +59,7 @@ OPTIONS = (
     "no:xdist",
 )
 # A fault that needs so much more processor time than no fault is one that a person would notice.
-PATIENCE, LEAST_SECONDS, WALL_SECONDS = 5.0, 20.0, 900.0
+PATIENCE, LEAST_SECONDS, MOST_SECONDS, WALL_SECONDS = 5.0, 20.0, 120.0, 900.0
 
 
 def main() -> int:
@@ -83,7 +83,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="mutation-") as folder:
         tree = Path(folder) / "tree"
         _copy(tree)
-        survivors = _try_all(tree, counted, tests)
+        survivors = _try_all(tree, counted, tests, blind=options.blind)
     killed = len(counted) - len(survivors)
     for fault in survivors:
         print(f"\nsurvived ({fault.kind}):\n{fault.diff}")
@@ -110,6 +110,11 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--least", type=float, default=0.85, help="share that must be killed")
     parser.add_argument(
         "--part", type=_part, default=(1, 1), metavar="K/N", help="of the faults, those of every N-th file"
+    )
+    parser.add_argument(
+        "--blind",
+        action="store_true",
+        help="run the tests as listed, without a first run to see which matter",
     )
     parser.add_argument("--list", action="store_true", help="show the faults, run nothing")
     parser.add_argument("--save", type=Path, help="write the survivors to this file")
@@ -172,7 +177,7 @@ def _copy(tree: Path) -> None:
             shutil.copy(ROOT / name, tree / name)
 
 
-def _try_all(tree: Path, drawn: Sequence[Fault], tests: dict[str, list[str]]) -> list[Fault]:
+def _try_all(tree: Path, drawn: Sequence[Fault], tests: dict[str, list[str]], *, blind: bool) -> list[Fault]:
     sys.dont_write_bytecode = True  # a file that changes twice in a second must not be taken from a cache
     os.environ.update(PYTHONPATH=str(tree), PYTHONDONTWRITEBYTECODE="1")
     # Tests that look for data beside the checkout find it from the copy, too.
@@ -184,24 +189,25 @@ def _try_all(tree: Path, drawn: Sequence[Fault], tests: dict[str, list[str]]) ->
     for name in HEAVY:
         importlib.import_module(name)
     os.chdir(tree)
-    files = list(dict.fromkeys(fault.file for fault in drawn))
-    wanted = {file: tests[file] for file in files}
-    visits = _visits(tree, wanted)
-    for file in files:
-        seconds = sum(visit.seconds for visit in visits[file])
-        print(f"{file}: {len(visits[file])} tests, {seconds:.0f} s without a fault", flush=True)
+    visits = {} if blind else _visits(tree, {fault.file: tests[fault.file] for fault in drawn})
+    for file, found in visits.items():
+        seconds = sum(visit.seconds for visit in found)
+        print(f"{file}: {len(found)} tests, {seconds:.0f} s without a fault", flush=True)
     survivors = []
     for number, fault in enumerate(drawn, 1):
-        chosen = _chosen(visits[fault.file], fault)
+        chosen = _chosen(visits[fault.file], fault) if visits else []
+        names = [visit.test for visit in chosen] or tests[fault.file]
         place = tree / fault.file
         place.write_text(fault.text)
-        limit = max(LEAST_SECONDS, PATIENCE * sum(visit.seconds for visit in chosen))
-        failed, seconds, output = _run([visit.test for visit in chosen], limit)
+        limit = (
+            max(LEAST_SECONDS, PATIENCE * sum(visit.seconds for visit in chosen)) if visits else MOST_SECONDS
+        )
+        failed, seconds, output = _run(names, limit)
         place.write_text(fault.source)
         word = "killed" if failed else "SURVIVED"
         noticed = next((line for line in output.splitlines() if line.startswith("FAILED")), "")
         print(
-            f"{number}/{len(drawn)} {word} {seconds:.1f} s, {len(chosen)} tests: "
+            f"{number}/{len(drawn)} {word} {seconds:.1f} s, {len(chosen) or 'all'} tests: "
             f"{fault.file}:{fault.line} {fault.kind} {noticed}",
             flush=True,
         )
@@ -311,7 +317,7 @@ def _run(names: Sequence[str], cpu_seconds: float, plugins: Sequence[object] = (
         child = os.fork()
         if child == 0:
             _child(names, cpu_seconds, output.fileno(), plugins)
-        status = _wait(child)
+        status = _wait(child, WALL_SECONDS if cpu_seconds < float("inf") else cpu_seconds)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         output.seek(0)
         text = output.read().decode(errors="replace")
@@ -335,9 +341,9 @@ def _child(names: Sequence[str], cpu_seconds: float, output: int, plugins: Seque
     os._exit(status)
 
 
-def _wait(child: int) -> int:
+def _wait(child: int, seconds: float) -> int:
     """Wait for a fork and end whatever it leaves behind in its session."""
-    deadline = time.monotonic() + WALL_SECONDS
+    deadline = time.monotonic() + seconds
     status = None
     while status is None and time.monotonic() < deadline:
         found, code = os.waitpid(child, os.WNOHANG)
