@@ -121,6 +121,16 @@ def test_computing_is_paid_by_cycles_and_clock() -> None:
     assert plan.columns["energy_j"] == pytest.approx(4 * 1e-28 * 1e7 * 4e18)
 
 
+def test_of_a_pruned_model_the_kept_weights_are_computed() -> None:
+    """T0 for what is always done, and of G = 4 ms the share that is kept."""
+    plan = strategy_of(PrunedOverTheAir, count_mode="bitmap").plan(1, range(USERS))
+    pruned = {a.num_pruned for a in plan.assignments}
+    assert len(pruned) > 1
+    for a in plan.assignments:
+        seconds = 1e-3 + (SIZE - a.num_pruned) / SIZE * 4e-3
+        assert a.columns["compute_energy_j"] == pytest.approx(1e-28 * (seconds * 2e9) * (2e9) ** 2)
+
+
 def test_a_battery_that_could_run_dry_on_the_air_sits_the_round_out() -> None:
     need = 1e-28 * 1e7 * 4e18 + 0.5 * 1001e-6  # computing, and all symbols at full power
     strategy = strategy_of(own={"battery": [need * 0.999, need * 1.001, 1.0, 1.0, 1.0]})
