@@ -125,9 +125,9 @@ def side_information(
     *,
     candidates: int,
     statistics: int,
+    broadcast_bits: int,
     taps: int = 1,
     coefficients: int = 1,
-    broadcast_bits: int = 0,
 ) -> SideInformation:
     """Return what a round of these users says beside its sum; masks that users send are not in it.
 

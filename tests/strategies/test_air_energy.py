@@ -125,7 +125,7 @@ def test_of_a_pruned_model_the_kept_weights_are_computed() -> None:
     """T0 for what is always done, and of G = 4 ms the share that is kept."""
     plan = strategy_of(PrunedOverTheAir, count_mode="bitmap").plan(1, range(USERS))
     pruned = {a.num_pruned for a in plan.assignments}
-    assert len(pruned) > 1
+    assert min(pruned) > 0
     for a in plan.assignments:
         seconds = 1e-3 + (SIZE - a.num_pruned) / SIZE * 4e-3
         assert a.columns["compute_energy_j"] == pytest.approx(1e-28 * (seconds * 2e9) * (2e9) ** 2)
