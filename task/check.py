@@ -71,9 +71,8 @@ def _samples(task: Task, indices: object, *, train: bool) -> tuple[torch.Tensor,
         inputs, targets = task.train(indices) if train else task.test(indices)  # type: ignore[arg-type]
     if not isinstance(inputs, torch.Tensor) or len(inputs) != len(targets):
         raise TaskError(
-            f"dataset.transform returned {_shape(inputs)} for {len(targets)} samples; a tensor with the "
-            "samples "
-            "in front is expected"
+            f"dataset.transform returned {_shape(inputs)} for {len(targets)} samples; a tensor with "
+            "the samples in front is expected"
         )
     if inputs.is_floating_point() and not bool(torch.isfinite(inputs).all()):
         raise TaskError(
@@ -85,9 +84,8 @@ def _samples(task: Task, indices: object, *, train: bool) -> tuple[torch.Tensor,
             augmented = task.augment(inputs, torch.Generator().manual_seed(0))
         if not isinstance(augmented, torch.Tensor) or augmented.shape != inputs.shape:
             raise TaskError(
-                f"dataset.augment returned {_shape(augmented)} for a batch {_shape(inputs)}; the same shape "
-                "is "
-                "expected"
+                f"dataset.augment returned {_shape(augmented)} for a batch {_shape(inputs)}; the same "
+                "shape is expected"
             )
         inputs = augmented
     return inputs, targets
@@ -101,16 +99,15 @@ def _check_outputs(task: Task, outputs: object, targets: torch.Tensor, name: str
         )
     if outputs.ndim == 0 or len(outputs) != len(targets):
         raise TaskError(
-            f"model.name = {name}: the network returns {_shape(outputs)} for {len(targets)} samples; the "
-            "samples "
-            "are to be in front (batch first)"
+            f"model.name = {name}: the network returns {_shape(outputs)} for {len(targets)} samples; "
+            "the samples are to be in front (batch first)"
         )
     classes = task.data.num_classes
     labels = task.loss.name == "cross_entropy" and targets.ndim == 1 and classes is not None
-    if labels and (outputs.ndim != 2 or outputs.shape[1] < (classes or 0)):
+    if labels and (outputs.ndim != 2 or outputs.shape[1] != classes):
         raise TaskError(
-            f"model.name = {name}: the network returns {_shape(outputs)}; for labels of {classes} "
-            f"classes ({len(targets)}, {classes}) is expected"
+            f"model.name = {name}: the network returns {_shape(outputs)}; for labels of {classes} classes "
+            f"({len(targets)}, {classes}) is expected; its constructor is given num_classes = {classes}"
         )
 
 
@@ -125,9 +122,8 @@ def _check_loss(task: Task, loss: object, inputs: torch.Tensor, outputs: torch.T
         )
         raise TaskError(
             f"task.loss = {task.loss.name}: the loss of the first batch is {float(loss.detach())} "
-            "(model.name = "
-            f"{name}, its {culprit}); check the loss, the initial weights and the scale of the samples "
-            f"({float(inputs.to(torch.float32).min()):g} to {float(inputs.to(torch.float32).max()):g})"
+            f"(model.name = {name}, its {culprit}); check the loss, the initial weights and the "
+            f"scale of the samples ({float(inputs.min()):g} to {float(inputs.max()):g})"
         )
 
 

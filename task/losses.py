@@ -62,9 +62,8 @@ class Loss:
         found = self.function(outputs, targets, **self.options)
         if found.shape != targets.shape[:1]:
             raise ValueError(
-                f"task.loss = {self.name} returns {tuple(found.shape)} for {len(targets)} samples; one "
-                "number "
-                "for each sample is needed here"
+                f"task.loss = {self.name} returns {tuple(found.shape)} for {len(targets)} samples; "
+                "one number for each sample is needed here"
             )
         return found
 

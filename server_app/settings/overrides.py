@@ -104,8 +104,9 @@ def _as_meant(given: str, sweep: bool) -> str:
 
 
 def _opened(key: str) -> str:
-    inside = not key.startswith(("+", "~")) and key.startswith(tuple(f"{group}." for group in open_groups()))
-    return f"++{key}" if inside else key
+    """Return the key with the ``++`` that an open group, as a whole, and what is in it need."""
+    inside = f"{key}.".startswith(tuple(f"{group}." for group in open_groups()))
+    return f"++{key}" if inside else key  # one that starts with + or ~ is inside of none
 
 
 def _path(key: str, text: str, sweep: bool) -> str:

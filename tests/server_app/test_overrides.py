@@ -124,3 +124,4 @@ def test_options_of_the_chosen_part_need_no_plus():
     air = compose_settings(["scheme=over_the_air", override("scheduler.options.starts", 5)])
     assert air.scheduler.options == {"starts": 5}
     assert compose_settings(["model.options.kernel_size=3"]).model.options == {"kernel_size": 3}
+    assert compose_settings(["model.options={kernel_size: 3}"]).model.options == {"kernel_size": 3}
