@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from radio.latency import ComputeModel
 from schema import in_si
-from schema.uses import DENSE_AIR, TRIAL_STEPS
+from schema.uses import TRIAL_STEPS
 from server_app.channels import channel_model
 from server_app.devices import device_energy, device_values, device_weights
 from strategies.measured import MeasuredLink
@@ -22,9 +22,7 @@ from task.work import multiply_adds
 Vector = npt.NDArray[np.float64]
 
 if TYPE_CHECKING:
-    from radio.air.ofdm import Ofdm
     from server_app.job import Job
-    from server_app.settings import Settings
     from strategies.air_interface import AirInterface
 
 
@@ -42,6 +40,7 @@ def measured_link(measured: MeasuredSettings, radio: Mapping[str, Any]) -> Measu
 
 def air_interface(job: Job) -> AirInterface:
     """Return the analog uplink in SI and linear units."""
+    from radio.air.ofdm import ofdm
     from strategies.air_interface import AirInterface
 
     air, scheduler, radio = job.settings.air, job.settings.scheduler, in_si(job.settings.radio)
@@ -69,25 +68,7 @@ def air_interface(job: Job) -> AirInterface:
         energy=device_energy(device_values(job.settings)),
         charge_side_information=air.charge_side_information,
         clip_norm=job.settings.privacy.clip_norm,
-        ofdm=_ofdm(job.settings),
-    )
-
-
-def _ofdm(settings: Settings) -> Ofdm | None:
-    """Return the subcarriers, taps and offsets of the analog uplink; None for one carrier and all in time."""
-    from radio.air.ofdm import Ofdm
-
-    air = settings.air
-    if not DENSE_AIR.holds(settings) or (air.subcarriers == 1 and air.phase_error_deg == 0):
-        return None
-    return Ofdm(
-        subcarriers=air.subcarriers,
-        groups=air.subcarrier_groups,
-        prefix=air.cyclic_prefix,
-        taps=air.taps,
-        tap_decay=in_si(air)["tap_decay"],
-        delay_spread=air.timing_spread,
-        phase_std=in_si(air)["phase_error"],
+        ofdm=ofdm(job.settings),
     )
 
 

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +31,8 @@ from numpy.typing import NDArray
 from radio.air.packing import symbols
 from radio.air.zero_forcing import Packing
 from radio.arrays import ComplexArray, FloatArray, count, non_negative, positive
+from schema import in_si
+from schema.uses import DENSE_AIR
 
 
 @dataclass(frozen=True)
@@ -132,3 +135,19 @@ class Ofdm:
         """Return what offsets turn each subcarrier by, (K, F)."""
         ramp = np.outer(offsets.delay, self.frequency)
         return np.asarray(np.exp(1j * (offsets.phase[:, np.newaxis] - 2 * np.pi * ramp)))
+
+
+def ofdm(settings: Any) -> Ofdm | None:
+    """Return what the whole tree of settings says; None: one carrier, a flat channel and all in time."""
+    air = settings.air
+    if not DENSE_AIR.holds(settings) or (air.subcarriers == 1 and air.phase_error_deg == 0):
+        return None
+    return Ofdm(
+        subcarriers=air.subcarriers,
+        groups=air.subcarrier_groups,
+        prefix=air.cyclic_prefix,
+        taps=air.taps,
+        tap_decay=in_si(air)["tap_decay"],
+        delay_spread=air.timing_spread,
+        phase_std=in_si(air)["phase_error"],
+    )
