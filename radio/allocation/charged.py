@@ -71,7 +71,7 @@ def share_out_charged(curve: Curve, weight: FloatArray, alpha: float, charged: B
 
 # Nodes of the search: with many devices one of them more or less is little.
 _LEAST_TRIALS, _MOST_TRIALS, _TRIAL_WORK = 1, 60, 20_000
-_HALVINGS = 30  # of the logarithm of the first price
+_HALVINGS = 16  # of the logarithm of the first price
 
 
 def _scattered(

@@ -31,7 +31,7 @@ from radio.allocation.charged import Chosen, share_out_charged
 from radio.allocation.limits import settle_limit
 from radio.allocation.optimum import allocate
 from radio.allocation.priced_certificate import Certificate, certify
-from radio.allocation.pricing import Buyers, Rows, Sharing
+from radio.allocation.pricing import MANY, SAMPLE, Buyers, Rows, Sharing
 from radio.allocation.shares import Allocation, AllocationStatus, WhenInfeasible
 from radio.arrays import BoolArray, FloatArray, choice, in_unit_interval, non_negative
 from radio.channel.rates import FixedNoise
@@ -177,6 +177,24 @@ def _retain_most(
 
 def _by_time_alone(terms: EnergyTerms, weight: FloatArray) -> Chosen | None:
     """Return the optimum without budgets if it keeps to them all: then it is the optimum with them."""
+    if weight.size >= MANY:  # of many, a sample is asked first, in as crowded a band
+        rows = np.arange(0, weight.size, SAMPLE)
+        some = terms.rows(rows)
+        crowded = replace(
+            some, payload_bits=some.payload_bits * SAMPLE, overhead_bits=some.overhead_bits * SAMPLE
+        )
+        if _within_budgets(crowded, weight[rows]) is None:
+            return None
+    best = _within_budgets(terms, weight)
+    if best is None:
+        return None
+    with np.errstate(divide="ignore"):
+        price = float(np.log(best.multiplier))
+    return Chosen(1.0 - best.pruning_ratio, best.bandwidth_fraction, price, float(best.gap))
+
+
+def _within_budgets(terms: EnergyTerms, weight: FloatArray) -> Allocation | None:
+    """Return the optimum without budgets, or None if it goes beyond one of them."""
     best = allocate(
         terms.bandwidth * np.log1p(terms.gain_over_noise * terms.max_power) / _LN2,
         terms.threshold - terms.fixed_cycles / terms.max_frequency,
@@ -189,11 +207,7 @@ def _by_time_alone(terms: EnergyTerms, weight: FloatArray) -> Chosen | None:
     spent = least_energy(terms, kept, best.bandwidth_fraction).total
     tight = (kept > 0) & ~np.isfinite(spent)  # at the threshold to rounding: all at the most
     held = capacity(terms, kept)
-    if not (np.where(tight, held.limit == Limit.TIME, spent <= terms.budget)).all():
-        return None
-    with np.errstate(divide="ignore"):
-        price = float(np.log(best.multiplier))
-    return Chosen(kept, best.bandwidth_fraction, price, float(best.gap))
+    return best if (np.where(tight, held.limit == Limit.TIME, spent <= terms.budget)).all() else None
 
 
 def share_for_least_energy(terms: EnergyTerms, kept: FloatArray) -> tuple[FloatArray, float]:

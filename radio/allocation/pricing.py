@@ -15,7 +15,7 @@ prices span hundreds of decades where alpha is large. `radio.allocation.priced_c
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -241,7 +241,7 @@ def share_out(buyers: Buyers, hint: float | None = None, band: float = 1.0) -> S
         value = 0.0 if abs(value) <= _FILLED and last.fall < 0 else value
         return np.array([value]), np.array([last.fall / total])
 
-    low, high = _bracket(lambda at: float(surplus(np.array([at]), _ONE)[0][0]), buyers.lowest, hint)
+    low, high = _bracket(lambda at: [float(v[0]) for v in surplus(np.array([at]), _ONE)], buyers.lowest, hint)
     middle = np.array([0.5 * (low + high) if hint is None or not low < hint < high else hint])
     root = decreasing_root_in_rows(surplus, np.array([low]), np.array([high]), middle)
     log_price = float(root[0])
@@ -267,24 +267,33 @@ def _share_moves(buyers: Buyers, answer: Answer) -> FloatArray:
     return moves
 
 
-def _bracket(surplus: Callable[[float], float], lowest: float, hint: float | None) -> tuple[float, float]:
-    """Return prices with a surplus of demand at the first and none at the second, if there are."""
+def _bracket(
+    surplus: Callable[[float], Sequence[float]], lowest: float, hint: float | None
+) -> tuple[float, float]:
+    """Return prices with a surplus of demand at the first and none at the second, if there are.
+
+    Args:
+        surplus: from a log price to the surplus and its slope.
+        lowest: a log price at which demand is largest.
+        hint: a log price near by.
+    """
     low = high = lowest
     step = 1.0
     if hint is not None and hint > lowest:
-        if surplus(hint) > 0:
+        value, slope = surplus(hint)
+        # Twice as far as a straight line would go, but for a hint that is far off.
+        step = float(np.clip(2.0 * abs(value / slope), 1e-9, 0.25)) if slope < 0 else 0.25
+        if value > 0:
             low = high = hint
-            step = 0.25
         else:
-            step = 0.25
             while hint - step > lowest:
-                if surplus(hint - step) > 0:
+                if surplus(hint - step)[0] > 0:
                     return hint - step, hint
                 hint, step = hint - step, 2 * step
             return lowest, hint
     for _ in range(_PRICE_DOUBLINGS):
         high = high + step
-        if surplus(high) <= 0:
+        if surplus(high)[0] <= 0:
             break
         low, step = high, 2 * step
     return low, high

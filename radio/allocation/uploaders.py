@@ -15,6 +15,7 @@ exchanging two of them changes nothing.
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import count
@@ -216,5 +217,21 @@ class _Search:
             if best[0] - reached <= 0.1 * self._tolerance or not low[0] < meeting < high[0]:
                 break
             # Tangents alone may creep along a curved side.
-            price = meeting if _ % 3 else 0.5 * (low[0] + high[0])
+            price = _between(low, high) or meeting if _ % 3 else 0.5 * (low[0] + high[0])
         return best
+
+
+def _between(low: tuple[float, float, float], high: tuple[float, float, float]) -> float | None:
+    """Return the price at which demand would fill the band if it fell as a power of the price.
+
+    Args:
+        low, high: price, value and slope of L (1 less the demand) below and above it.
+
+    Returns:
+        A price between the two; None where one of them is 0, or nothing is asked for.
+    """
+    if low[0] <= 0 or high[2] >= 1 or high[2] <= 0:
+        return None
+    below, above = math.log1p(-low[2]), math.log1p(-high[2])
+    price = math.exp(math.log(low[0]) + math.log(high[0] / low[0]) * below / (below - above))
+    return price if low[0] < price < high[0] else None
