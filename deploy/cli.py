@@ -63,7 +63,14 @@ def run(arguments: Sequence[str] | None = None) -> int:
         help="start a SuperLink (TLS) and N SuperNodes with keys here",
     )
     where.add_argument(
-        "--superlink", metavar="NAME", help="a connection in the Flower home, to a SuperLink on this machine"
+        "--superlink", metavar="NAME",
+        help="a connection in the Flower home, to a SuperLink on this machine; or HOST:PORT",
+    )  # fmt: skip
+    parser.add_argument(
+        "--root-certificates",
+        type=Path,
+        metavar="FILE",
+        help="certificate of the CA, with --superlink HOST:PORT",
     )
     parser.add_argument("--out", type=Path, help="folder of the records (default: outputs/date/time-fleet)")
     parser.add_argument(
@@ -127,6 +134,8 @@ def _run_here(options: argparse.Namespace, folder: Path) -> None:
     from records.ownership import holder_of, owned
     from server_app.settings.overrides import override
 
+    if options.root_certificates is not None:
+        raise ConfigError("--root-certificates is for --superlink HOST:PORT; this fleet makes its own")
     if options.nodes < 1:
         raise ConfigError(f"--nodes {options.nodes}; a fleet has at least 1 node")
     if any(override.startswith("fleet.num_devices=") for override in options.overrides):
@@ -177,7 +186,7 @@ def _run_there(options: argparse.Namespace, folder: Path) -> None:
     settings, overrides = _composed(options.overrides)
     log.info("records: %s", folder)
     with owned(folder / "logs"), tempfile.TemporaryDirectory(prefix="airflower-lab-") as scratch:
-        fleet = LabFleet(options.superlink, Path(scratch))
+        fleet = LabFleet(options.superlink, Path(scratch), options.root_certificates)
         supervise(fleet, settings, overrides, folder, tries=options.tries)
 
 

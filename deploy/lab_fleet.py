@@ -10,13 +10,25 @@ import json
 import logging
 import os
 import time
+import tomllib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from engines.superlink import Flwr, app_folder, commands, environment, follow, log_size, stop_run
+from engines.superlink import (
+    CONNECTION,
+    Flwr,
+    app_folder,
+    commands,
+    environment,
+    follow,
+    log_size,
+    stop_run,
+    toml_text,
+)
 from records.ownership import SUMMARY, holder_of
 from records.recorder import write_json
+from schema import ConfigError
 from server_app.run import RunFailedError
 
 log = logging.getLogger(__name__)
@@ -31,17 +43,18 @@ class LabFleet:
     """The SuperLink of a connection in the Flower home.
 
     Args:
-        connection: its name, as ``flwr run . NAME`` knows it.
+        superlink: the name of a connection, as ``flwr run . NAME`` knows it, or ``host:port``.
         scratch: an empty folder.
+        trust: certificate of the CA, of ``host:port``.
 
     Attributes:
         run_id: of the last run that was submitted or found; "" before.
     """
 
-    def __init__(self, connection: str, scratch: Path) -> None:
+    def __init__(self, superlink: str, scratch: Path, trust: Path | None = None) -> None:
         self.scratch = scratch
         self.run_id = ""
-        self.flwr = flwr_of(connection, scratch)
+        self.flwr = flwr_of(superlink, scratch, trust)
         self._app: Path | None = None
 
     def bring_up(self) -> None:
@@ -96,16 +109,59 @@ class LabFleet:
             raise
 
 
-def flwr_of(connection: str, folder: Path) -> Flwr:
+def flwr_of(superlink: str, folder: Path, trust: Path | None = None) -> Flwr:
     """Return the operator's `flwr` command.
 
     Args:
-        connection: in the Flower home; "": its default.
+        superlink: a connection in the Flower home, or ``host:port``; "": the default of the Flower home.
         folder: an empty one, to work in.
+        trust: certificate of the CA, of ``host:port``.
+
+    Raises:
+        ConfigError: if there is no such connection, or of an address no such certificate.
     """
     home = Path(os.environ.get("FLWR_HOME", "~/.flwr")).expanduser()
     found = commands()
-    return Flwr(found / "flwr", folder, environment(found, home), connection=connection)
+    if ":" in superlink:
+        home, superlink = _home_for(superlink, folder, trust), CONNECTION
+    elif trust is not None:
+        raise ConfigError("--root-certificates is for --superlink HOST:PORT; a connection has its own")
+    elif superlink and superlink not in (known := _connections(home / "config.toml")):
+        raise ConfigError(
+            f"--superlink {superlink}: no such connection in {home / 'config.toml'} "
+            f"({', '.join(known) or 'there is none'}); name one, or give HOST:PORT and --root-certificates"
+        )
+    return Flwr(found / "flwr", folder, environment(found, home), connection=superlink)
+
+
+def _home_for(address: str, folder: Path, trust: Path | None) -> Path:
+    """Make a Flower home that knows one SuperLink, and return it."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
+        raise ConfigError(f"--superlink {address}: it must be a connection's name, or HOST:PORT")
+    if trust is None or not trust.is_file():
+        what = f"{trust} is no file" if trust else "it is not there"
+        raise ConfigError(
+            f"--superlink {address} needs --root-certificates, the certificate of its CA: {what}"
+        )
+    home = folder / "flwr-home"
+    home.mkdir(mode=0o700)
+    (home / "config.toml").write_text(
+        f'[superlink]\ndefault = "{CONNECTION}"\n[superlink.{CONNECTION}]\n'
+        f"address = {toml_text(address)}\nroot-certificates = {toml_text(str(trust.resolve()))}\n"
+    )
+    return home
+
+
+def _connections(config: Path) -> list[str]:
+    """Return the names of the connections of a Flower home."""
+    try:
+        found = tomllib.loads(config.read_text(encoding="utf-8")).get("superlink", {})
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{config}: {error}") from error
+    return [name for name, values in found.items() if isinstance(values, dict)]
 
 
 def _noted(folder: Path) -> str:

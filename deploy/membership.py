@@ -214,14 +214,25 @@ def main(command: str, arguments: Sequence[str] | None) -> int:
         parser.add_argument("who", help="index of the device, name, or fingerprint")
     parser.add_argument("--roster", type=Path, default=Path("keys/roster"), help="(keys/roster)")
     parser.add_argument(
-        "--superlink", default="", metavar="NAME", help="a connection in the Flower home (its default)"
+        "--superlink",
+        default="",
+        metavar="NAME",
+        help="a connection in the Flower home (its default), or HOST:PORT",
+    )
+    parser.add_argument(
+        "--root-certificates",
+        type=Path,
+        metavar="FILE",
+        help="certificate of the CA, with --superlink HOST:PORT",
     )
     options = parser.parse_args(arguments)
     try:
         with tempfile.TemporaryDirectory() as folder:
             from deploy.lab_fleet import flwr_of
 
-            members = Membership(options.roster, flwr_of(options.superlink, Path(folder)))
+            members = Membership(
+                options.roster, flwr_of(options.superlink, Path(folder), options.root_certificates)
+            )
             for line in _done(command, members, options):
                 print(line)
     except (ConfigError, RunFailedError) as error:

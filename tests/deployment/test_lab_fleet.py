@@ -2,10 +2,12 @@
 
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -25,21 +27,39 @@ from tests.deployment.fleets import SMALL, rounds, wait
 pytestmark = [pytest.mark.slow, pytest.mark.fleet]
 
 NODES = 2
-COMMAND = Path(__file__).parents[2] / "deploy" / "local-fleet"
+COMMAND = Path(__file__).parents[2] / "deploy" / "local-fleet"  # `airflower-fleet run`
+UNIT = COMMAND.parent / "systemd" / "airflower-run.service"
 SHORT = ("evaluate_every=100", "fleet.round_timeout_s=30", "fleet.max_failed_rounds=1")
 
 
+def unit_command(out: Path, overrides: Sequence[str]) -> list[str]:
+    """Return the arguments of `airflower-fleet run` that systemd takes from the unit and its environment."""
+    (line,) = re.findall(r"^ExecStart=(.*)$", UNIT.read_text(), re.MULTILINE)
+    command, subcommand, *words = line.split()
+    assert (Path(command).name, subcommand) == ("airflower-fleet", "run")
+    filled: list[str] = []
+    for word in words:
+        filled += overrides if word == "$OVERRIDES" else [word.replace("${OUT}", str(out))]
+    return filled
+
+
 class Supervisor:
-    """`airflower-fleet run --superlink` in a process of its own, as systemd starts it."""
+    """What the unit of a run starts, in a process of its own, with a SuperLink that it knows as `lab`."""
 
     def __init__(self, fleet: LocalFleet, out: Path, *overrides: str) -> None:
         self.log = out.with_name(f"{out.name}.log")
-        command = [sys.executable, str(COMMAND), "--superlink", "airflower", "--out", str(out)]
+        home = out.with_name("home")
+        home.mkdir(exist_ok=True)
+        (home / "config.toml").write_text(
+            f'[superlink]\ndefault = "none"\n[superlink.lab]\naddress = "127.0.0.1:{fleet.control_port}"\n'
+            f'root-certificates = "{fleet.credentials.ca_certificate}"\n'
+        )
+        started = unit_command(out, [f"fleet.num_devices={NODES}", *overrides])
         with self.log.open("ab") as output:
             self.process = subprocess.Popen(
-                [*command, f"fleet.num_devices={NODES}", *overrides],
+                [sys.executable, str(COMMAND), *started],
                 stdout=output, stderr=subprocess.STDOUT, cwd=out.parent, start_new_session=True,
-                env={**os.environ, "FLWR_HOME": str(fleet.scratch / "operator" / "home")},
+                env={**os.environ, "FLWR_HOME": str(home)},
             )  # fmt: skip
 
     def ended(self, seconds: float) -> int:

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import logging
+import re
+import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from deploy import cli
+from deploy.lab_fleet import flwr_of
 from deploy.supervise import RunStoppedError, standing, supervise
 from engines.inprocess import open_grid
 from records.checkpoint import Writer
@@ -31,6 +35,40 @@ def _settings(overrides: Sequence[str]) -> Settings:
         name, _, value = given.partition("=")
         changes[name] = int(value) if value.isdecimal() else value
     return dataclasses.replace(SETTINGS, **changes)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--superlink", "lba"], "no such connection.*lab, other"),
+        (["--superlink", "lab", "--root-certificates", "ca.crt"], "a connection has its own"),
+        (["--superlink", "10.0.0.1:8000"], "needs --root-certificates"),
+        (["--superlink", "10.0.0.1:8000", "--root-certificates", "ca.crt"], "ca.crt is no file"),
+        (["--superlink", "10.0.0.1:"], "or HOST:PORT"),
+        (["--nodes", "2", "--root-certificates", "ca.crt"], "makes its own"),
+    ],
+)
+def test_a_superlink_that_is_not_known_is_said_at_once(tmp_path, monkeypatch, caplog, arguments, named):
+    (tmp_path / "config.toml").write_text(
+        '[superlink]\ndefault = "lab"\n[superlink.lab]\naddress = "localhost:8000"\n[superlink.other]\n'
+    )
+    monkeypatch.setenv("FLWR_HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "_interrupt_once", lambda: None)
+    assert cli.fleet(["run", *arguments, "--out", str(tmp_path / "out")]) == cli.CONFIG_ERROR
+    assert re.search(named, caplog.text)
+
+
+def test_an_address_makes_a_connection_of_its_own(tmp_path):
+    (tmp_path / "ca.crt").write_text("")
+    flwr = flwr_of("superlink.lab:8000", tmp_path, tmp_path / "ca.crt")
+    home = Path(flwr._environment["FLWR_HOME"])
+    made = tomllib.loads((home / "config.toml").read_text())["superlink"]
+    assert made[made["default"]] == {
+        "address": "superlink.lab:8000",
+        "root-certificates": str((tmp_path / "ca.crt").resolve()),
+    }
+    assert flwr._connection == (made["default"],)
 
 
 class _Killed(BaseException):
