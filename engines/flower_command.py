@@ -28,6 +28,7 @@ from typing import Any
 _TABLES = {4: Path("/proc/net/tcp"), 6: Path("/proc/net/tcp6")}
 _ESTABLISHED = "01"  # a socket that nobody holds any more is shown as root's
 _ROOT = 0
+_LOOKS = 3  # the kernel prints the table piece by piece: what changes meanwhile can hide a row
 
 Address = tuple[str, int]
 
@@ -53,15 +54,16 @@ def owner(peer: Address, own: Address) -> int | None:
     Returns:
         the user id; None if that end is not on this machine or is closed, or where the kernel does not tell.
     """
-    for table, first, second in _rows(peer, own):
-        try:
-            lines = table.read_text().splitlines()[1:]
-        except OSError:
-            continue
-        for line in lines:
-            fields = line.split()
-            if fields[1:4] == [first, second, _ESTABLISHED]:
-                return int(fields[7])
+    for _ in range(_LOOKS):
+        for table, first, second in _rows(peer, own):
+            try:
+                lines = table.read_text().splitlines()[1:]
+            except OSError:
+                continue
+            for line in lines:
+                fields = line.split()
+                if fields[1:4] == [first, second, _ESTABLISHED]:
+                    return int(fields[7])
     return None
 
 
@@ -99,17 +101,26 @@ def kernel_tells() -> bool:
 def only_for(protocol: type[asyncio.Protocol], users: Iterable[int]) -> type[asyncio.Protocol]:
     """Return a protocol that serves these users on this machine as `protocol` does, and cuts off others."""
     allowed = frozenset(users)
+    told: set[int | None] = set()
+
+    def tell(user: int | None, peer: Address) -> None:
+        if user not in told:  # once each: nobody is to fill the log
+            told.add(user)
+            whose = "of nobody here, or closed at once" if user is None else f"of user {user}"
+            print(f"cut a connection from {peer[0]}:{peer[1]}, {whose}", flush=True)
 
     class OnlyFor(protocol):  # type: ignore[valid-type, misc]
         _served = False
 
         def connection_made(self, transport: Any) -> None:
             peer, own = (transport.get_extra_info(name)[:2] for name in ("peername", "sockname"))
-            self._served = owner(peer, own) in allowed
+            user = owner(peer, own)
+            self._served = user in allowed
             if self._served:
                 super().connection_made(transport)
             else:
                 transport.abort()
+                tell(user, peer)
 
         def data_received(self, data: bytes) -> None:
             if self._served:
