@@ -65,7 +65,7 @@ def test_a_row_that_a_change_of_the_table_has_hidden_is_looked_for_again(monkeyp
     texts = [HEAD, HEAD + row]
     table = SimpleNamespace(read_text=lambda: texts.pop(0))
     monkeypatch.setattr(flower_command, "_TABLES", {4: table, 6: Path("/nowhere")})
-    monkeypatch.setattr(flower_command.sys, "byteorder", "little")
+    monkeypatch.setattr(sys, "byteorder", "little")
     assert owner(("127.0.0.1", 39546), ("127.0.0.1", 33303)) == 1003
 
 
