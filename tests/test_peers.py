@@ -1,0 +1,39 @@
+"""The sides of the peers' table do the same steps: what they are given is our run, as tensors."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.peers.given import steps, vector
+from benchmarks.peers.prepare import give
+from benchmarks.peers.workloads import Workload
+from tests.end_to_end.jobs import final_weights, run_job
+
+
+@pytest.mark.parametrize("alternating", [False, True])
+def test_a_plain_loop_over_what_is_given_has_the_weights_of_our_run(tmp_path: Path, alternating):
+    workload = Workload("tiny", "lenet5" if alternating else "mlp", 4, 6, 4, participants=2, rounds=2)
+    workload = Workload(**{**vars(workload), "alternating": alternating})
+    run_job(tmp_path / "run", *workload.overrides())
+    given = give(workload, tmp_path / "run", tmp_path, threads=1)
+    assert [len(devices) for devices in given.participants] == [2, 2]
+    assert bool(given.personal) == alternating
+    model = given.network()
+    own, kept, weights = dict(model.named_parameters()), {}, given.weights
+    for number, devices in enumerate(given.participants, 1):
+        uploads = []
+        for device in devices:
+            start = {**weights, **{name: kept.get(device, given.weights)[name] for name in given.personal}}
+            with torch.no_grad():
+                for name, parameter in own.items():
+                    parameter.copy_(start[name])
+            steps(given, model, number, device)
+            uploads.append({name: parameter.detach().clone() for name, parameter in own.items()})
+            kept[device] = uploads[-1]
+        weights = {name: torch.stack([one[name] for one in uploads]).mean(0) for name in own}
+    mine, theirs = vector(weights, given), final_weights(tmp_path / "run")
+    moved = np.abs(theirs - vector(given.weights, given)).max()
+    assert moved > 1e-3
+    assert np.abs(mine - theirs).max() < 1e-3 * moved
