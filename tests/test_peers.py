@@ -21,7 +21,8 @@ def test_a_plain_loop_over_what_is_given_has_the_weights_of_our_run(tmp_path: Pa
     assert [len(devices) for devices in given.participants] == [2, 2]
     assert bool(given.personal) == alternating
     model = given.network()
-    own, kept, weights = dict(model.named_parameters()), {}, given.weights
+    own, weights = dict(model.named_parameters()), given.weights
+    kept: dict[int, dict[str, torch.Tensor]] = {}
     for number, devices in enumerate(given.participants, 1):
         uploads = []
         for device in devices:

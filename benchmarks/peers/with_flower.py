@@ -67,7 +67,7 @@ def main(grid: Grid, context: Context) -> None:
     """Do the rounds."""
     folder = folder_of_side()
     given = load(folder)
-    nodes = []
+    nodes: list[int] = []
     while len(nodes) < len(given.images):
         nodes = list(grid.get_node_ids())
     asked = [Message(RecordDict(), node, "query") for node in nodes]
