@@ -8,7 +8,6 @@ entry: one matrix holds the weights of many devices, and masks are applied after
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Protocol
@@ -16,7 +15,7 @@ from typing import Any, Protocol
 import torch
 
 from protocol.training import TrainingSpec
-from registry import Registry
+from registry import Registry, parameters_of
 
 _BETAS, _EPS = (0.9, 0.999), 1e-8
 
@@ -182,7 +181,7 @@ def _torch_class(name: str) -> Callable[..., torch.optim.Optimizer]:
 
 
 def _check_options(name: str, made: Callable[..., torch.optim.Optimizer], options: Mapping[str, Any]) -> None:
-    valid = [option for option in inspect.signature(made).parameters if option not in ("params", "lr")]
+    valid = [one.name for one in parameters_of(made) if one.name not in ("params", "lr")]
     for option in options:
         if option not in valid:
             group = "" if option in ("momentum", "weight_decay") else "optimizer_options."

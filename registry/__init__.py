@@ -13,6 +13,7 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from functools import lru_cache
 from importlib import import_module
 from typing import Any, Generic, TypeVar, cast
 
@@ -148,12 +149,19 @@ class Registry(Mapping[str, T], Generic[T]):
 
     def _parameters(self, name: str) -> list[inspect.Parameter]:
         """Return the parameters of a part that the program does not fill in."""
-        part = self.find(name)
-        try:
-            signature = inspect.signature(part)
-        except (TypeError, ValueError):
-            return []  # a function written in C may have no signature
-        return [p for p in signature.parameters.values() if p.name not in self._given]
+        return [p for p in parameters_of(self.find(name)) if p.name not in self._given]
+
+
+@lru_cache(maxsize=256)
+def parameters_of(part: Callable[..., Any]) -> tuple[inspect.Parameter, ...]:
+    """Return the parameters of a function or a class; of one written in C perhaps none.
+
+    Looked up once: that of a class takes longer than a tiny network's step, and devices ask in every round.
+    """
+    try:
+        return tuple(inspect.signature(part).parameters.values())
+    except (TypeError, ValueError):
+        return ()
 
 
 def suggest(name: str, valid: Iterable[str]) -> str:

@@ -26,7 +26,6 @@ from benchmarks.peers.workloads import WORKLOADS, Workload
 from records.checkpoint import latest
 
 ROOT = Path(__file__).resolve().parents[2]
-THREADS = 2
 _HEADER = (
     "| workload | side | s per round | processor s | x ours: wall | processor | spread of wall "
     "| first round, s | peak MiB | weights of ours, within |\n"
@@ -39,6 +38,11 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=WORKLOADS, default=list(WORKLOADS))
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument(
+        "--threads", type=int, default=2,
+        help="processes or threads of the others; ours takes a process for each processor. On a machine that "
+        "does other work, too, take 1 and look at the processor seconds: threads that wait for others spin",
+    )  # fmt: skip
     parser.add_argument("--environments", type=Path, default=Path.home() / ".cache" / "airflower" / "peers")
     parser.add_argument("--json", type=Path, help="also every time, as JSON")
     arguments = parser.parse_args()
@@ -52,7 +56,7 @@ def main() -> None:
     print(_HEADER, flush=True)
     everything = {}
     for name in arguments.only:
-        runs, apart = _measure(name, WORKLOADS[name], pythons, arguments.repeats)
+        runs, apart = _measure(name, WORKLOADS[name], pythons, arguments.repeats, arguments.threads)
         for line in _rows(name, WORKLOADS[name], runs, apart):
             print(line, flush=True)
         everything[name] = {side: [asdict(run) for run in found] for side, found in runs.items()}
@@ -61,7 +65,7 @@ def main() -> None:
 
 
 def _measure(
-    name: str, workload: Workload, pythons: dict[str, Path], repeats: int
+    name: str, workload: Workload, pythons: dict[str, Path], repeats: int, threads: int
 ) -> tuple[dict[str, list[Run]], dict[str, float]]:
     """Return each side's runs, and how far its weights were from ours at the end."""
     sides = [side for side in pythons if not SIDES[side].workloads or name in SIDES[side].workloads]
@@ -74,12 +78,12 @@ def _measure(
                 folder = Path(scratch, f"{side}{repeat}")
                 folder.mkdir()
                 try:
-                    runs[side].append(_run(side, workload, pythons[side], folder, Path(scratch)))
+                    runs[side].append(_run(side, workload, pythons[side], folder, Path(scratch), threads))
                 except RuntimeError as error:
                     print(f"{SIDES[side].text}, {name}: {error}", file=sys.stderr)
                     continue
                 if side == "ours":
-                    given = given or give(workload, folder / "run", Path(scratch), THREADS)
+                    given = given or give(workload, folder / "run", Path(scratch), threads)
                     with np.load(latest(folder / "run") / "server.npz") as archive:
                         ours = archive["weights"]
                     _check_training(given, ours)
@@ -90,11 +94,11 @@ def _measure(
     return runs, apart
 
 
-def _run(side: str, workload: Workload, python: Path, folder: Path, given: Path) -> Run:
+def _run(side: str, workload: Workload, python: Path, folder: Path, given: Path, threads: int) -> Run:
     if side == "ours":
         command = ["-m", "experiments.cli", *workload.overrides(), f"hydra.run.dir={folder / 'run'}"]
     else:
-        launcher = [part.format(threads=THREADS) for part in SIDES[side].launcher]
+        launcher = [part.format(threads=threads) for part in SIDES[side].launcher]
         command = [*launcher, "-m", f"benchmarks.peers.{SIDES[side].module}", str(given)]
         (given / "final.pt").unlink(missing_ok=True)
     own = side in {"ours", "flower"}
@@ -104,7 +108,7 @@ def _run(side: str, workload: Workload, python: Path, folder: Path, given: Path)
         [str(python), *command],
         folder=ROOT,
         log=folder / "log",
-        variables={"PYTHONPATH": path, "OMP_NUM_THREADS": str(THREADS)},
+        variables={"PYTHONPATH": path, "OMP_NUM_THREADS": str(threads)},
     )
 
 

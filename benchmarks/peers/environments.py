@@ -37,14 +37,14 @@ _TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 
 
 SIDES = {
     "ours": Side("airflower, default settings", ""),
-    "plain": Side("plain loop, 2 processes", "with_nothing"),
+    "plain": Side("plain loop, processes", "with_nothing"),
     "vmap": Side("plain `torch.func.vmap`, one thread", "with_vmap", workloads=("W3",)),
-    "pfl": Side("pfl 0.6.0, 2 processes", "with_pfl", ("pfl==0.6.0", TORCH), launcher=_TORCHRUN),
+    "pfl": Side("pfl 0.6.0, processes", "with_pfl", ("pfl==0.6.0", TORCH), launcher=_TORCHRUN),
     "blazefl": Side(
-        "BlazeFL 2.0.3, 2 threads", "with_blazefl", ("blazefl==2.0.3", "tqdm", TORCH), (3, 12), _ONE_MODEL
+        "BlazeFL 2.0.3, threads", "with_blazefl", ("blazefl==2.0.3", "tqdm", TORCH), (3, 12), _ONE_MODEL
     ),
-    "fluke": Side("fluke 0.8.1, PyTorch's 2 threads", "with_fluke", ("fluke-fl==0.8.1", TORCH), (3, 12)),
-    "flower": Side("Flower 1.42 + Ray, 2 actors", "with_flower"),
+    "fluke": Side("fluke 0.8.1, PyTorch's threads", "with_fluke", ("fluke-fl==0.8.1", TORCH), (3, 12)),
+    "flower": Side("Flower 1.42 + Ray, actors", "with_flower"),
 }
 
 

@@ -97,6 +97,7 @@ if __name__ == "__main__":
     from flwr.simulation import run_simulation
 
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+    os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # a busy machine starts it slowly
     warnings.simplefilter("ignore")
     side = load(folder_of_side())
     run_simulation(

@@ -41,6 +41,19 @@ def _steps(report):
     return seconds / report.metrics["measured-seconds-per-weight-step"]
 
 
+def test_what_the_devices_of_a_run_share_is_made_once(monkeypatch):
+    """What looks at signatures takes longer than a tiny network's steps, and so is not done for a report."""
+    job, context = _job(), _context()
+    first = device.train(_order(job), context)
+
+    def again(*_):
+        raise AssertionError("made anew")
+
+    monkeypatch.setattr("inspect.signature", again)
+    second = device.train(_order(job, number=2), context)
+    assert _steps(second) == pytest.approx(_steps(first))
+
+
 @pytest.mark.parametrize(
     ("overrides", "steps"),
     [
