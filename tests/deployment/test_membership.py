@@ -1,5 +1,6 @@
 """A node makes its own key; the operator sees the public half only, and says who belongs to the fleet."""
 
+import dataclasses
 import stat
 import subprocess
 import sys
@@ -165,6 +166,28 @@ def test_the_roster_and_the_superlink_say_the_same_after_every_step(members, ask
     rows = members.table()
     assert [row[:2] for row in rows[1:]] == [("0", "again"), ("1", "c")]
     assert rows[2][2] == node
+
+
+def test_a_key_is_one_device_and_a_name_that_two_have_is_none(members, asked):
+    first, second = asked("edge", 0), enrol(members.roster.parent / "other" / "edge", 1, "edge")
+    members.approve(first)
+    with pytest.raises(ConfigError, match="this key is that of device 0 already"):
+        members.approve(dataclasses.replace(first, device=2))
+    members.approve(second)
+    before = members.roster.read_text()
+    with pytest.raises(ConfigError, match="names several devices"):
+        members.revoke("edge")
+    assert members.roster.read_text() == before
+    assert members.revoke(second.fingerprint).index == 1
+
+
+def test_whoever_reads_the_roster_meanwhile_reads_a_whole_one(members, asked):
+    members.approve(asked("a", 0))
+    before = members.roster.read_text()
+    with members.roster.open() as reader:
+        members.approve(asked("b", 1))
+        assert reader.read() == before
+    assert len(read_entries(members.roster)) == 2
 
 
 @pytest.mark.parametrize("command", ["rotate", "revoke"])
