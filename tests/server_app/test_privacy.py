@@ -12,6 +12,7 @@ from client_app.privacy import privatised
 from records.recorder import read_table
 from schema import ConfigError
 from server_app import privacy
+from server_app.job import device_spec, prepare
 from server_app.settings import compose_settings, private
 from tests.end_to_end.jobs import final_weights, records, run_small
 
@@ -145,3 +146,14 @@ def test_vectors_of_the_algorithm_are_refused_and_so_is_a_missing_accountant(tmp
     monkeypatch.setattr(private, "accountant_installed", lambda: False)
     with pytest.raises(ConfigError, match=r"airflower\[privacy\]"):
         compose_settings(["privacy=gaussian", "scheme=fedavg"])
+
+
+def test_a_device_is_told_the_noise_that_it_adds_and_what_its_model_is():
+    """On a digital uplink each entry gets noise of clip_norm x noise_multiplier."""
+    values = ("model=mlp", *DENSE, "privacy.clip_norm=0.5", "privacy.noise_multiplier=3")
+    spec = prepare(compose_settings(values)).spec
+    assert (spec.clip_norm, spec.noise_deviation) == (0.5, 1.5)
+    assert spec.num_classes == 10
+    assert spec.personal == ()
+    own = device_spec(compose_settings(["model=mlp", "model.personal=[fc1*]"]))
+    assert own.personal == ("fc1*",)
