@@ -179,7 +179,7 @@ class Overlapping:
         uploads, now = 0, 0.0
         while uploads < buffer and any(work.awaited for work in self._clock.works.values()):
             done.append(self._clock.pop())
-            now = done[-1].left
+            now = max(now, done[-1].left)  # times within a tick come in the order of devices
             uploads += done[-1].uploads
             if uploads < buffer:
                 self._start(turn, now, resting={work.device for work in done})
