@@ -20,14 +20,14 @@ import torch
 from flwr.app import ArrayRecord, Context
 
 from client_app import state
-from client_app.algorithms import ALGORITHM, make_algorithm, steps_per_round
+from client_app.algorithms import ALGORITHM, algorithm_state, make_algorithm, steps_per_round
 from client_app.board import Meter
 from client_app.evaluation import Evaluation, evaluate
 from client_app.local_round import local_round
 from client_app.masks import Mask
 from client_app.network import Arrays, ModuleNetwork
 from client_app.own_model import Origin, keep_global
-from client_app.phases import Algorithm
+from client_app.phases import Algorithm, statistics
 from client_app.privacy import privatised
 from client_app.probe import send_probe
 from client_app.results import LocalResult
@@ -209,7 +209,8 @@ class Assignment:
     @property
     def state(self) -> Mapping[str, npt.NDArray[np.float32]]:
         """What the local algorithm kept, by name."""
-        return _algorithm_state(self.recovered)
+        part = self.recovered.part
+        return {} if part is None else algorithm_state(part.arrays)
 
     @property
     def personal(self) -> npt.NDArray[np.float32]:
@@ -371,14 +372,15 @@ def test(order: EvaluateOrder, context: Context) -> Evaluation:
     recovered = store.recover(run.initial_personal.size)
     own = recovered.part
     weights = read_weights(order.weights)
+    kept = {} if own is None else algorithm_state(own.arrays)
     _keep_global(run, index, store, order, order.round, weights)
     return evaluate(
         run.network,
-        global_part=run.algorithm.personalised(weights, _algorithm_state(recovered)),
+        global_part=run.algorithm.personalised(weights, kept),
         personal=run.initial_personal if own is None else own.weights,
         images=images,
         labels=labels,
-        buffers=_buffers(run, recovered, order),
+        buffers=statistics(_buffers(run, recovered, order), kept),
         metrics=run.task.metrics,
     )
 
@@ -530,11 +532,3 @@ def _arrays(spec: DeviceSpec, result: LocalResult) -> dict[str, npt.NDArray[np.u
         encoded = payload.encode(kept, np.ones(kept.size, np.bool_), bits=spec.bits_per_weight)
         found[name] = np.frombuffer(encoded, np.uint8)
     return found
-
-
-def _algorithm_state(recovered: state.Recovered) -> dict[str, npt.NDArray[np.float32]]:
-    """Return what the local algorithm kept, by its own names."""
-    arrays = {} if recovered.part is None else recovered.part.arrays
-    return {
-        name.removeprefix(ALGORITHM): array for name, array in arrays.items() if name.startswith(ALGORITHM)
-    }

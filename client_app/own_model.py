@@ -20,7 +20,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from client_app.algorithms import ALGORITHM, make_algorithm
+from client_app.algorithms import algorithm_state, make_algorithm
+from client_app.phases import statistics
 from client_app.state import Part, StateError, load_file, part_files
 from protocol.archives import ArchiveError, read_archive, write_archive
 from protocol.streams import torch_seed
@@ -102,7 +103,7 @@ def own_model(state_dir: Path, *, run: str | None = None, device: int | None = N
         raise StateError(f"{path} is damaged: {error}") from error
     part = _part(path.parent, number)
     kept = {} if part is None else dict(part.arrays)
-    state = {name.removeprefix(ALGORITHM): one for name, one in kept.items() if name.startswith(ALGORITHM)}
+    state = algorithm_state(kept)
     buffers = {
         name.removeprefix(_BUFFER): array for name, array in arrays.items() if name.startswith(_BUFFER)
     } | kept
@@ -115,7 +116,7 @@ def own_model(state_dir: Path, *, run: str | None = None, device: int | None = N
         facts,
         global_part=global_part,
         personal=None if part is None else part.weights,
-        buffers=buffers,
+        buffers=statistics(buffers, state),
         init=torch.Generator().manual_seed(torch_seed(about["seed"], "init")),
         origin=f"device {number}, the global part after round {after} and {trained}, of {path.parent.name}",
     )

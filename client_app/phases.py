@@ -103,6 +103,20 @@ class Algorithm(Protocol):
         ...
 
 
+_COPY = "copy."  # what the names of its running statistics begin with in the algorithm's state
+
+
+def statistics(buffers: Arrays, state: Mapping[str, Any]) -> Arrays:
+    """Return the running statistics of what a device tests and uses: of its own copy, where it trains one.
+
+    Args:
+        buffers: those of the global part, by name.
+        state: what the algorithm kept, by its own names.
+    """
+    own = {name.removeprefix(_COPY): values for name, values in state.items() if name.startswith(_COPY)}
+    return {**buffers, **own}
+
+
 class LocalWork:
     """A round of the devices of one chunk.
 
@@ -152,6 +166,7 @@ class LocalWork:
         self._streams = list(zip(*streams, strict=True)) if draws else [(), (), ()]
         self._state: dict[str, torch.Tensor] = {}
         self._sent: dict[str, torch.Tensor] = {}
+        self._of_copies: Sequence[Arrays] = ()  # running statistics
         self._importance: torch.Tensor | None = None
         self._personal_losses: list[torch.Tensor] = []
         self._trial_losses: list[torch.Tensor] = []
@@ -211,12 +226,18 @@ class LocalWork:
     def train_copy(self, copies: torch.Tensor, *, steps: int, epochs: int | None) -> torch.Tensor:
         """Take steps on v and on each device's own dense copy of u, both at once; return the copies.
 
+        A copy has running statistics of its own, which the device keeps; they begin as those of u.
+
         Args:
             copies: (D, N_u); not changed.
             steps, epochs: how many steps, or passes over the data instead.
         """
         network, training = self.network, self.training
+        of_broadcast = network.copy_buffers() if network.buffer_names else []
         with self._during("copy"):
+            if of_broadcast:
+                found = zip(of_broadcast, self._devices, strict=False)
+                network.load_buffers([statistics(held, one.state) for held, one in found])
             network.global_part.copy_(copies)
             network.read_global_from(None)
             both = network.split.personal.size > 0
@@ -226,6 +247,9 @@ class LocalWork:
             self._personal_losses += self._steps(self._streams[0], steps, epochs, optimizers)
             trained = network.global_part.clone()
             network.read_global_from(self.start)
+            if of_broadcast:
+                self._of_copies = network.copy_buffers()
+                network.load_buffers(of_broadcast)
         return trained
 
     def train_global(self, *, steps: int, epochs: int | None, personal: bool = False) -> None:
@@ -348,7 +372,7 @@ class LocalWork:
             phases.insert(0, (self._importance, self._trial_losses))
         phases += [(rows, []) for rows in (*self._state.values(), *self._sent.values())]
         errors = errors_of(phases, count)
-        for device, held in enumerate(buffers):
+        for device, held in [*enumerate(buffers), *enumerate(self._of_copies)]:
             if errors[device] is None and not all(np.isfinite(values).all() for values in held.values()):
                 errors[device] = DivergedError("training diverged: running statistics are not finite")
         of_device, weights = personal.cpu().numpy(), global_part[:uploading].cpu().numpy()
@@ -363,6 +387,8 @@ class LocalWork:
         for device, error in enumerate(errors):
             uploads = device < uploading
             new = {name: rows[device] for name, rows in state.items() if device < len(rows)}
+            if self._of_copies:
+                new |= {f"{_COPY}{name}": values for name, values in self._of_copies[device].items()}
             before = {name: np.asarray(row) for name, row in self._devices[device].state.items()}
             results.append(
                 error

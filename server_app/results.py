@@ -22,7 +22,8 @@ import numpy.typing as npt
 import torch
 from omegaconf import OmegaConf
 
-from client_app.algorithms import ALGORITHM, make_algorithm
+from client_app.algorithms import algorithm_state, make_algorithm
+from client_app.phases import statistics
 from protocol.archives import ArchiveError, read_archive
 from protocol.streams import torch_seed
 from records import checkpoint
@@ -90,11 +91,8 @@ class Run:
         if device is not None:
             personal, own = self._personal(kept, device)
             buffers |= own
-            state = {
-                name.removeprefix(ALGORITHM): vector
-                for name, vector in own.items()
-                if name.startswith(ALGORITHM)
-            }
+            state = algorithm_state(own)
+            buffers = dict(statistics(buffers, state))
             training = self.config["training"]
             algorithm = make_algorithm(training["algorithm"], training["options"])
             global_part = np.asarray(algorithm.personalised(global_part, state), dtype=np.float32)

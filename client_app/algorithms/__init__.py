@@ -24,6 +24,15 @@ from protocol.training import TrainingSpec
 from registry import Registry
 
 ALGORITHM = "algorithm."  # what the names of an algorithm's arrays begin with where a device keeps them
+
+
+def algorithm_state(arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the local algorithm kept, by its own names, of all that a device keeps."""
+    return {
+        name.removeprefix(ALGORITHM): array for name, array in arrays.items() if name.startswith(ALGORITHM)
+    }
+
+
 ALGORITHMS: Registry[type[Algorithm]] = Registry("local algorithm", key="training.algorithm")
 
 

@@ -11,6 +11,7 @@ from client_app.algorithms import make_algorithm
 from client_app.fast.vmapped import VmappedNetwork
 from client_app.local_round import DeviceRound, LocalTraining
 from client_app.network import ModuleNetwork, Network
+from client_app.phases import statistics
 from client_app.results import LocalResult
 from client_app.samples import TensorPool
 from protocol.training import TrainingSpec
@@ -84,3 +85,42 @@ def test_they_are_kept_with_the_personal_part(tmp_path, on_disk):
         assert part is not None
         assert part.arrays["bn.count"].tolist() == [until]
         assert part.arrays["bn.mean"].tolist() == [until, until]
+
+
+def _of_ditto(network: Network, algorithm: str, options: dict[str, float], lead: float) -> LocalResult:
+    """Do two rounds of one device; the second broadcast is the first one times `lead`."""
+    spec = TrainingSpec(optimizer="sgd", global_learning_rate=0.1, personal_learning_rate=0.1, batch_size=8)
+    draw = torch.Generator().manual_seed(1)
+    pool = TensorPool(torch.randn(40, 4, generator=draw), torch.randint(0, 3, (40,), generator=draw))
+    local = LocalTraining(network, pool, make_algorithm(algorithm, options), spec, devices_at_once=1)
+    start = np.linspace(-1, 1, network.split.global_part.size, dtype=np.float32)
+    buffers: dict[str, np.ndarray] = {}
+    kept: dict[str, np.ndarray] = {}
+    for broadcast in (start, np.float32(lead) * start):
+        order = DeviceRound(
+            np.arange(30), np.zeros(0, np.float32), 0, lambda: torch.Generator().manual_seed(3), None,
+            buffers, kept,
+        )  # fmt: skip
+        ((result,),) = [list(chunk.values()) for chunk in local.rounds(broadcast, [order])]
+        assert isinstance(result, LocalResult), result
+        buffers, kept = dict(result.buffers), dict(result.state)
+    return result
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_the_copy_of_ditto_has_statistics_of_its_own(many):
+    """With lam = 0 nothing of a copy depends on what is broadcast later; nothing of u depends on its copy."""
+    split = split_parameters(_module(), [])
+
+    def network() -> Network:
+        return VmappedNetwork(_module(), split, fill_to=1) if many else ModuleNetwork(_module(), split)
+
+    one, other = (_of_ditto(network(), "ditto", {"lam": 0.0}, lead) for lead in (1.0, -2.0))
+    own, others = (statistics(result.buffers, result.state) for result in (one, other))
+    assert sorted(own) == sorted(one.buffers)
+    for name, values in own.items():
+        np.testing.assert_array_equal(values, others[name])
+    assert any(not np.array_equal(own[name], values) for name, values in one.buffers.items())
+    plain = _of_ditto(network(), "alternating", {}, 1.0)
+    for name, values in plain.buffers.items():
+        np.testing.assert_array_equal(values, one.buffers[name])
