@@ -12,7 +12,7 @@ from benchmarks.peers.workloads import Workload
 from tests.end_to_end.jobs import final_weights, run_job
 
 
-@pytest.mark.parametrize("alternating", [False, True])
+@pytest.mark.parametrize("alternating", [False, pytest.param(True, marks=pytest.mark.exhaustive)])
 def test_a_plain_loop_over_what_is_given_has_the_weights_of_our_run(tmp_path: Path, alternating):
     workload = Workload("tiny", "lenet5" if alternating else "mlp", 4, 6, 4, participants=2, rounds=2)
     workload = Workload(**{**vars(workload), "alternating": alternating})
