@@ -20,8 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from client_app.algorithms import algorithm_state, make_algorithm
-from client_app.phases import statistics
+from client_app.algorithms import algorithm_state, make_algorithm, statistics
 from client_app.state import Part, StateError, load_file, part_files
 from protocol.archives import ArchiveError, read_archive, write_archive
 from protocol.streams import torch_seed

@@ -22,8 +22,7 @@ import numpy.typing as npt
 import torch
 from omegaconf import OmegaConf
 
-from client_app.algorithms import algorithm_state, make_algorithm
-from client_app.phases import statistics
+from client_app.algorithms import algorithm_state, make_algorithm, statistics
 from protocol.archives import ArchiveError, read_archive
 from protocol.streams import torch_seed
 from records import checkpoint

@@ -19,6 +19,7 @@ from client_app.importance import ranking
 from client_app.network import Vector
 from client_app.optimizers import check_optimizer
 from client_app.phases import Algorithm, LocalWork
+from client_app.phases import statistics as statistics
 from client_app.schedules import rate
 from protocol.training import TrainingSpec
 from registry import Registry
