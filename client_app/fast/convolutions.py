@@ -17,7 +17,7 @@ it); weights, their transforms and the sums of their gradients stay float32.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -66,7 +66,8 @@ class FastConvolutions(nn.Module):
             out: torch.Tensor = self.layers(images)
             return out
         with torch.autocast("cpu", enabled=False):  # which products are bfloat16 is decided here
-            return _Function.apply(self.dtype, images, *parts)  # type: ignore[no-any-return, no-untyped-call]
+            apply: Callable[..., torch.Tensor] = _Function.apply
+            return apply(self.dtype, images, *parts)
 
 
 def accelerate(layers: Sequence[nn.Module], dtype: torch.dtype = torch.float32) -> list[nn.Module]:
