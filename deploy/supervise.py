@@ -38,8 +38,9 @@ log = logging.getLogger(__name__)
 TRIES = 10
 _FIRST_WAIT, _LONGEST_WAIT = 1.0, 60.0
 _FREE_SECONDS = 90.0  # a ServerApp whose SuperLink is gone has ended by then
-# What a new start does not mend, as the summary of a failed run begins.
+# What a new start does not mend: how the summary of a failed run begins, or what its devices said.
 _HOPELESS = ("ConfigError:", "DivergedError:")
+_DIVERGED = "client_app.results.DivergedError"
 
 
 class RunStoppedError(RunFailedError):
@@ -155,7 +156,7 @@ def supervise(
             return site.run(job, folder, watch)
         except RunFailedError as error:
             reason = str(error)
-        if reason.startswith(_HOPELESS):
+        if reason.startswith(_HOPELESS) or _DIVERGED in reason:
             raise RunFailedError(reason)
         if site.run_id and site.flwr.status(site.run_id)[0] == "finished:stopped":
             raise RunStoppedError(f"the run was stopped ({reason})")

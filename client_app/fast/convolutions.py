@@ -9,10 +9,9 @@ parameters. What makes it faster than the layers one after the other, for the pa
 - the batch goes through in slices of 48 images, so that what one layer writes the next finds in the cache;
 - the layout (height, width, channel, batch) needs no transposition anywhere, and pooling reads whole rows.
 
-A step on fewer than `FEWEST` images is taken by the layers themselves.
-
-With `dtype` bfloat16 activations and products are bfloat16 (twice the speed where the processor multiplies
-it); weights, their transforms and the sums of their gradients stay float32.
+A step on fewer than `FEWEST` images is taken by the layers themselves. With `dtype` bfloat16 activations and
+products are bfloat16 (twice the speed where the processor multiplies it); weights, their transforms and the
+sums of their gradients stay float32.
 """
 
 from __future__ import annotations
@@ -65,8 +64,8 @@ class FastConvolutions(nn.Module):
         if len(images) < FEWEST and self.dtype == torch.float32 and _learns(parts):
             out: torch.Tensor = self.layers(images)
             return out
+        apply: Callable[..., torch.Tensor] = _Function.apply
         with torch.autocast("cpu", enabled=False):  # which products are bfloat16 is decided here
-            apply: Callable[..., torch.Tensor] = _Function.apply
             return apply(self.dtype, images, *parts)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from client_app.results import DivergedError
 from deploy import cli
 from deploy.lab_fleet import flwr_of
 from deploy.supervise import RunStoppedError, standing, supervise
@@ -167,12 +168,18 @@ def test_progress_starts_the_count_anew(whole, tmp_path, monkeypatch):
     assert records(tmp_path) == whole
 
 
-def test_what_no_start_mends_is_not_started_again(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "reason",
+    [
+        "ConfigError: rounds = -1",
+        f"RunFailedError: no device gave a usable reply in 3 round(s): {DivergedError}:<'training diverged'>",
+    ],
+)
+def test_what_no_start_mends_is_not_started_again(tmp_path, monkeypatch, reason):
+    """Training with the same seed diverges again."""
     here = Here(monkeypatch, [])
-    monkeypatch.setattr(
-        here, "run", lambda *_: (_ for _ in ()).throw(RunFailedError("ConfigError: rounds = -1"))
-    )
-    with pytest.raises(RunFailedError, match="rounds = -1"):
+    monkeypatch.setattr(here, "run", lambda *_: (_ for _ in ()).throw(RunFailedError(reason)))
+    with pytest.raises(RunFailedError, match=re.escape(reason)):
         supervise(here, SETTINGS, JOB, tmp_path, sleep=lambda _: pytest.fail("waits for another start"))
 
 
