@@ -68,7 +68,7 @@ def air_interface(job: Job) -> AirInterface:
         energy=device_energy(device_values(job.settings)),
         charge_side_information=air.charge_side_information,
         clip_norm=job.settings.privacy.clip_norm,
-        ofdm=ofdm(job.settings),
+        ofdm=None if job.settings.scheme.uplink == "over_the_air_pruned" else ofdm(air),
     )
 
 

@@ -32,7 +32,6 @@ from radio.air.packing import symbols
 from radio.air.zero_forcing import Packing
 from radio.arrays import ComplexArray, FloatArray, count, non_negative, positive
 from schema import in_si
-from schema.uses import DENSE_AIR
 
 
 @dataclass(frozen=True)
@@ -137,10 +136,9 @@ class Ofdm:
         return np.asarray(np.exp(1j * (offsets.phase[:, np.newaxis] - 2 * np.pi * ramp)))
 
 
-def ofdm(settings: Any) -> Ofdm | None:
-    """Return what the whole tree of settings says; None: one carrier, a flat channel and all in time."""
-    air = settings.air
-    if not DENSE_AIR.holds(settings) or (air.subcarriers == 1 and air.phase_error_deg == 0):
+def ofdm(air: Any) -> Ofdm | None:
+    """Return what the keys below `air` say; None: one carrier, a flat channel and all in time."""
+    if air.subcarriers == 1 and air.phase_error_deg == 0:
         return None
     return Ofdm(
         subcarriers=air.subcarriers,
