@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from radio.allocation import (
@@ -156,6 +156,7 @@ def test_devices_that_cannot_pay_are_left_out_and_the_others_get_their_band() ->
 
 
 @settings(deadline=None, max_examples=10)
+@example(147)  # a device whose power reaches its limit just there
 @given(seeds)
 def test_least_energy_of_given_shares_of_the_weights(seed: int) -> None:
     terms = replace(draw_terms(seed, 4, load=0.1), budget=np.full(4, np.inf))
@@ -163,10 +164,13 @@ def test_least_energy_of_given_shares_of_the_weights(seed: int) -> None:
     share, price = share_for_least_energy(terms, y)
     assert share.sum() == pytest.approx(1.0, abs=1e-9) or not (y > 0).any()
     assert (share >= band_needed(terms, y)[:] * (1 - 1e-9))[y > 0].all()
-    # One price: the joules saved per share of the band are the same for all who are not at their least need.
     found = least_energy(terms, y, np.maximum(share, 1e-300))
+    # One price: what a little more band saves each device, and a little less costs it, lie on its two sides.
+    # They are equal but where power or clock reach a limit; at its least need a device is worth less.
+    less, more = (-least_energy(terms, y, np.maximum(share * x, 1e-300)).slope for x in (1 - 1e-8, 1 + 1e-8))
     free = (y > 0) & (share > band_needed(terms, y) * (1 + 1e-6))
-    np.testing.assert_allclose(-found.slope[free], price, rtol=1e-6)
+    assert (less[free] >= price * (1 - 1e-6)).all()
+    assert (more[y > 0] <= price * (1 + 1e-6)).all()
     # No exchange of band between two devices is cheaper.
     total = float(found.total[y > 0].sum())
     senders = np.flatnonzero(y > 0)
