@@ -4,29 +4,14 @@ import os
 import re
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
 
-from engines.process_table import command_of, started_by
 from engines.ray import run_ray
 from server_app.run import RunFailedError
 from server_app.settings import compose_settings
 from tests.end_to_end.jobs import SMALL, final_weights, records, run_small
-
-
-@pytest.mark.slow
-def test_ray_and_the_inprocess_engine_give_the_same_records_after_a_run_that_failed(tmp_path):
-    """Two runs in one process, as the jobs of a sweep are: the second finds nothing left of the first."""
-    failing = [*SMALL, "training.global_learning_rate=1e38", "fleet.max_failed_rounds=1"]
-    with pytest.raises(RunFailedError, match="no device gave a usable reply"):
-        run_ray(compose_settings(failing), tmp_path / "failed", workers=2)
-    summary = run_ray(compose_settings([*SMALL, "rounds=2"]), tmp_path / "ray", workers=2)
-    assert summary["status"] == "completed"
-    run_small(tmp_path / "inprocess", "rounds=2", workers=2)
-    assert records(tmp_path / "ray") == records(tmp_path / "inprocess")
-    assert np.array_equal(final_weights(tmp_path / "ray"), final_weights(tmp_path / "inprocess"))
 
 
 def _outcome(address: str) -> str:
@@ -44,27 +29,31 @@ def _outcome(address: str) -> str:
 
 
 @pytest.mark.slow
-def test_nobody_else_can_use_its_ray(tmp_path):
-    """Ray listens on every address of the machine, and runs whatever code it is sent."""
-    with (tmp_path / "log").open("wb") as log:
-        run = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "experiments.cli", *SMALL, "rounds=10000"),
-                *("engine=ray", "hydra.run.dir=out"),
-            ],
-            cwd=tmp_path, stdout=log, stderr=subprocess.STDOUT,
-        )  # fmt: skip
-    try:
-        deadline = time.monotonic() + 300
-        while not (tmp_path / "out" / "devices.csv").is_file() and run.poll() is None:
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
-        commands = [command_of(process) for process in started_by(run.pid)]
-        found = [re.search(r"--gcs-address=(\S+)", command) for command in commands]
-        (address,) = {match[1] for match in found if match}
-        refused = _outcome(address)
-        assert "called" not in refused.split()
-        assert re.search("authentication|unauthenticated", refused, re.IGNORECASE), refused
-    finally:
-        run.terminate()
-        run.wait()
+def test_ray_gives_the_records_of_the_inprocess_engine_after_a_run_that_failed_and_to_nobody_else(
+    tmp_path, monkeypatch
+):
+    """Two runs in one process, as the jobs of a sweep are: the second finds nothing left of the first.
+
+    Ray listens on every address of the machine, and runs whatever code it is sent: while it is up, a stranger
+    tries.
+    """
+    refused = []
+
+    def knock(_folder):
+        import ray
+
+        refused.append(_outcome(ray.get_runtime_context().gcs_address))
+
+    monkeypatch.setattr("server_app.run.draw_run", knock)  # the last thing that a run does
+    failing = [*SMALL, "training.global_learning_rate=1e38", "fleet.max_failed_rounds=1"]
+    with pytest.raises(RunFailedError, match="no device gave a usable reply"):
+        run_ray(compose_settings(failing), tmp_path / "failed", workers=2)
+    summary = run_ray(compose_settings([*SMALL, "rounds=2"]), tmp_path / "ray", workers=2)
+    assert summary["status"] == "completed"
+    run_small(tmp_path / "inprocess", "rounds=2", workers=2)
+    assert records(tmp_path / "ray") == records(tmp_path / "inprocess")
+    assert np.array_equal(final_weights(tmp_path / "ray"), final_weights(tmp_path / "inprocess"))
+    assert refused, "Ray was not up any more when the figure was drawn"
+    for text in refused:
+        assert "called" not in text.split()
+        assert re.search("authentication|unauthenticated", text, re.IGNORECASE), text

@@ -6,12 +6,29 @@ import time
 
 import pytest
 
+from experiments.api import sweep
 from experiments.command_line import sweep_of
 from experiments.sweep import is_finished, sweep_name
 from server_app.settings import compose_settings
 from tests.experiments.small_sweeps import TINY, airflower, run_tiny, start
 
-SWEEP = ("--multirun", *TINY, "engine.workers=1", "radio.latency_threshold_ms=1,2,3")
+JOBS = (*TINY, "engine.workers=1", "radio.latency_threshold_ms=1,2,3")
+SWEEP = ("--multirun", *JOBS)
+
+
+@pytest.fixture
+def undisturbed(tmp_path, monkeypatch):
+    """Return what runs a sweep from beginning to end in this process, without figures, and its contents."""
+
+    def done(*overrides):
+        with monkeypatch.context() as patch:
+            patch.setattr("server_app.run.draw_run", lambda *_: None)
+            (tmp_path / "whole").mkdir()
+            patch.chdir(tmp_path / "whole")
+            sweep(overrides, quiet=True)
+        return contents(tmp_path / "whole")
+
+    return done
 
 
 def contents(folder):
@@ -21,20 +38,19 @@ def contents(folder):
         for path in sorted(folder.rglob("*"))
         if path.is_file()
         and path.suffix != ".png"
+        and path.parent.name != ".hydra"  # only the command line has it
         and "timing" not in path.name
         and path.name != "manifest.json"  # names the run, and what the clock measured
         and path.name not in ("run.log", "live.json", "multirun.yaml", "hydra.yaml", "server.npz")
     }
 
 
-def test_an_interrupted_sweep_ends_with_the_files_of_an_uninterrupted_one(tmp_path):
+def test_an_interrupted_sweep_ends_with_the_files_of_an_uninterrupted_one(tmp_path, undisturbed):
     """One job is as a kill leaves it half way, one has not begun; the finished one is not done again."""
-    for name in ("whole", "killed"):
-        (tmp_path / name).mkdir()
-    assert airflower(tmp_path / "whole", *SWEEP).returncode == 0
-    shutil.copytree(tmp_path / "whole", tmp_path / "killed", dirs_exist_ok=True)
-    (sweep,) = (tmp_path / "killed" / "multirun").iterdir()
-    done, half, missing = sorted(path for path in sweep.iterdir() if path.is_dir())
+    whole = undisturbed(*JOBS)
+    shutil.copytree(tmp_path / "whole", tmp_path / "killed")
+    (folder,) = (tmp_path / "killed" / "multirun").iterdir()
+    done, half, missing = sorted(path for path in folder.iterdir() if path.is_dir())
     shutil.rmtree(missing)
     summary = json.loads((half / "summary.json").read_text())
     (half / "summary.json").write_text(json.dumps({**summary, "status": "running"}))
@@ -45,16 +61,17 @@ def test_an_interrupted_sweep_ends_with_the_files_of_an_uninterrupted_one(tmp_pa
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("finished before, skipped") == 1
     assert (done / "timing.csv").read_bytes() == before
-    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+    assert contents(tmp_path / "killed") == whole
 
 
-def test_a_sweep_that_is_killed_and_started_again_ends_with_the_files_of_an_uninterrupted_one(tmp_path):
+def test_a_sweep_that_is_killed_and_started_again_ends_with_the_files_of_an_uninterrupted_one(
+    tmp_path, undisturbed
+):
     """SIGKILL in the middle of the second job's rounds: nothing can be tidied up."""
-    sweep = ("--multirun", *TINY[:-1], "rounds=12", "engine.workers=1", "radio.latency_threshold_ms=1,2,3")
-    for name in ("whole", "killed"):
-        (tmp_path / name).mkdir()
-    assert airflower(tmp_path / "whole", *sweep).returncode == 0
-    process = start(tmp_path / "killed", *sweep)
+    jobs = (*TINY[:-1], "rounds=12", "engine.workers=1", "radio.latency_threshold_ms=1,2")
+    whole = undisturbed(*jobs)
+    (tmp_path / "killed").mkdir()
+    process = start(tmp_path / "killed", "--multirun", *jobs)
     try:
         kill_in_job(process, tmp_path / "killed" / "multirun", completed=1, rows=3)
     finally:
@@ -62,10 +79,10 @@ def test_a_sweep_that_is_killed_and_started_again_ends_with_the_files_of_an_unin
         process.wait()
     found = [status(path) for path in (tmp_path / "killed" / "multirun").glob("*/*/summary.json")]
     assert sorted(found) in (["completed", "killed"], ["completed", "running"])  # its guard may have said so
-    result = airflower(tmp_path / "killed", *sweep)
+    result = airflower(tmp_path / "killed", "--multirun", *jobs)
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("finished before, skipped") == 1
-    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+    assert contents(tmp_path / "killed") == whole
 
 
 def kill_in_job(process, folder, *, completed, rows):
@@ -136,16 +153,15 @@ def test_a_job_is_finished_if_its_records_are_whole_and_its_configuration_is_the
     assert is_finished(tmp_path, settings)
 
 
-def test_the_same_sweep_twice_at_once_leaves_the_files_of_one(tmp_path):
+def test_the_same_sweep_twice_at_once_leaves_the_files_of_one(tmp_path, undisturbed):
     """Each job is done by one of the two; the other waits for it, and then passes it over."""
-    for name in ("whole", "twice"):
-        (tmp_path / name).mkdir()
-    assert airflower(tmp_path / "whole", *SWEEP).returncode == 0
-    both = [start(tmp_path / "twice", *SWEEP) for _ in range(2)]
+    whole = undisturbed(*JOBS[:-1], "radio.latency_threshold_ms=1,2")
+    (tmp_path / "twice").mkdir()
+    both = [start(tmp_path / "twice", *SWEEP[:-1], "radio.latency_threshold_ms=1,2") for _ in range(2)]
     texts = [process.communicate(timeout=300) for process in both]
     assert [process.returncode for process in both] == [0, 0], texts
-    assert sum(out.count("finished before, skipped") for out, _ in texts) == 3
-    assert contents(tmp_path / "twice") == contents(tmp_path / "whole")
+    assert sum(out.count("finished before, skipped") for out, _ in texts) == 2
+    assert contents(tmp_path / "twice") == whole
 
 
 def test_the_same_command_names_the_same_folder():
