@@ -124,6 +124,28 @@ def test_a_user_without_time_takes_none_from_the_others():
     assert plan.columns["latency_s"] <= 1e-3 * (1 + 1e-9)
 
 
+@pytest.mark.parametrize("weighting", ["uniform", "samples"])
+def test_users_count_equally_or_by_their_samples(weighting):
+    """Without noise what arrives is the mean; device k has 10 (k + 1) images and moves every weight by k + 1."""
+    settings = compose_settings(
+        ["model=mlp", "scheme=over_the_air", "air.noise=false", f"scheme.weighting={weighting}"]
+    )
+    strategy = build_strategy(prepare(settings))
+    weights = np.zeros(strategy.num_weights, np.float32)
+    plan = strategy.plan(1, range(10))
+    receiver = strategy.receive(1, plan, weights)
+    moves = np.array([assignment.device + 1.0 for assignment in plan.assignments])
+    assert np.unique(moves).size > 1
+    for assignment, move in zip(plan.assignments, moves, strict=True):
+        update = np.full(weights.size, move, np.float32)
+        report = TrainReport(np.frombuffer(payload.encode(update, update > 0), np.uint8), int(10 * move))
+        upload = receiver.open(assignment, report)
+        receiver.add(assignment, report, upload, scale=1.0, num_examples=int(10 * move))
+    moved, *_ = receiver.finish()
+    mean = moves.mean() if weighting == "uniform" else (moves**2).sum() / moves.sum()
+    np.testing.assert_allclose(moved, mean, rtol=1e-5)
+
+
 def _dense_round(*overrides):
     """Plan round 2 and let every scheduled user send a random update; adaptive schemes send twice."""
     settings = compose_settings(["model=mlp", "air.snr_db=0", *overrides])

@@ -7,6 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from server_app.job import prepare
+from server_app.settings import compose_settings
+from server_app.strategy import build_strategy
 from strategies.buffers import SharedBuffers
 from strategies.limits import FACTOR, UploadError
 
@@ -78,3 +81,18 @@ def test_a_hostile_device_moves_them_no_farther_than_some_honest_one_times_the_l
 def test_what_cannot_be_a_statistic_costs_the_device_its_round(name, value, text):
     with pytest.raises(UploadError, match=text):
         SharedBuffers(_first()).check({**_sent(0), name: value}, uploads=True)
+
+
+@pytest.mark.parametrize(("limit", "farthest"), [("auto", FACTOR), ("1e9", FACTOR), ("null", 3e6)])
+def test_they_are_limited_wherever_updates_are(limit, farthest):
+    """Without a limit of norms (of one's own devices, say) statistics may go as far as they like as well."""
+    overrides = ["model=resnet8", "model.buffers=shared", "scheme=fedavg"]
+    settings = compose_settings([*overrides, f"fleet.upload_norm_limit={limit}"])
+    buffers = build_strategy(prepare(settings)).buffers
+    first = {name: vector.copy() for name, vector in buffers.values.items()}
+    name = next(name for name in first if name.endswith("running_mean"))
+    for move in (1.0, 1.0, 3e6):
+        buffers.add({**first, name: first[name] + np.float32(move)}, 1.0)
+    buffers.finish()
+    moved = float(np.mean(buffers.values[name] - first[name]))
+    assert moved == pytest.approx((2.0 + farthest) / 3, rel=1e-5)
