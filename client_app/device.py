@@ -45,6 +45,7 @@ from protocol.messages import (
     TrainReport,
     spec_from_json,
 )
+from protocol.own_files import find_own_modules
 from protocol.streams import generator, torch_seed
 from protocol.training import TrainingSpec
 from radio import payload
@@ -94,9 +95,11 @@ def run_context(spec_json: str, data_dir: str = "") -> RunContext:
 
     A node with a folder of its own images (`data_dir`) does not need the data set of the configuration.
 
-    One torch thread, so that results depend neither on the machine's cores nor on the engine.
+    One torch thread, so that results depend neither on the machine's cores nor on the engine. Modules of the
+    node's own are found in its working directory.
     """
     torch.set_num_threads(1)
+    find_own_modules()
     spec = spec_from_json(spec_json)
     task = build_task(
         dataset=_own_images(spec, data_dir) if data_dir else _configured_images(spec),

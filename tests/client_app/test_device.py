@@ -1,12 +1,14 @@
 """What a device answers to an order, and what it keeps."""
 
 import hashlib
+import sys
 
 import numpy as np
 import pytest
 from flwr.app import Context, RecordDict
 
 from client_app import device
+from protocol import own_files
 from protocol.arrays import mask_record, weights_record
 from protocol.fields import MessageError
 from protocol.messages import EvaluateOrder, HelloOrder, SaveOrder, TrainOrder
@@ -52,6 +54,21 @@ def test_what_the_devices_of_a_run_share_is_made_once(monkeypatch):
     monkeypatch.setattr("inspect.signature", again)
     second = device.train(_order(job, number=2), context)
     assert _steps(second) == pytest.approx(_steps(first))
+
+
+def test_a_node_finds_the_modules_of_its_own_working_directory(tmp_path, monkeypatch):
+    """The server's folder is not the node's: only the name of a network travels, not its file."""
+    (tmp_path / "on_this_node.py").write_text(
+        "from torch import nn\n\n\ndef net(num_classes):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(784, num_classes))\n"
+    )
+    monkeypatch.setenv(own_files.VARIABLE, str(tmp_path))
+    monkeypatch.setattr("sys.path", [*sys.path, str(tmp_path)])
+    job = _job("scheme=fedavg", "model.name=on_this_node:net")
+    monkeypatch.setattr("sys.path", [path for path in sys.path if path != str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "on_this_node")
+    device.run_context.cache_clear()
+    assert device.train(_order(job, num_pruned=0), _context()).payload is not None
 
 
 @pytest.mark.parametrize(

@@ -126,7 +126,7 @@ def test_a_user_without_time_takes_none_from_the_others():
 
 @pytest.mark.parametrize("weighting", ["uniform", "samples"])
 def test_users_count_equally_or_by_their_samples(weighting):
-    """Without noise what arrives is the mean; device k has 10 (k + 1) images and moves every weight by k + 1."""
+    """Without noise the mean arrives; device k has 10 (k + 1) images and moves every weight by k + 1."""
     settings = compose_settings(
         ["model=mlp", "scheme=over_the_air", "air.noise=false", f"scheme.weighting={weighting}"]
     )
