@@ -11,6 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 from protocol.own_files import own_configuration
 from registry import suggest
 from schema import ConfigError, build
+from schema.composing import HYDRA, composed
 from server_app.settings.checks import check_together
 from server_app.settings.effects import check_uses, given_keys
 from server_app.settings.overrides import as_meant, remedy
@@ -81,9 +82,12 @@ def compose_config(overrides: Sequence[str]) -> DictConfig:
     """
     from hydra import compose, initialize_config_module
 
+    given = as_meant(overrides)
+    if own_configuration() is None and (found := composed("conf", given)) is not None:
+        return found
     search_own_configuration()
-    with initialize_config_module(version_base="1.3", config_module="conf"), explained():
-        config: DictConfig = compose("config", overrides=as_meant(overrides))
+    with initialize_config_module(version_base=HYDRA, config_module="conf"), explained():
+        config: DictConfig = compose("config", overrides=given)
         return config
 
 
@@ -115,13 +119,6 @@ def explained() -> Iterator[None]:
 
 def _names_in(path: str) -> list[str]:
     """Return the names that a group of keys has in the default configuration."""
-    from hydra import compose, initialize_config_module
-    from hydra.core.global_hydra import GlobalHydra
-
-    if GlobalHydra.instance().is_initialized():
-        base = compose("config")
-    else:
-        with initialize_config_module(version_base="1.3", config_module="conf"):
-            base = compose("config")
+    base = composed("conf", ())
     node = OmegaConf.select(base, path) if path else base
     return [str(name) for name in node] if isinstance(node, DictConfig) else []

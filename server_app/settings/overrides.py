@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from schema import open_keys, path_keys
+from schema.composing import is_group
 from server_app.settings.tree import Settings
 
 # A text that is itself without quotes. Everything else is quoted: too often costs two characters.
@@ -100,7 +101,14 @@ def _as_meant(given: str, sweep: bool) -> str:
         return given
     if key.lstrip("+") in _paths():
         return f"{key}={_path(key, text, sweep)}"
+    if is_group("conf", key):
+        return f"{key}={','.join(map(_choice, text.split(',')))}"
     return f"{_opened(key)}={text}"
+
+
+def _choice(text: str) -> str:
+    """Quote a number or truth value, which Hydra would not even look for among the names of a group."""
+    return f"'{text}'" if re.fullmatch(r"[-+]?\.?\d[\w.+-]*|true|false", text, re.IGNORECASE) else text
 
 
 def _opened(key: str) -> str:

@@ -1,6 +1,7 @@
 """What is written as an override is read as the same value, and paths are taken as people type them."""
 
 import math
+import re
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
+from schema import ConfigError
 from server_app.settings import compose_settings
 from server_app.settings.overrides import as_meant, joined, override, split
 
@@ -125,3 +127,10 @@ def test_options_of_the_chosen_part_need_no_plus():
     assert air.scheduler.options == {"starts": 5}
     assert compose_settings(["model.options.kernel_size=3"]).model.options == {"kernel_size": 3}
     assert compose_settings(["model.options={kernel_size: 3}"]).model.options == {"kernel_size": 3}
+
+
+@pytest.mark.parametrize("text", ["3.5", "1", "true", "-2e3", ".5", "01"])
+def test_a_number_for_a_group_is_answered_with_the_names_there_are(text):
+    """Hydra alone ends with a ValueError that names neither key nor choice."""
+    with pytest.raises(ConfigError, match=rf"Could not find 'radio/{re.escape(text)}'(.|\n)*calibrated"):
+        compose_settings([f"radio={text}"])
