@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import combinations
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -52,3 +54,49 @@ def test_what_a_round_says_takes_bits_and_time() -> None:
     worst = np.log2(1 + 10.0 * (np.abs(h) ** 2).sum(axis=1).min())
     assert said.downlink_s == pytest.approx(said.downlink_bits / (1e6 * worst))
     assert said.uplink_s == pytest.approx(20e-6 + 64 / (1e6 * symmetric_rate(h, 10.0)))
+
+
+def draw_band(seed: int, users: int, carriers: int, antennas: int) -> np.ndarray:
+    return np.stack([draw(seed + f, users, antennas) for f in range(carriers)], axis=1)
+
+
+def rate_over(band: np.ndarray, snr: float) -> float:
+    """Return the least share of a user, over sets of users, of a set's sum rate in the mean over subcarriers."""
+    users, carriers, antennas = band.shape
+    rates = []
+    for members in (list(some) for n in range(1, users + 1) for some in combinations(range(users), n)):
+        per_carrier = [
+            np.log2(np.linalg.det(np.eye(antennas) + snr * band[members, f].T @ band[members, f].conj()).real)
+            for f in range(carriers)
+        ]
+        rates.append(np.mean(per_carrier) / len(members))
+    return float(min(rates))
+
+
+def test_equal_subcarriers_are_one() -> None:
+    h = draw(3, 4, 2)
+    assert symmetric_rate(np.repeat(h[:, np.newaxis], 40, axis=1), 2.0) == symmetric_rate(h, 2.0)
+
+
+def test_a_rate_is_that_of_all_subcarriers_together() -> None:
+    """A user that fades on one of them is carried by the others."""
+    band = draw_band(4, 3, 5, 2)
+    assert symmetric_rate(band, 4.0) == pytest.approx(rate_over(band, 4.0))
+    alone = [symmetric_rate(band[:, f], 4.0) for f in range(5)]
+    assert symmetric_rate(band, 4.0) > 1.05 * np.mean(alone)
+
+
+def test_of_many_subcarriers_evenly_spaced_ones_are_looked_at() -> None:
+    """Across a band whose gain rises steadily they tell its mean to a few percent; its edge is far from it."""
+    band = np.linspace(0.2, 2.0, 160)[np.newaxis, :, np.newaxis] * draw(5, 2, 3)[:, np.newaxis]
+    whole = rate_over(band, 3.0)
+    assert symmetric_rate(band, 3.0) == pytest.approx(whole, rel=0.1)
+    assert symmetric_rate(band[:, :1], 3.0) < 0.3 * whole
+
+
+def test_more_users_than_are_decoded_together_take_turns() -> None:
+    """Of users with one channel, m at once have log2(1 + m P) / m each."""
+    h = np.repeat(draw(6, 1, 2), 13, axis=0)
+    power = 2.0 * float(np.linalg.norm(h[0]) ** 2)
+    expected = sum(1e3 * m / (1e6 * np.log2(1 + m * power)) for m in (10, 3))
+    assert multi_access_s(h, 2.0, 1e3, 1e6) == pytest.approx(expected)

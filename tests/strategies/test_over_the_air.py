@@ -136,14 +136,28 @@ def test_users_count_equally_or_by_their_samples(weighting):
     receiver = strategy.receive(1, plan, weights)
     moves = np.array([assignment.device + 1.0 for assignment in plan.assignments])
     assert np.unique(moves).size > 1
+    sent = 0
     for assignment, move in zip(plan.assignments, moves, strict=True):
         update = np.full(weights.size, move, np.float32)
         report = TrainReport(np.frombuffer(payload.encode(update, update > 0), np.uint8), int(10 * move))
         upload = receiver.open(assignment, report)
-        receiver.add(assignment, report, upload, scale=1.0, num_examples=int(10 * move))
-    moved, *_ = receiver.finish()
+        row = receiver.add(assignment, report, upload, scale=1.0, num_examples=int(10 * move))
+        sent += row["wire_bytes"]
+    moved, columns, *_ = receiver.finish()
     mean = moves.mean() if weighting == "uniform" else (moves**2).sum() / moves.sum()
     np.testing.assert_allclose(moved, mean, rtol=1e-5)
+    assert columns["wire_bytes"] == sent > 10 * 4 * weights.size  # what really travels: float32 and headers
+
+
+def test_who_keeps_nothing_sends_no_signal():
+    """An upload without a single weight is well-formed; as a vector of zeros it would count in the mean."""
+    strategy = _strategy()
+    plan = strategy.plan(1, range(10))
+    weights = np.zeros(strategy.num_weights, np.float32)
+    nothing = payload.encode(weights, np.zeros(weights.size, bool))
+    pruned = dataclasses.replace(plan.assignments[0], num_pruned=weights.size)
+    report = TrainReport(np.frombuffer(nothing, np.uint8), 10)
+    assert strategy.receive(1, plan, weights).open(pruned, report) is None
 
 
 def _dense_round(*overrides):
