@@ -64,7 +64,7 @@ class Node:
         return {"state-dir": ""} if self.index == FORGETFUL else {}
 
     def _see_that_the_file_is_whole(self) -> None:
-        for path in (self.fleet.state_dir / f"node-{self.index:03d}").rglob("device-*.npz"):
+        for path in (self.fleet.state_dir / f"node-{self.index:03d}").rglob("device-*-round-*.npz"):
             assert load_file(path, self.index) is not None
 
 
