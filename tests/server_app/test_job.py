@@ -49,6 +49,27 @@ def test_one_thread_trains_and_nodes_alone_have_data_of_their_own():
     assert prepare(settings, on_nodes=True).spec.own_data_root
 
 
+class Tempered(torch.nn.Module):
+    """One number of its own: what its outputs are divided by."""
+
+    def __init__(self, num_classes):
+        super().__init__()
+        self.linear = torch.nn.Linear(784, num_classes)
+        self.temperature = torch.nn.Parameter(torch.ones(()))
+
+    def forward(self, x):
+        return self.linear(x.flatten(1)) / self.temperature
+
+
+def test_a_personal_part_of_a_single_number_takes_its_time():
+    """T0 = tau_v C N_v / f with N_v = 1, Liu et al. 2024, eq. (24)."""
+    own = ["model.name=tests.server_app.test_job:Tempered", "model.personal=[temperature]"]
+    settings = compose_settings([*own, "training.personal_steps=3"])
+    fixed, _ = device_times(prepare(settings))
+    expected = 3 * settings.radio.cycles_per_weight / settings.radio.cpu_hz
+    np.testing.assert_allclose(fixed, expected, rtol=1e-9)
+
+
 @pytest.mark.parametrize(
     ("overrides", "charged"),
     [

@@ -178,10 +178,14 @@ def test_side_information_takes_its_time_and_no_pruned_round_exceeds_the_thresho
     assert float(columns["side_information_s"] or 0) > 0
     assert "side_information_s" not in free.round_columns
     assert set(columns) <= set(charged.round_columns)
+    users = len(air_of(plans[1]).users)
+    own = 2 if mode == "dense" else 1  # mean and deviation, or a norm
+    common = SIZE if mode == "common_mask" else 0  # who keeps what is broadcast, a bit per weight
+    assert columns["side_information_bits"] == users * own * 32 + (1 + 2 * users) * 32 + common
     if mode == "dense":
         longer = float(columns["latency_s"] or 0) - float(plans[0].columns["latency_s"] or 0)
         assert longer == pytest.approx(columns["side_information_s"])
-        assert columns["side_information_bits"] == 4 * 2 * 32 + (1 + 2 * 4) * 32
+        assert users == 4
     else:
         assert float(columns["latency_s"] or 0) <= 6e-3 * (1 + 1e-9)
         kept = [sum(SIZE - a.num_pruned for a in plan.assignments) for plan in plans]

@@ -1,5 +1,7 @@
 """What is taken of an upload is what the plan says, and a round waits with its uploads only while it must."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -147,3 +149,39 @@ def test_what_the_air_adds_needs_a_plan_of_the_air(detail):
 def test_an_average_needs_a_plan_of_a_digital_uplink():
     with pytest.raises(TypeError, match="no digital uplink"):
         MaskedReceiver(RoundPlan(()), np.zeros(3, np.float32))
+
+
+def test_who_sends_nothing_moves_the_control_variate_by_nothing():
+    """SCAFFOLD: c + sum_k (c_k' - c_k) / |S| over all that took part, those without an upload as well."""
+    strategy = _strategy("scheme=fixed_ratio", "scheme.pruning_ratio=0", "training=scaffold")
+    size = strategy.num_weights
+    plan = strategy.plan(1, range(10))
+    everything = np.ones(size, bool)
+    receiver = strategy.receive(1, plan, np.zeros(size, np.float32))
+    (name,) = plan.detail.vectors
+    for assignment in plan.assignments:
+        if assignment.device == 9:
+            assignment = dataclasses.replace(assignment, num_pruned=size)
+            report = TrainReport(None, 20)
+        else:
+            moved = np.frombuffer(payload.encode(np.full(size, 0.3, np.float32), everything), np.uint8)
+            report = TrainReport(moved, 20, arrays={name: moved})
+        upload = receiver.open(assignment, report)
+        receiver.add(assignment, report, upload, scale=1.0, num_examples=20)
+    found = receiver.finish()
+    mean, took_part = found.vectors[name]
+    np.testing.assert_allclose(mean, 0.27, rtol=1e-6)
+    assert took_part == 10
+    np.testing.assert_allclose(found.weights, 0.3, rtol=1e-6)  # weights are averaged over their keepers
+
+
+def test_an_upload_within_the_limit_is_taken_to_the_last_bit():
+    """Not as a sum of the broadcast and a difference, which rounds where the two are far apart."""
+    strategy = _strategy("scheme=fedavg")
+    weights = np.full(strategy.num_weights, 1e8, np.float32)
+    plan = strategy.plan(1, range(10))
+    receiver = strategy.receive(1, plan, weights)
+    for assignment in plan.assignments:
+        report = _upload(np.zeros_like(weights), assignment, 0.7)
+        receiver.add(assignment, report, receiver.open(assignment, report), scale=1.0, num_examples=20)
+    np.testing.assert_array_equal(receiver.finish().weights, np.float32(0.7))
