@@ -61,7 +61,7 @@ def draw_band(seed: int, users: int, carriers: int, antennas: int) -> np.ndarray
 
 
 def rate_over(band: np.ndarray, snr: float) -> float:
-    """Return the least share of a user, over sets of users, of a set's sum rate in the mean over subcarriers."""
+    """Return a user's least share, over sets of users, of their sum rate in the mean over subcarriers."""
     users, carriers, antennas = band.shape
     rates = []
     for members in (list(some) for n in range(1, users + 1) for some in combinations(range(users), n)):
@@ -87,7 +87,7 @@ def test_a_rate_is_that_of_all_subcarriers_together() -> None:
 
 
 def test_of_many_subcarriers_evenly_spaced_ones_are_looked_at() -> None:
-    """Across a band whose gain rises steadily they tell its mean to a few percent; its edge is far from it."""
+    """Across a band whose gain rises steadily they tell its mean; its edge is far from it."""
     band = np.linspace(0.2, 2.0, 160)[np.newaxis, :, np.newaxis] * draw(5, 2, 3)[:, np.newaxis]
     whole = rate_over(band, 3.0)
     assert symmetric_rate(band, 3.0) == pytest.approx(whole, rel=0.1)

@@ -159,13 +159,11 @@ def test_who_sends_nothing_moves_the_control_variate_by_nothing():
     everything = np.ones(size, bool)
     receiver = strategy.receive(1, plan, np.zeros(size, np.float32))
     (name,) = plan.detail.vectors
-    for assignment in plan.assignments:
-        if assignment.device == 9:
-            assignment = dataclasses.replace(assignment, num_pruned=size)
-            report = TrainReport(None, 20)
-        else:
-            moved = np.frombuffer(payload.encode(np.full(size, 0.3, np.float32), everything), np.uint8)
-            report = TrainReport(moved, 20, arrays={name: moved})
+    *others, last = plan.assignments
+    moved = np.frombuffer(payload.encode(np.full(size, 0.3, np.float32), everything), np.uint8)
+    for assignment in (*others, dataclasses.replace(last, num_pruned=size)):
+        sends = assignment.num_pruned == 0
+        report = TrainReport(moved, 20, arrays={name: moved}) if sends else TrainReport(None, 20)
         upload = receiver.open(assignment, report)
         receiver.add(assignment, report, upload, scale=1.0, num_examples=20)
     found = receiver.finish()
