@@ -120,5 +120,6 @@ def explained() -> Iterator[None]:
 def _names_in(path: str) -> list[str]:
     """Return the names that a group of keys has in the default configuration."""
     base = composed("conf", ())
+    assert base is not None  # without any override nothing is left to Hydra
     node = OmegaConf.select(base, path) if path else base
     return [str(name) for name in node] if isinstance(node, DictConfig) else []

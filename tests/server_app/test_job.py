@@ -64,10 +64,9 @@ class Tempered(torch.nn.Module):
 def test_a_personal_part_of_a_single_number_takes_its_time():
     """T0 = tau_v C N_v / f with N_v = 1, Liu et al. 2024, eq. (24)."""
     own = ["model.name=tests.server_app.test_job:Tempered", "model.personal=[temperature]"]
-    settings = compose_settings([*own, "training.personal_steps=3"])
-    fixed, _ = device_times(prepare(settings))
-    expected = 3 * settings.radio.cycles_per_weight / settings.radio.cpu_hz
-    np.testing.assert_allclose(fixed, expected, rtol=1e-9)
+    own += ["training.personal_steps=3", "radio.cycles_per_weight=20", "radio.cpu_hz=3e9"]
+    fixed, _ = device_times(prepare(compose_settings(own)))
+    np.testing.assert_allclose(fixed, 3 * 20 / 3e9, rtol=1e-9)
 
 
 @pytest.mark.parametrize(

@@ -142,7 +142,7 @@ def test_users_count_equally_or_by_their_samples(weighting):
         report = TrainReport(np.frombuffer(payload.encode(update, update > 0), np.uint8), int(10 * move))
         upload = receiver.open(assignment, report)
         row = receiver.add(assignment, report, upload, scale=1.0, num_examples=int(10 * move))
-        sent += row["wire_bytes"]
+        sent += int(row["wire_bytes"])
     moved, columns, *_ = receiver.finish()
     mean = moves.mean() if weighting == "uniform" else (moves**2).sum() / moves.sum()
     np.testing.assert_allclose(moved, mean, rtol=1e-5)
