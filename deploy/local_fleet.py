@@ -40,6 +40,7 @@ from engines.superlink import (
 )
 from protocol.guard import Guard, end_marked
 from records.ownership import SUMMARY
+from server_app.settings import compose_settings
 
 log = logging.getLogger(__name__)
 
@@ -274,11 +275,13 @@ class LocalFleet:
         """Submit the app; its records go to `folder`. Return the run's id.
 
         Raises:
+            ConfigError: for settings that the app would refuse; nothing is submitted then.
             RunFailedError: if the SuperLink does not accept it.
         """
+        overrides = [f"fleet.num_devices={self.num_nodes}", *overrides]
+        compose_settings(overrides)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / SUMMARY).unlink(missing_ok=True)
-        overrides = [f"fleet.num_devices={self.num_nodes}", *overrides]
         with tempfile.TemporaryDirectory(dir=self.scratch) as folder_of_app:
             app = app_folder(Path(folder_of_app))
             self.run_id = self.flwr.submit(app, overrides, folder.resolve(), self.scratch)

@@ -42,7 +42,7 @@ def overtaken(folder: Path) -> list[tuple[list[int], dict[str, str]]]:
 def test_a_node_at_a_fraction_of_a_processor_no_longer_sets_the_round_time_and_its_work_is_used(tmp_path):
     group, out = processor_group(), tmp_path / "out"
     overrides = [
-        *SMALL, "rounds=1000", "channel=measured", "measured.probe=false", "radio.max_pruning_ratio=0",
+        *SMALL, "rounds=1000", "channel=measured", "measured.probe=false", "radio.max_pruning_ratio=0.001",
         "radio.latency_threshold_ms=1000", "server.mode=deadline", "evaluate_every=1000",
         "training.personal_steps=200", "training.global_steps=200",
     ]  # fmt: skip
