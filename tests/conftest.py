@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from engines.processors import usable_processors
+
 # A machine that is busy with other work fails no test.
 settings.register_profile("airflower", deadline=None)
 settings.load_profile("airflower")
@@ -14,6 +16,11 @@ settings.load_profile("airflower")
 # Below `nohup` it is ignored, and whatever the tests start would inherit that.
 if hasattr(signal, "SIGHUP"):
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Return the processes of ``-n auto``: one more than processors, as many tests wait for others' processes."""
+    return usable_processors() + 1
 
 
 @pytest.fixture(scope="session")
