@@ -18,8 +18,9 @@ if hasattr(signal, "SIGHUP"):
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
+@pytest.hookimpl(optionalhook=True)  # pytest-xdist may be absent
 def pytest_xdist_auto_num_workers() -> int:
-    """Return the processes of ``-n auto``: one more than processors, as many tests wait for others' processes."""
+    """Return the processes of ``-n auto``: one more than processors, as many tests wait for what they start."""
     return usable_processors() + 1
 
 
