@@ -20,7 +20,7 @@ if hasattr(signal, "SIGHUP"):
 
 @pytest.hookimpl(optionalhook=True)  # pytest-xdist may be absent
 def pytest_xdist_auto_num_workers() -> int:
-    """Return the processes of ``-n auto``: one more than processors, as many tests wait for what they start."""
+    """Return the processes of ``-n auto``: one more than processors, since many tests wait for others."""
     return usable_processors() + 1
 
 
