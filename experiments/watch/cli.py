@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from rich.console import Console
@@ -38,16 +38,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--serve",
         type=int,
         metavar="PORT",
-        help=f"also as a page, /state.json and /metrics (Prometheus) on {HOST}; 0: any free port",
+        help=f"until Ctrl-C as a page, /state.json and /metrics (Prometheus) on {HOST}; 0: any free port",
     )
     options = parser.parse_args(arguments)
     try:
         folder = options.folder or newest(Path.cwd())
         snapshot = look(folder)
         with ExitStack() as stack:
-            if options.serve is not None and not options.once:
+            serves = options.serve is not None and not options.once
+            if serves:
                 _serve(options.serve, folder, stack)
-            return _show(folder, snapshot, once=options.once)
+            status = _show(folder, snapshot, once=options.once)
+            if serves:
+                _stay()
+            return status
     except ConfigError as error:
         print(f"airflower-watch: {error}", file=sys.stderr)
         return CONFIG_ERROR
@@ -64,6 +68,13 @@ def _serve(port: int, folder: Path, stack: ExitStack) -> None:
     stack.callback(found.shutdown)
     threading.Thread(target=found.serve_forever, daemon=True, name="watch").start()
     print(f"http://{HOST}:{found.server_address[1]}/", flush=True)
+
+
+def _stay() -> None:
+    """Let the page be read, and the last numbers be scraped, until somebody ends it."""
+    print("the run has ended; the page stays until Ctrl-C", flush=True)
+    with suppress(KeyboardInterrupt):
+        threading.Event().wait()
 
 
 def _show(folder: Path, snapshot: Snapshot, *, once: bool) -> int:

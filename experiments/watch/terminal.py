@@ -50,6 +50,10 @@ def duration(seconds: float | None) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
+def _number(value: float) -> str:
+    return f"{value:.4g}" if abs(value) < 1e6 else f"{value / 1e6:.4g} M"
+
+
 def size(number: float | None) -> str:
     """Return a number of bytes with its unit."""
     if number is None:
@@ -97,7 +101,7 @@ def render(snapshot: Snapshot, console: Console) -> RenderableType:
         line.append(f"  {sparkline(values, min(60, console.width - 40), bars)}", style="green")
         parts.append(line)
     if snapshot.figures:
-        parts.append(Text("   ".join(f"{name} {value:.4g}" for name, value in snapshot.figures)))
+        parts.append(Text("   ".join(f"{name} {_number(value)}" for name, value in snapshot.figures)))
     if snapshot.nodes:
         parts.append(_table(snapshot.nodes, console.width - _FRAME))
     return Panel(Group(*parts), title=Text(snapshot.name or "airflower"), subtitle=Text(snapshot.folder))

@@ -7,6 +7,7 @@ import os
 import re
 import threading
 import time
+import urllib.request
 from contextlib import contextmanager
 from html.parser import HTMLParser
 
@@ -305,6 +306,19 @@ def test_a_folder_that_is_gone_is_an_answer_too():
 
     with served(gone) as port:
         assert ask(port, "/state.json")[0] == 503
+
+
+def test_the_page_of_a_run_that_has_ended_stays_until_somebody_ends_it(tmp_path, capsys, monkeypatch):
+    read = []
+
+    def somebody():
+        address, *_ = capsys.readouterr().out.split()
+        with urllib.request.urlopen(f"{address}state.json") as answer:
+            read.append(json.load(answer)["status"])
+
+    monkeypatch.setattr("experiments.watch.cli._stay", somebody)
+    assert main([str(write_run(tmp_path / "run")), "--serve", "0"]) == 0
+    assert read == ["completed"]
 
 
 def test_a_port_that_is_taken_is_named(tmp_path, capsys):
