@@ -1,5 +1,6 @@
 """A network and data that no line of the packages knows, on a fleet: TLS, keys, a file of the user's own."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,8 @@ def own_folder(tmp_path, monkeypatch):
     folder.mkdir()
     (folder / "my_pictures.py").write_text(SOURCE.read_text())
     monkeypatch.setenv(own_files.VARIABLE, str(folder))
+    monkeypatch.setattr("sys.path", [*sys.path])  # the simulation, in this process, looks there as well
+    own_files.find_own_modules()
 
 
 def tables(folder: Path) -> list[bytes]:
