@@ -2,6 +2,8 @@
 
 import csv
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -102,3 +104,39 @@ def test_what_cannot_work_is_refused_before_training(overrides, words):
         prepare(compose_settings([*RESIDUAL, PERSONAL, *overrides]))
     for word in words:
         assert word in str(caught.value)
+
+
+MINE = [text.replace(OWN, "mine") for text in (*RESIDUAL, PERSONAL)]
+JOBS = {
+    "residual": MINE,
+    "residual, pruned": [*MINE, "scheme=fixed_ratio", "scheme.pruning_ratio=0.4"],
+    "lstm": [
+        "model=lstm", "model.options.each_position=true", "model.options.width=6", "dataset.name=mine:tokens",
+        "partition=iid", "fleet.num_devices=3", "rounds=2",
+    ],
+    "table": [
+        "model.name=mine:table", "model.personal=[]", "dataset.name=mine:houses", "partition=natural",
+        "fleet.num_devices=4", "rounds=2",
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("job", JOBS.values(), ids=JOBS)
+def test_a_file_beside_the_command_gives_the_same_records_in_every_engine_and_again(tmp_path, job):
+    (tmp_path / "mine.py").write_text(Path(__file__).with_name("own_task.py").read_text())
+    tables = {}
+    for name in ("inprocess", "again", "ray", "flower", "other seed"):
+        chosen = [f"engine={name if name in ('ray', 'flower') else 'inprocess'}"]
+        done = subprocess.run(
+            [
+                *(sys.executable, "-P", "-m", "experiments.cli", *job, *chosen, f"hydra.run.dir='{name}'"),
+                f"seed={2 if name == 'other seed' else 1}",
+            ],
+            cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        tables[name] = [(tmp_path / name / file).read_bytes() for file in ("rounds.csv", "devices.csv")]
+    other = tables.pop("other seed")
+    assert all(table == tables["inprocess"] for table in tables.values())
+    assert other != tables["inprocess"]
