@@ -38,7 +38,8 @@ log = logging.getLogger(__name__)
 
 CONNECTION = "airflower"
 START_SECONDS = 90.0
-_STATUS_SECONDS = 5.0
+_STATUS_SECONDS = 5.0  # after which a run's folder, and then Flower, are asked whether it is still at work
+_STATUS_MOST_SECONDS = 60.0  # between two questions to Flower; each costs two seconds of a processor
 _STOP_SECONDS = 60.0  # a run that is told to stop has so long to store its last round
 
 
@@ -239,9 +240,13 @@ def follow(
     Raises:
         RunFailedError: if the run does not complete.
     """
-    next_status, over = time.monotonic() + _STATUS_SECONDS, ""
+    next_look = next_question = time.monotonic() + _STATUS_SECONDS
+    pause, over = _STATUS_SECONDS, ""
     while True:
-        shown = _show(folder / LOG_FILE, shown)
+        before, shown = shown, _show(folder / LOG_FILE, shown)
+        if shown > before:  # it is at work
+            pause = _STATUS_SECONDS
+            next_question = time.monotonic() + pause
         if (summary := finished(folder)) is not None:
             _show(folder / LOG_FILE, shown)
             if summary["status"] == "completed":
@@ -251,12 +256,15 @@ def follow(
             raise RunFailedError(f"the ServerApp ended without a result ({over})\n{flwr.log(run_id)}")
         if superlink is not None and superlink.poll() is not None:
             raise RunFailedError(f"the SuperLink died (exit code {superlink.returncode}); see superlink.log")
-        if time.monotonic() > next_status:
+        if time.monotonic() > next_look:
             settle(folder)  # where the guard of the ServerApp was killed with it
+            next_look = time.monotonic() + _STATUS_SECONDS
+        if time.monotonic() > next_question:
             status, details = flwr.status(run_id)
             if status.startswith("finished"):
                 over = f"{status}: {details}"  # one more look at the summary before giving up
-            next_status = time.monotonic() + _STATUS_SECONDS
+            pause = min(2 * pause, _STATUS_MOST_SECONDS)
+            next_question = time.monotonic() + pause
         watch()
         time.sleep(0.2)
 
