@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 VARIABLE = "AIRFLOWER_WORKDIR"
+_APPS = Path(__file__).resolve().parents[1] / "conf"
 
 
 def working_directory() -> Path | None:
@@ -30,9 +31,11 @@ def find_own_modules() -> None:
 
 
 def own_configuration() -> Path | None:
-    """Return the folder with the user's own yaml files, if there is one."""
+    """Return the folder with the user's own yaml files, if there is one; in a clone ``conf/`` is the app's."""
     folder = working_directory()
-    return folder / "conf" if folder is not None and (folder / "conf").is_dir() else None
+    if folder is None or not (folder / "conf").is_dir() or (folder / "conf").resolve() == _APPS:
+        return None
+    return folder / "conf"
 
 
 def for_other_processes() -> dict[str, str]:

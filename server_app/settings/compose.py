@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from hydra import compose, initialize_config_module
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -80,8 +81,6 @@ def compose_config(overrides: Sequence[str]) -> DictConfig:
     Raises:
         ConfigError: for an override that cannot be parsed, an unknown key or an unknown choice.
     """
-    from hydra import compose, initialize_config_module
-
     given = as_meant(overrides)
     if own_configuration() is None and (found := composed("conf", given)) is not None:
         return found

@@ -1,5 +1,7 @@
 """What is composed from kept files is what Hydra composes, or is left to Hydra."""
 
+from pathlib import Path
+
 import pytest
 from hydra import compose, initialize_config_module
 from hypothesis import given, settings
@@ -7,7 +9,9 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from protocol.own_files import VARIABLE
 from schema.composing import HYDRA, composed
+from server_app.settings import compose_config
 from server_app.settings.overrides import as_meant
 
 CHOICES = ["model=mlp", "scheme=over_the_air", "experiment=p1_fig5", "training=fedavg", "tracker=none"]
@@ -74,3 +78,18 @@ def test_a_value_that_its_group_cannot_hold_is_refused_as_hydra_does():
     """It is set nowhere before Hydra has had its say."""
     with pytest.raises(OmegaConfBaseException):
         composed("conf", ["rounds=3"]).nosuch  # noqa: B018
+
+
+def test_configurations_of_the_same_files_are_composed_once_unless_there_are_files_of_ones_own(
+    tmp_path, monkeypatch
+):
+    """The ``conf`` of a clone is the app's, also where a command is called there."""
+    asked = []
+    monkeypatch.setattr("server_app.settings.compose.compose", lambda *_, overrides: asked.append(overrides))
+    monkeypatch.setenv(VARIABLE, str(Path(__file__).parents[2]))
+    assert compose_config(["rounds=3"]).rounds == 3
+    assert asked == []
+    (tmp_path / "conf").mkdir()
+    monkeypatch.setenv(VARIABLE, str(tmp_path))
+    compose_config(["rounds=3"])
+    assert asked == [["rounds=3"]]
