@@ -31,7 +31,7 @@ def find_own_modules() -> None:
 
 
 def own_configuration() -> Path | None:
-    """Return the folder with the user's own yaml files, if there is one; in a clone ``conf/`` is the app's."""
+    """Return the folder with the user's own yaml files, if there is one; the app's, in a clone, is not."""
     folder = working_directory()
     if folder is None or not (folder / "conf").is_dir() or (folder / "conf").resolve() == _APPS:
         return None
