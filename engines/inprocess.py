@@ -41,7 +41,7 @@ _TOGETHER_PER_WORKER = 2  # tasks of devices that are trained together: the more
 
 
 class InProcessGrid(Grid):
-    """Devices 0..K-1 as nodes of a Grid.
+    """Devices 0..K-1 as nodes of a Grid, for one run: they keep their states as long as it is there.
 
     Args:
         client_app: where the ClientApp is, as ``package.module:name``.

@@ -118,7 +118,12 @@ def explained() -> Iterator[None]:
 
 def _names_in(path: str) -> list[str]:
     """Return the names that a group of keys has in the default configuration."""
-    base = composed("conf", ())
-    assert base is not None  # without any override nothing is left to Hydra
+    from hydra.core.global_hydra import GlobalHydra
+
+    if GlobalHydra.instance().is_initialized():
+        base = compose("config")
+    else:
+        with initialize_config_module(version_base=HYDRA, config_module="conf"):
+            base = compose("config")
     node = OmegaConf.select(base, path) if path else base
     return [str(name) for name in node] if isinstance(node, DictConfig) else []

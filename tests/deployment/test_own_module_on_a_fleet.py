@@ -47,9 +47,9 @@ def test_a_residual_network_with_dropout_and_natural_users_gives_the_records_of_
             fleet.start_node(index)
         for name, further in jobs.items():
             fleet.run([*JOB, *further], tmp_path / "fleet-runs" / name)
-    with InProcessGrid("client_app.app:app", NODES) as grid:
-        for name, further in jobs.items():
-            settings = compose_settings([*JOB, *further, f"fleet.num_devices={NODES}"])
+    for name, further in jobs.items():
+        settings = compose_settings([*JOB, *further, f"fleet.num_devices={NODES}"])
+        with InProcessGrid("client_app.app:app", NODES) as grid:  # its devices keep what they have learned
             run(settings, grid, tmp_path / "simulation" / name)
     found = {name: tables(tmp_path / "fleet-runs" / name) for name in jobs}
     assert found == {name: tables(tmp_path / "simulation" / name) for name in jobs}

@@ -76,8 +76,9 @@ def test_an_experiment_composes_and_its_claims_concern_its_own_jobs(experiment):
 
 
 @pytest.mark.slow
-def test_every_experiment_runs_and_reports(tmp_path, data_root, monkeypatch):
-    """Two jobs of each, cut to the smallest, on real images."""
+@pytest.mark.parametrize("last_too", [False, pytest.param(True, marks=pytest.mark.exhaustive)])
+def test_every_experiment_runs_and_reports(tmp_path, data_root, monkeypatch, last_too):
+    """The first job of each, or the first and the last, cut to the smallest, on real images."""
     from experiments.cli import run_job
     from experiments.report.cli import build_report
 
@@ -88,7 +89,7 @@ def test_every_experiment_runs_and_reports(tmp_path, data_root, monkeypatch):
         is_study = "study" in experiments()[experiment]
         tiny = ("engine.workers=1", *(("study.draws=2",) if is_study else trained))
         jobs = jobs_of(experiment, "quick")
-        for i, job in enumerate((jobs[0], jobs[-1])):
+        for i, job in enumerate((jobs[0], jobs[-1])[: 1 + last_too]):
             learned = any("actor_critic" in override for override in job)
             overrides = [*job, *tiny, *(["+scheduler.options.updates=5"] if learned else [])]
             run_job(compose_settings(overrides), tmp_path / "runs" / experiment / str(i))
