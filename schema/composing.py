@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib.resources import files
 
 from hydra import compose, initialize_config_module
@@ -61,13 +61,16 @@ def _parsed(text: str) -> Override:
     return OverridesParser.create().parse_override(text)
 
 
-@lru_cache(maxsize=4096)
 def is_group(module: str, key: str) -> bool:
     """Return whether files are chosen by this key: whether the package has a folder of that name."""
-    folder = files(module)
-    for part in key.split("/"):
-        folder = folder / part
-    return bool(key) and folder.is_dir()
+    return key in _groups(module)
+
+
+@cache
+def _groups(module: str, inside: str = "") -> frozenset[str]:
+    folder = files(module).joinpath(*filter(None, inside.split("/")))
+    found = [f"{inside}/{one.name}".lstrip("/") for one in folder.iterdir() if one.is_dir()]
+    return frozenset(found).union(*(_groups(module, one) for one in found))
 
 
 @lru_cache(maxsize=256)

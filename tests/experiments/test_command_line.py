@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from experiments.sweep import _job_folder, job_name, say_how_it_ended
-from schema import ConfigError
 from server_app.settings import compose_settings
 from tests.experiments.small_sweeps import TINY, airflower
 
@@ -47,19 +46,6 @@ def test_what_is_wrong_stops_the_command_before_any_job_has_a_folder(tmp_path, a
     assert re.search(message, result.stdout + result.stderr, re.DOTALL)
     assert not list(tmp_path.rglob("*.csv"))
     assert not list(tmp_path.rglob("config.yaml")) or "min_smaples" in message
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("radio.cpu_hz=(1", "a text with such characters is quoted"),
-        ("scheme=propsed", "Could not find 'scheme/propsed'"),
-        ("sede=1", "unknown key sede; did you mean seed"),
-    ],
-)
-def test_what_hydra_cannot_compose_is_said_with_what_would_do(text, message):
-    with pytest.raises(ConfigError, match=message):
-        compose_settings([*QUICK, text])
 
 
 def test_a_key_of_a_sweep_has_an_effect_in_one_of_its_jobs_at_least(tmp_path):

@@ -37,19 +37,3 @@ def test_a_smooth_function_takes_newtons_steps_and_no_halvings() -> None:
     root = decreasing_root(function, np.array([0.0]), np.array([10.0]))
     np.testing.assert_allclose(root, 1.0, rtol=1e-15)
     assert calls <= 12
-
-
-def test_a_small_root_has_arrived_when_its_step_is_nothing_beside_one() -> None:
-    """Beside numbers of size one its digits are rounding, which throws Newton to either side of it."""
-    scale = np.linspace(0.3, 3.0, 2000)
-    calls = 0
-
-    def function(x: FloatArray, rows: NDArray[np.intp]) -> tuple[FloatArray, FloatArray]:
-        nonlocal calls
-        calls += 1
-        value = (1.0 + scale[rows] * (1e-3 - x) - 0.1 * x * x) - 1.0  # concave and falling
-        return value, -scale[rows] - 0.2 * x
-
-    root = decreasing_root_in_rows(function, np.zeros(2000), np.full(2000, 10.0), np.full(2000, 10.0))
-    np.testing.assert_allclose(root, 1e-3, atol=1e-6)
-    assert calls <= 16

@@ -35,6 +35,8 @@ from server_app.strategy import build_strategy
         ("+radio.colour=red", "unknown key radio.colour"),
         ("~radio.cpu_hz", "radio.cpu_hz is not set"),
         ("radio.cpu_hz=[", "radio.cpu_hz"),
+        ("radio.cpu_hz=(1", "a text with such characters is quoted"),
+        ("sede=1", "unknown key sede; did you mean seed"),
     ],
 )
 def test_a_wrong_key_or_value_is_named(override, message):
