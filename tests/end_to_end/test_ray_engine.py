@@ -18,7 +18,7 @@ def _outcome(address: str) -> str:
     """Return what becomes of somebody who joins a Ray and has a function called there."""
     code = (
         "import ray, sys; ray.init(address=sys.argv[1], log_to_driver=False); "
-        "print(ray.get(ray.remote(lambda: 'called').remote()))"
+        "print(ray.get(ray.remote(num_cpus=0)(lambda: 'called').remote()))"  # the run has all processors
     )
     clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     joined = subprocess.run(
