@@ -70,6 +70,14 @@ class DeviceStates:
             del self._states[oldest]
             self._in_memory -= len(old_state)
 
+    def clear(self) -> None:
+        """Forget every state."""
+        self.close()
+        self._states.clear()
+        self._spilled.clear()
+        self._slots.clear()
+        self._in_memory = self._end = 0
+
     def close(self) -> None:
         """Remove what is on disk."""
         if self._file is not None:

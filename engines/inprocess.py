@@ -41,7 +41,7 @@ _TOGETHER_PER_WORKER = 2  # tasks of devices that are trained together: the more
 
 
 class InProcessGrid(Grid):
-    """Devices 0..K-1 as nodes of a Grid, for one run: they keep their states as long as it is there.
+    """Devices 0..K-1 as nodes of a Grid; they keep their states for one run, see `begin_run`.
 
     Args:
         client_app: where the ClientApp is, as ``package.module:name``.
@@ -110,6 +110,11 @@ class InProcessGrid(Grid):
             worker.stop()
         self._workers = []
         self._states.close()
+
+    def begin_run(self) -> None:
+        """Forget what devices keep of the run before: in every run they start as they would in the first."""
+        self._states.clear()
+        self.most_at_once = 1
 
     # Flower's Grid interface -------------------------------------------------------------------
 

@@ -195,6 +195,7 @@ def _run(settings: Settings, grid: Grid, folder: Path, on_nodes: bool) -> dict[s
         if settings.channel.source != "measured":
             write_fleet(folder, settings)
         strategy.summary()
+        getattr(grid, "begin_run", lambda: None)()  # a grid of one's own may have served another run
         stop = EarlyStop(settings.stop, strategy.round_columns)
         stop.replay(read_table(folder / ROUNDS))
         strategy.fleet.wait(

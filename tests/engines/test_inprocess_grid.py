@@ -1,4 +1,4 @@
-"""Messages in, replies out, in order."""
+"""Messages in, replies out, in order; and nothing of one run reaches the next."""
 
 import pytest
 from flwr.app import Message, RecordDict
@@ -6,6 +6,9 @@ from flwr.app import Message, RecordDict
 from engines.inprocess import InProcessGrid
 from protocol.messages import HELLO
 from protocol.typed_messages import LazyMessages
+from server_app.run import run
+from server_app.settings import compose_settings
+from tests.end_to_end.jobs import SMALL, records
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -29,3 +32,13 @@ def test_replies_are_in_the_order_of_messages_that_may_be_made_late(workers, kin
         assert [reply.metadata.src_node_id for reply in (first, *coming)] == nodes
         assert made == nodes
         assert list(grid.send_and_receive([], timeout=60)) == []
+
+
+@pytest.mark.parametrize("memory_mib", [1024.0, 0.005])  # at 0.005 MiB most states lie on the disk
+def test_a_second_run_on_the_same_grid_starts_anew(tmp_path, memory_mib):
+    settings = compose_settings(SMALL)
+    with InProcessGrid("client_app.app:app", 10, state_memory_mib=memory_mib) as grid:
+        for name in ("first", "second"):
+            run(settings, grid, tmp_path / name)
+            assert (grid._states.spilled > 0) == (memory_mib < 1)
+    assert records(tmp_path / "first") == records(tmp_path / "second")
