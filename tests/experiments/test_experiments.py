@@ -85,8 +85,9 @@ def test_every_experiment_runs_and_reports(tmp_path, data_root, monkeypatch, las
     monkeypatch.setenv("AIRFLOWER_DATA_ROOT", str(data_root))
     monkeypatch.setattr("server_app.run.draw_run", lambda *_, **__: None)  # the page has figures of its own
     trained = ("rounds=1", "partition.test_samples_per_device=10", "partition.samples_per_device=40")
+    declared = experiments()
     for experiment in EXPERIMENTS:
-        is_study = "study" in experiments()[experiment]
+        is_study = "study" in declared[experiment]
         tiny = ("engine.workers=1", *(("study.draws=2",) if is_study else trained))
         jobs = jobs_of(experiment, "quick")
         for i, job in enumerate((jobs[0], jobs[-1])[: 1 + last_too]):
