@@ -63,14 +63,13 @@ def share_out_charged(curve: Curve, weight: FloatArray, alpha: float, charged: B
         np.arange(weight.size),
         scale=scale,
         price=gains.first_price(able),
-        trials=max(_LEAST_TRIALS, min(_MOST_TRIALS, _TRIAL_WORK // weight.size)),
+        search=weight.size <= _SEARCHED,
     )
     found = gains.solved(best.share > 0)
     return Chosen(found.kept, found.share, found.log_price, best.gap if best.gap > 1e-10 * scale else 0.0)
 
 
-# Nodes of the search: with many devices one of them more or less is little.
-_LEAST_TRIALS, _MOST_TRIALS, _TRIAL_WORK = 1, 60, 20_000
+_SEARCHED = 5_000  # devices at most: of more, one more or less is little
 _HALVINGS = 16  # of the logarithm of the first price
 
 
@@ -129,6 +128,10 @@ class _UploadGains:
         answer = self._buyers.answer(log_price, self._last)
         self._last, self._price = answer.kept, log_price
         return answer.share, self._weight * utility(answer.kept, self._alpha) - price * answer.share
+
+    def profits(self, prices: FloatArray) -> FloatArray:
+        """Return w U(y) - price b at J prices, (J, K)."""
+        return np.array([self.respond(price)[1] for price in prices.tolist()])
 
     def share_out(self, members: BoolArray) -> tuple[FloatArray, float, float]:
         """Return the best shares if exactly the members may upload, their multiplier and the gain."""

@@ -19,7 +19,7 @@ This fixed charge (m > 0 with rho_max = 1) makes the choice of *who* uploads com
 concave envelope of every device's gain is then filled instead; if no device ends on the envelope's
 chord this is the optimum, else at most one (several if they are identical) does. The best of three
 roundings, each solved exactly for its set of uploaders, then starts a branch and bound over who uploads
-(`uploaders`), which ends at the optimum; with very many devices it may stop before, and
+(`uploaders`), which ends at the optimum; should too many choices be as good it stops before, and
 `Allocation.gap` says how far the optimum can be. `certificates.verify_kkt` gives the duality gap
 against the envelope in every case.
 """
@@ -261,7 +261,11 @@ class _FixedNoiseGains:
         self.least_share: FloatArray = np.where(charged, low, 0.0)
         self._cap = np.maximum(np.minimum(cap_of(problem)[0], 1.0), np.minimum(self.least_share, 1.0))
 
-    def respond(self, price: float) -> tuple[FloatArray, FloatArray]:
+    def profits(self, prices: FloatArray) -> FloatArray:
+        """Return w y - lambda b at J prices, (J, K)."""
+        return self.respond(prices[:, np.newaxis])[1]
+
+    def respond(self, price: float | FloatArray) -> tuple[FloatArray, FloatArray]:
         """Return b_k(lambda) of the module text for an upload, and w y - lambda b there."""
         p = self._problem
         r, d, g, q, m, w = (a[0] for a in (p.rate, p.slack, p.compute, p.bits, p.overhead, p.weight))

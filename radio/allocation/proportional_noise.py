@@ -273,6 +273,10 @@ class _UploadGains:
         profit[self._able] = some.weight * np.minimum(gain, 1.0) - price * share[self._able]
         return share, profit
 
+    def profits(self, prices: FloatArray) -> FloatArray:
+        """Return w y - price b at J prices, (J, K)."""
+        return np.array([self.respond(price)[1] for price in prices.tolist()])
+
     def share_out(self, members: BoolArray) -> tuple[FloatArray, float, float]:
         """Fill the band; who only breaks even occupies band for nothing and is left out."""
         charged = self._devices.overhead > 0

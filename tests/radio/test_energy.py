@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from radio.allocation.energy_aware import EnergyCurve
@@ -121,6 +121,7 @@ def test_derivatives_of_the_capacity_are_its_differences(seed: int) -> None:
 
 
 @settings(deadline=None, max_examples=25)
+@example(726)
 @given(seeds)
 def test_slopes_at_the_kink_are_those_beside_it(seed: int) -> None:
     """Where f_max and p_max together just spend the budget, one of them gives way, and not the other."""
@@ -132,9 +133,10 @@ def test_slopes_at_the_kink_are_those_beside_it(seed: int) -> None:
     curve = EnergyCurve(some, np.zeros(at.size), np.ones(at.size))
     step = 1e-7 * at
     for side, slope in zip((-1, 1), curve.kink_slopes(rows), strict=True):
-        beside = curve.priced(at + side * step, rows)[1]
+        _, beside, bend = curve.priced(at + side * step, rows)
         sure = np.isfinite(beside) & np.isfinite(slope)
-        np.testing.assert_allclose(slope[sure], beside[sure], atol=1e-3)
+        apart = 1e-3 + 2 * np.abs(bend * step)  # near the end of what can be paid, b' rises fast
+        assert (np.abs(slope - beside) <= apart)[sure].all()
 
 
 @settings(deadline=None, max_examples=20)

@@ -139,7 +139,7 @@ def test_who_uploads_under_a_fixed_charge_is_the_best_of_all_sets(seed: int) -> 
 
 
 def test_the_gap_of_a_search_that_stops_early_holds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(charged, "_MOST_TRIALS", 1)
+    monkeypatch.setattr(charged, "_SEARCHED", 0)
     assert check_choice(1, 4) > 0
 
 
