@@ -389,6 +389,11 @@ class WirelessStrategy(Strategy):
     def _absent(self, device: int) -> bool:
         return self.log.devices[device].get("reason") == NOT_CONNECTED
 
+    @property
+    def at_work(self) -> Set[int]:
+        """Return the devices whose order is still out: what else they are asked for would wait for that."""
+        return frozenset()
+
     # Evaluation --------------------------------------------------------------------------------
 
     def configure_evaluate(

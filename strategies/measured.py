@@ -15,7 +15,7 @@ that it misses, until it answers again; one that was not connected is not.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from statistics import median
 from typing import Any, ClassVar, Protocol
@@ -282,8 +282,13 @@ class MeasuredStrategy(WirelessStrategy):
             return self.mode.exchange(grid, orders, self.fleet, self.heard)
         return super().exchange(grid, orders, timeout)
 
+    @property
+    def at_work(self) -> Set[int]:
+        """Return the devices whose order is still out."""
+        return self.mode.busy if isinstance(self.mode, WallClock) else super().at_work
+
     def _evaluated(self) -> Iterable[int]:
-        busy = self.mode.busy if isinstance(self.mode, WallClock) else frozenset()
+        busy = self.at_work
         return [device for device in super()._evaluated() if device not in busy]
 
     def close_round(self, plan: RoundPlan) -> None:

@@ -1,4 +1,4 @@
-"""Has every connected device store its personal part for a checkpoint."""
+"""Has every connected device that is not at work store its personal part for a checkpoint."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from protocol.untrusted import last_line, safe_text
 from records.checkpoint.manifest import DevicePart, file_name
 from strategies.base import NOT_CONNECTED, WirelessStrategy
 from strategies.exchange import exchange
+from strategies.wall_clock import AT_WORK
 
 
 def collect(
@@ -24,6 +25,8 @@ def collect(
     timeout: float,
 ) -> dict[int, DevicePart]:
     """Ask every connected device; return what is known of the part of each device of the fleet.
+
+    One that is still at work on an earlier order is not asked, as its answer would wait for that.
 
     Args:
         folder: for the files of devices without a folder of their own.
@@ -49,18 +52,23 @@ def collect(
         group = f"{server_round}/{device}"
         return Message(what.to_records(), dst_node_id=node, message_type=SAVE, group_id=group)
 
-    nodes = {device: node for device in fleet.connected if (node := fleet.node_of(device)) is not None}
+    busy = strategy.at_work
+    nodes = {
+        device: node
+        for device in fleet.connected
+        if device not in busy and (node := fleet.node_of(device)) is not None
+    }
     parts = {
         device: DevicePart(UNKNOWN_ROUND, stored=False, reason="no answer before the time was up")
         for device in nodes
-    }
+    } | {device: DevicePart(UNKNOWN_ROUND, stored=False, reason=AT_WORK) for device in busy}
     messages = [order(device, node) for device, node in nodes.items()]
     for reply in exchange(grid, messages, timeout):
         device = fleet.device_of(reply.metadata.src_node_id)
         if device is None and reply.has_error():  # by the SuperLink, of a node that is dead
             group = reply.metadata.group_id.rpartition("/")[2]
             device = int(group) if group.isdecimal() else None
-        if device is not None and device in parts:
+        if device is not None and device in nodes:
             parts[device] = _stored(device, reply, server_round, folder)
     absent = DevicePart(UNKNOWN_ROUND, stored=False, reason=NOT_CONNECTED)
     return {device: parts.get(device, absent) for device in range(fleet.num_devices)}

@@ -31,10 +31,12 @@ from records.checkpoint.manifest import (
 from records.recorder import Mark, Marks, Recorder
 from strategies.base import NOT_CONNECTED, WirelessStrategy
 from strategies.records import RoundLog
+from strategies.wall_clock import AT_WORK
 
 log = logging.getLogger(__name__)
 
 _KEPT = 2
+_UNASKED = (NOT_CONNECTED, AT_WORK)  # why a device was not asked for its part
 
 
 @dataclass(frozen=True)
@@ -72,12 +74,12 @@ class Writer:
     start: Checkpoint | None = None
     every: int = 0
     _last: Manifest | None = field(default=None, init=False)
-    _asked: dict[int, int] = field(default_factory=dict, init=False)  # device -> last round of an order
+    _asked: dict[int, int] = field(default_factory=dict, init=False)  # device -> where its last order ended
 
     def note(self, log: RoundLog) -> None:
-        """Learn from a finished round which devices had an order, and so may have a new part."""
+        """Learn from a finished round whose order has ended in it: these may have a new part."""
         for device, row in log.devices.items():
-            if row.get("status") is not None and row.get("reason") != NOT_CONNECTED:
+            if row.get("status") not in (None, AT_WORK) and row.get("reason") != NOT_CONNECTED:
                 self._asked[device] = log.round
 
     def due(self, server_round: int) -> bool:
@@ -165,7 +167,7 @@ class Writer:
         known = last.devices.get(device) if last is not None else None
         if known is None:
             never = device not in self._asked
-            return DevicePart(0) if never and part.reason == NOT_CONNECTED else part
+            return DevicePart(0) if never and part.reason in _UNASKED else part
         assert last is not None
         if known.size and not known.own:
             source = self._source(last) / "personal" / file_name(device, known.round)
@@ -173,7 +175,7 @@ class Writer:
                 _link(source, folder / source.name)
             except OSError as error:
                 return DevicePart(part.round, stored=False, reason=f"{part.reason}; {error}")
-        if part.reason == NOT_CONNECTED and self._asked.get(device, 0) <= last.round and known.stored:
+        if part.reason in _UNASKED and self._asked.get(device, 0) <= last.round and known.stored:
             return known  # nothing has changed since
         return DevicePart(known.round, False, known.own, known.sha256, known.size, part.reason)
 

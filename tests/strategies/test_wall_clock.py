@@ -10,6 +10,9 @@ from flwr.app import ConfigRecord, Message
 from engines.inprocess import InProcessGrid
 from protocol.arrays import read_weights, weights_record
 from protocol.messages import TrainOrder
+from records.checkpoint import FinishedRound, Writer
+from records.checkpoint.manifest import file_name
+from records.recorder import Recorder
 from server_app.job import prepare
 from server_app.settings import compose_settings
 from server_app.strategy import build_strategy
@@ -124,6 +127,34 @@ def test_a_slow_node_keeps_its_order_while_others_go_on_and_its_work_is_used(fle
     assert strategy.log.columns["version"] == number
     assert strategy.log.columns["replies"] == 3
     assert _round(strategy, fleet, number + 1, weights)[1] == [0, 1, 2]  # its next order, at once
+
+
+def test_a_checkpoint_does_not_wait_for_who_is_at_work_and_keeps_its_part_of_before(fleet, tmp_path):
+    strategy = _strategy(fleet, "server.mode=deadline")
+    recorder = Recorder(
+        tmp_path,
+        round_columns=strategy.round_columns,
+        device_columns=strategy.device_columns,
+        device_timing_columns=strategy.device_timing_columns,
+    )
+    writer = Writer(tmp_path, {}, recorder, every=1)
+    weights, node = np.zeros(strategy.num_weights, np.float32), strategy.fleet.node_of(2)
+    parts = []
+    for number, held in ((1, True), (2, False), (3, True)):
+        fleet.held = {node} if held else set()
+        weights = _round(strategy, fleet, number, weights)[0]
+        writer.note(strategy.log)
+        before = len(fleet.sent)
+        manifest = writer.save(FinishedRound(number, weights, {}, recorder.marks), fleet, strategy, 20.0)
+        fleet._open &= set(fleet._pending)  # the checkpoint's own messages are answered
+        asked = {message.metadata.dst_node_id for message in fleet.sent[before:]}
+        assert asked == {strategy.fleet.node_of(device) for device in range(DEVICES)} - fleet.held
+        assert not manifest.missing
+        parts.append(manifest.devices[2])
+    assert [part.round for part in parts] == [0, 1, 1]  # the order of the first round was done in the second
+    assert parts[2] == parts[1]
+    stored = tmp_path / "checkpoint" / "round-000003" / "personal" / file_name(2, 1)
+    assert stored.stat().st_size == parts[2].size
 
 
 def test_a_buffer_closes_a_round_with_so_many_replies(fleet):
