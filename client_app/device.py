@@ -164,7 +164,8 @@ def device_index(context: Context) -> tuple[int, int]:
     """Return (index, number of devices) from the node's configuration.
 
     Raises:
-        MessageError: if `partition-id` or `num-partitions` is absent or not a whole number.
+        MessageError: if `partition-id` or `num-partitions` is absent or not a whole number, or the first is not
+            below the second.
     """
     values = []
     for key in ("partition-id", "num-partitions"):
@@ -175,7 +176,13 @@ def device_index(context: Context) -> tuple[int, int]:
                 "--node-config 'partition-id=... num-partitions=...'"
             )
         values.append(value)
-    return values[0], values[1]
+    index, number = values
+    if not 0 <= index < number:
+        raise MessageError(
+            f"partition-id = {index} and num-partitions = {number} in the node's configuration; the first "
+            "counts from 0 and must be below the second"
+        )
+    return index, number
 
 
 @dataclass(frozen=True, eq=False)

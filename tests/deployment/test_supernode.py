@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from deploy import supernode
+from deploy.supernode import NodeOptions
 from engines.flower_command import start_command
+from schema import ConfigError
 
 SCRIPT = Path(__file__).parents[2] / "deploy" / "supernode"
 
@@ -54,6 +56,21 @@ def test_what_no_new_start_mends_ends_it(node, end):
     starts = node(end, end)
     assert supernode.keep_running([]) == 2
     assert len(starts.read_text().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("config", "text"),
+    [
+        ("partition-id=7 num-partitions=2", "partition-id = 7 and num-partitions = 2"),
+        ("partition-id=2 num-partitions=2", "below the second"),
+        ("partition-id=-1 num-partitions=2", "counts from 0"),
+        ("num-partitions=2", "partition-id = None"),
+        ("partition-id=0.5 num-partitions=2", "partition-id = 0.5"),
+    ],
+)
+def test_a_node_that_no_run_could_use_does_not_start(config, text):
+    with pytest.raises(ConfigError, match=text):
+        NodeOptions.read(["--insecure", "--node-config", config]).check()
 
 
 def test_waits_grow_to_a_limit_and_start_over_after_a_while():
