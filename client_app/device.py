@@ -164,7 +164,7 @@ def device_index(context: Context) -> tuple[int, int]:
     """Return (index, number of devices) from the node's configuration.
 
     Raises:
-        MessageError: if `partition-id` or `num-partitions` is absent or not a whole number, or the first is not
+        MessageError: if `partition-id` or `num-partitions` is absent or not a whole number, or the first not
             below the second.
     """
     values = []
