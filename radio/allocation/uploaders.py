@@ -28,7 +28,7 @@ from radio.arrays import BoolArray, FloatArray
 
 # Choices that are followed at once; beyond them those of the least bounds are given up, and the gap says so.
 most_choices = 20_000
-_FEW = 32  # so many are followed first, for a good choice to begin with
+_FEW = 64  # so many are followed first, for a good choice to begin with
 _PRICES = 16  # to either side of the least bound's; nearer to each other the nearer they are to it
 _NEAR, _FAR = 1e-4, 0.5  # of them, the nearest and the farthest in the logarithm
 _MOST_NUMBERS = 10_000_000  # phi_k that are kept
