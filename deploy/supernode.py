@@ -105,6 +105,11 @@ class NodeOptions:
             raise ConfigError(f"--node-config {self.node_config!r}: {error}") from error
         try:
             index, number = device_index(Context(0, 0, config, RecordDict(), {}))
+            if not 0 <= index < number:
+                raise ConfigError(
+                    f"partition-id = {index} and num-partitions = {number} in --node-config; the first "
+                    "counts from 0 and must be below the second"
+                )
             lines = [f"device {index} of {number}"]
             if images := config.get("data-dir"):
                 lines.append(describe_images(str(images)))
