@@ -177,7 +177,7 @@ def _numbers(
         [run for run in runs if matches(run, side)],
         claim.y,
         [key for key in dimensions if key not in fixed],
-        reduce="max" if claim.statistic == "max" else None,
+        reduce=claim.statistic if claim.statistic in ("max", "last") else None,
     )
     if not found:
         wanted = ", ".join(f"{key} = {show(value)}" for key, value in {**claim.where, **side}.items())

@@ -85,7 +85,8 @@ class Claim:
         margin: how much less still counts as "at least".
         least, most: limits of ratio and value.
         statistic: mean; std (compare, monotone): the spread over draws or seeds; max (value): the largest
-            of all rounds and draws.
+            of all rounds and draws; last (value): the mean over runs of the last evaluation of each, where mean
+            takes the last quarter.
         groups: keys whose values are one point each of a correlation.
         where: configuration values that a run must have.
         everywhere: keys at each of whose values the claim must hold; without, what is not named in `where` is
@@ -104,7 +105,7 @@ class Claim:
     margin: float = 0.0
     least: float = -float("inf")
     most: float = float("inf")
-    statistic: Literal["mean", "max", "std"] = "mean"
+    statistic: Literal["mean", "max", "std", "last"] = "mean"
     groups: Sequence[str] = ()
     where: Mapping[str, Any] = field(default_factory=dict)
     everywhere: Sequence[str] = ()
@@ -127,7 +128,7 @@ _NEEDED_BY = {
     "crossing": ("first", "second"),
     "correlation": ("over", "groups"),
 }
-_STATISTICS = {"compare": ("mean", "std"), "monotone": ("mean", "std"), "value": ("mean", "max")}
+_STATISTICS = {"compare": ("mean", "std"), "monotone": ("mean", "std"), "value": ("mean", "max", "last")}
 
 
 @dataclass(frozen=True)

@@ -186,6 +186,16 @@ def test_every_round_is_the_largest_of_all_rounds_not_the_mean_of_a_run(tmp_path
     assert check(claim, [make_run(tmp_path / "2", 0.9)], ()).verdict == "not decidable"
 
 
+def test_the_last_evaluation_is_not_that_of_the_last_quarter(tmp_path):
+    runs = [make_run(tmp_path / f"{seed}", 0.5, seed=seed) for seed in range(9)]
+    for run, last in zip(runs, np.linspace(0.79, 0.81, 9), strict=True):
+        text = (run.folder / "rounds.csv").read_text().replace("8,0.5,", f"8,{last},")
+        (run.folder / "rounds.csv").write_text(text)
+    asked = {"text": "", "check": "value", "y": "accuracy_mean", "least": 0.75, "most": 0.85}
+    assert check(Claim(**asked, statistic="last"), runs, DIMENSIONS).verdict == "confirmed"
+    assert check(Claim(**asked), runs, DIMENSIONS).verdict == "contradicted"  # 0.65: of rounds 7 and 8
+
+
 def test_a_seed_whose_job_failed_is_left_out_of_a_pooled_comparison(tmp_path):
     """Without: the seed's mean would be that of other settings."""
     runs = [
