@@ -85,8 +85,8 @@ class Claim:
         margin: how much less still counts as "at least".
         least, most: limits of ratio and value.
         statistic: mean; std (compare, monotone): the spread over draws or seeds; max (value): the largest
-            of all rounds and draws; last (value): the mean over runs of the last evaluation of each, where mean
-            takes the last quarter.
+            of all rounds and draws; last (value): the mean of the runs' last evaluations, where mean takes
+            their last quarters.
         groups: keys whose values are one point each of a correlation.
         where: configuration values that a run must have.
         everywhere: keys at each of whose values the claim must hold; without, what is not named in `where` is
