@@ -10,7 +10,10 @@ from radio.allocation.pricing import Buyers, Rows, Sharing, utility
 from radio.arrays import BoolArray, FloatArray
 
 _ROUNDING = 1e-12
-_BESIDE = 1e-10  # how far from a point its sides are looked at, relative
+_BESIDE = 1e-10  # how far from a point its sides are looked at for the bound, relative
+# The same for stationarity: the last of the band is shared out along a straight line, which leaves y beside a kink
+# by 3e-10 (one of 100 000 devices, at a kink of its own between two limits that `Curve.kink` does not name).
+_BESIDE_KINK = 1e-9
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ def certify(buyers: Buyers, found: Sharing, *, optional: BoolArray | None = None
     silent = np.zeros(w.shape, dtype=np.bool_) if optional is None else optional & (found.share == 0)
     y = np.where(silent, low, y)
     need = np.where(silent, 0.0, buyers.need(y))
-    left, right = _sides(buyers, y, rows)
+    left, right = _sides(buyers, y, rows, _BESIDE_KINK)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         up = np.expm1(left - found.log_price) if np.isfinite(found.log_price) else np.full(y.shape, np.inf)
         down = np.expm1(right - found.log_price) if np.isfinite(found.log_price) else up
@@ -71,9 +74,11 @@ def certify(buyers: Buyers, found: Sharing, *, optional: BoolArray | None = None
     )
 
 
-def _sides(buyers: Buyers, y: FloatArray, rows: Rows) -> tuple[FloatArray, FloatArray]:
+def _sides(
+    buyers: Buyers, y: FloatArray, rows: Rows, beside: float = _BESIDE
+) -> tuple[FloatArray, FloatArray]:
     """Return ln w U'(y) / b'(y) just left and just right of y: between them lies any kink that y is at."""
-    step = _BESIDE * np.maximum(y, 1e-6)
+    step = beside * np.maximum(y, 1e-6)
     below, above = np.maximum(y - step, buyers.low), np.minimum(y + step, buyers.high)
     return (
         buyers.worth(below) - buyers.curve.priced(below, rows)[1],
