@@ -64,15 +64,15 @@ def crowded(seed: int) -> tuple[FloatArray, float, float, float]:
 
 
 def who_uploads(seeds: int) -> None:
-    """Print the time of crowded cells where an upload costs bits before its first weight, and the gap left."""
+    """Print the time of crowded cells where uploads have a fixed charge, and the gap that is left."""
     times, gaps = [], []
     for seed in range(seeds):
         inputs = crowded(seed)
         gaps.append(float(allocate(*inputs, overhead_bits=1.99e4).gap))
         times.append(best_time(lambda: allocate(*inputs, overhead_bits=1.99e4), 3))  # noqa: B023
     print(
-        f"\n{seeds} crowded cells of 200 devices with overhead: {1e3 * np.median(times):.1f} ms in the median, "
-        f"{1e3 * max(times):.1f} ms at most; largest gap {max(gaps):.1e}"
+        f"\n{seeds} crowded cells of 200 devices with overhead: {1e3 * np.median(times):.1f} ms in the "
+        f"median, {1e3 * max(times):.1f} ms at most; largest gap {max(gaps):.1e}"
     )
 
 

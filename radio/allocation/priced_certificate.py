@@ -11,8 +11,8 @@ from radio.arrays import BoolArray, FloatArray
 
 _ROUNDING = 1e-12
 _BESIDE = 1e-10  # how far from a point its sides are looked at for the bound, relative
-# The same for stationarity: the last of the band is shared out along a straight line, which leaves y beside a kink
-# by 3e-10 (one of 100 000 devices, at a kink of its own between two limits that `Curve.kink` does not name).
+# The same for stationarity: the last of the band is shared out along a straight line, which leaves y beside a
+# kink by 3e-10 (one of 100 000 devices, at a kink between two limits that `Curve.kink` does not name).
 _BESIDE_KINK = 1e-9
 
 
