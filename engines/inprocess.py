@@ -25,6 +25,7 @@ from flwr.serverapp import Grid
 
 from engines.allocator import keep_freed_memory
 from engines.device_states import DeviceStates
+from engines.placement import Placement
 from engines.processors import usable_processors
 from engines.shared_arrays import Block, Board
 from engines.workers import FIRST_NODE, FORK, App, Runner, Worker, WorkerDiedError
@@ -85,6 +86,7 @@ class InProcessGrid(Grid):
         self._app.load_many()  # a module without the function is found here
         self._num_workers = workers
         self._states = DeviceStates(int(state_memory_mib * 2**20))
+        self._placement = Placement()
         self._pending: dict[str, Message] = {}
         self._numbers = itertools.count(1)
         self._run: Any = None
@@ -114,6 +116,7 @@ class InProcessGrid(Grid):
     def begin_run(self) -> None:
         """Forget what devices keep of the run before: in every run they start as they would in the first."""
         self._states.clear()
+        self._placement.clear()
         self.most_at_once = 1
 
     # Flower's Grid interface -------------------------------------------------------------------
@@ -202,13 +205,18 @@ class InProcessGrid(Grid):
             yield from self._process_here(_tasks(coming, number if together else 1), deadline)
             return
         size = max(1, number // (_TOGETHER_PER_WORKER * self._num_workers)) if together else 1
-        head = [*itertools.islice(coming, max(size, 2))]  # what these share, all do
         waiting, replies = deque[str](), dict[str, Message]()
 
-        def tasks() -> Iterator[list[Message]]:
-            for task in _tasks(itertools.chain(head, coming), size):
-                waiting.extend(map(self._number, task))
-                yield task
+        def noted(messages: Iterable[Message]) -> Iterator[Message]:
+            for message in messages:
+                waiting.append(self._number(message))
+                yield message
+
+        coming = noted(coming)
+        if not together and self._placement.unequal(first.metadata.message_type):
+            coming = iter(self._placement.longest_first(coming))
+        head = [*itertools.islice(coming, max(size, 2))]  # what these share, all do
+        tasks = _tasks(itertools.chain(head, coming), size)
 
         if self._board is None:
             self._board = Board(shared=FORK)  # before the workers fork
@@ -217,7 +225,7 @@ class InProcessGrid(Grid):
         if deadline is not None:
             share = (deadline - time.monotonic()) * self._num_workers / number
             share = max(share, _LEAST_SHARE_SECONDS)
-        for answered in self._process_in_workers(tasks(), block, deadline, share, ahead=2 if together else 1):
+        for answered in self._process_in_workers(tasks, block, deadline, share, ahead=2 if together else 1):
             replies.update(answered)
             while waiting and waiting[0] in replies:
                 yield replies.pop(waiting.popleft())
@@ -333,7 +341,10 @@ class InProcessGrid(Grid):
         for connection in ready:
             worker = busy[cast(Connection, connection)]
             try:
-                for message, reply, state in worker.collect():
+                collected = worker.collect()
+                if len(collected) == 1:
+                    self._placement.note(collected[0][0], worker.seconds)
+                for message, reply, state in collected:
                     answered[message.metadata.message_id] = reply
                     self._keep(message, state)
             except WorkerDiedError as error:

@@ -194,6 +194,7 @@ class Worker:
     Attributes:
         connection: readable when a reply is there, or the process is gone.
         tasks: its tasks, the one that it is at work on first; of each, the messages that have no reply yet.
+        seconds: that it was at work on the last task that it finished.
     """
 
     def __init__(self, app: App, board: Board) -> None:
@@ -221,7 +222,7 @@ class Worker:
         self._block = 0
         self._pair = 0
         self.tasks: deque[deque[Message]] = deque()
-        self._since = 0.0
+        self._since, self.seconds = 0.0, 0.0
 
     def submit(
         self,
@@ -280,7 +281,8 @@ class Worker:
         collected = [(self.tasks[0].popleft(), reply, state) for reply, state in answers]
         if not self.tasks[0]:
             self.tasks.popleft()
-            self._since = time.monotonic()
+            now = time.monotonic()
+            self.seconds, self._since = now - self._since, now
         return collected
 
     def is_slow(self, share: float) -> bool:

@@ -96,7 +96,10 @@ class MaskedAverage:
             taken += places.size
             if some.size < places.size:
                 break
-            addend = np.multiply(some, np.float64(device_weight), out=self._addend[: places.size])
+            addend = self._addend[: places.size]
+            addend[:] = some  # a ufunc casts through a buffer: a copy takes a third of its time
+            if device_weight != 1.0:
+                addend *= device_weight
             np.add.at(self._sum[block], places, addend)  # buffered indexing would take twice as long
             if self._share is not None:
                 self._share[block][places] += device_weight
