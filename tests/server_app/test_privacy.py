@@ -52,6 +52,19 @@ def test_many_releases_are_one_with_less_noise():
     assert math.isinf(privacy.composed([]))
 
 
+@pytest.mark.parametrize(
+    ("override", "gain"),
+    [("scheme.weighting=uniform", 2.0), ("scheme.weighting=samples", 1.0), ("scheme.aggregation=trimmed_mean", 1.0)],
+)
+def test_only_in_a_plain_mean_do_the_noises_of_the_contributors_add_up(override, gain):
+    settings = compose_settings([*DENSE, override])
+    z, delta = settings.privacy.noise_multiplier, settings.privacy.delta
+    row = {"round": "1", "device": "0", "status": "uploaded", "min_keepers": "4"}
+    spent = privacy.privacy_spent(settings, [row], [row])["privacy"]
+    assert spent["epsilon"] == pytest.approx(closed_form(z, delta), rel=1e-3)
+    assert spent["epsilon_model"] == pytest.approx(closed_form(gain * z, delta), rel=1e-3)
+
+
 def test_an_update_is_clipped_and_gets_noise_of_the_stated_deviation():
     rng = np.random.default_rng(3)
     long = rng.normal(size=50_000).astype(np.float32)
