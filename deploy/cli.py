@@ -128,7 +128,7 @@ def _run_here(options: argparse.Namespace, folder: Path) -> None:
     from deploy.credentials import roster
     from deploy.local_fleet import LocalFleet
     from deploy.resources import Usage
-    from deploy.supervise import standing, supervise
+    from deploy.supervise import insist, standing, supervise
     from engines.superlink import tell_the_end
     from engines.temporary import SOCKET, short_folder
     from records.ownership import holder_of, owned
@@ -146,12 +146,16 @@ def _run_here(options: argparse.Namespace, folder: Path) -> None:
         if holder_of(folder) is None and standing(folder, settings).completed:
             log.info("the run was completed before")
             return
-        scratch = Path(last.enter_context(short_folder("airflower-fleet-", SOCKET)))
         last.callback(tell_the_end, folder)  # when the ServerApp is gone
         state = (options.state_dir or folder / "state").resolve()
-        started = last.enter_context(
-            LocalFleet(scratch, options.nodes, folder / "logs", state_dir=state, throw_away=True)
-        )
+
+        def start() -> LocalFleet:
+            scratch = Path(last.enter_context(short_folder("airflower-fleet-", SOCKET)))
+            return last.enter_context(
+                LocalFleet(scratch, options.nodes, folder / "logs", state_dir=state, throw_away=True)
+            )
+
+        started = insist(start, tries=options.tries)
         log.info("SuperLink (TLS, SuperNode keys) on 127.0.0.1:%d", started.port)
         log.info("its control API, for the operator: 127.0.0.1:%d, loopback only", started.control_port)
         for index in range(options.nodes):

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from omegaconf import OmegaConf
 
@@ -35,6 +35,7 @@ from server_app.settings.overrides import override
 
 log = logging.getLogger(__name__)
 
+Started = TypeVar("Started")
 TRIES = 10
 _FIRST_WAIT, _LONGEST_WAIT = 1.0, 60.0
 _FREE_SECONDS = 90.0  # a ServerApp whose SuperLink is gone has ended by then
@@ -113,6 +114,27 @@ def standing(folder: Path, settings: Settings) -> Standing:
         wanted = found[0][1]  # not every device has stored its part; better than to begin again
         usable = _load(wanted, settings)
     return Standing(round=usable.round, resume=(override("resume", str(wanted)),))
+
+
+def insist(
+    start: Callable[[], Started], *, tries: int = TRIES, sleep: Callable[[float], None] = time.sleep
+) -> Started:
+    """Return what `start` returns; where it fails, as when a SuperLink is killed while it starts, try again.
+
+    Raises:
+        RunFailedError: that of the last try.
+    """
+    wait = _FIRST_WAIT
+    for left in range(tries - 1, -1, -1):
+        try:
+            return start()
+        except RunFailedError as error:
+            if not left:
+                raise RunFailedError(f"{error} (given up after {tries} starts)") from error
+            log.warning("%s; starting again in %g s", str(error).splitlines()[0], wait)
+        sleep(wait)
+        wait = min(2 * wait, _LONGEST_WAIT)
+    raise ValueError(f"tries = {tries}; at least 1")
 
 
 def supervise(

@@ -346,8 +346,10 @@ def wait_for(
                 if probe.connect_ex((host, port)) == 0:
                     return
         time.sleep(0.2)
+    code = process.poll()
+    why = f"it did not listen within {START_SECONDS:g} s" if code is None else f"it ended with status {code}"
     text = log_file.read_text(errors="replace")[-2000:]
-    raise RunFailedError(f"{log_file.stem} did not start on {host}:{port}:\n{text}")
+    raise RunFailedError(f"{log_file.stem} did not start on {host}:{port}, {why}:\n{text}")
 
 
 def kill_all(process: subprocess.Popen[bytes]) -> None:

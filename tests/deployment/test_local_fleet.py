@@ -12,6 +12,7 @@ import pytest
 
 from deploy.credentials import make_node_key
 from engines.inprocess import InProcessGrid
+from engines.process_table import command_of, started_by
 from engines.superlink import commands, free_ports, kill_all
 from server_app.run import run
 from server_app.settings import compose_settings
@@ -75,6 +76,22 @@ def test_one_command_gives_the_records_of_the_simulation_while_strangers_knock(t
         run(compose_settings([*overrides, "fleet.num_devices=5"]), grid, tmp_path / "simulation")
     for name in ("rounds.csv", "devices.csv"):
         assert (out / name).read_text() == (tmp_path / "simulation" / name).read_text()
+
+
+def test_a_superlink_that_is_killed_while_it_starts_costs_some_seconds(tmp_path):
+    command = [sys.executable, str(COMMAND), "--nodes", "2", "--out", str(tmp_path / "out"), *SMALL]
+    with subprocess.Popen(
+        [*command, "rounds=1"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as fleet:
+        while not (links := [one for one in started_by(fleet.pid) if "flower-superlink" in command_of(one)]):
+            assert fleet.poll() is None
+            time.sleep(0.05)
+        os.kill(links[0].pid, signal.SIGKILL)
+        said = fleet.communicate(timeout=300)[0]
+    assert fleet.returncode == 0, said
+    assert "superlink did not start" in said
+    assert "starting again in 1 s" in said
+    assert processes_of(tmp_path) == []
 
 
 def test_a_run_that_fails_is_a_failure_of_the_command_and_leaves_nothing(tmp_path):

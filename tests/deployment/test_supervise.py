@@ -15,7 +15,7 @@ import pytest
 from client_app.results import DivergedError
 from deploy import cli
 from deploy.lab_fleet import flwr_of
-from deploy.supervise import RunStoppedError, standing, supervise
+from deploy.supervise import RunStoppedError, insist, standing, supervise
 from engines.inprocess import open_grid
 from records.checkpoint import Writer
 from records.recorder import read_table, write_json
@@ -217,3 +217,21 @@ def test_a_fleet_stores_every_round_unless_it_is_told_otherwise(tmp_path, monkey
         with open_grid(chosen, "client_app.app:app", 1) as grid:
             run(chosen, grid, tmp_path / name, on_nodes=on_nodes)
     assert stored == [1, 2, 3, 4, 4, 4]
+
+
+def test_a_fleet_that_does_not_start_is_started_again_until_it_has_failed_often_enough():
+    outcomes = [RunFailedError("the SuperLink ended"), RunFailedError("the SuperLink ended"), "a fleet"]
+    waits: list[float] = []
+
+    def start() -> str:
+        outcome = outcomes.pop(0)
+        if isinstance(outcome, RunFailedError):
+            raise outcome
+        return outcome
+
+    assert insist(start, tries=3, sleep=waits.append) == "a fleet"
+    assert waits == [1.0, 2.0]
+    outcomes.extend([RunFailedError("no port")] * 2)
+    with pytest.raises(RunFailedError, match=r"no port \(given up after 2 starts\)"):
+        insist(start, tries=2, sleep=waits.append)
+    assert not outcomes
