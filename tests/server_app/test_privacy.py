@@ -54,7 +54,11 @@ def test_many_releases_are_one_with_less_noise():
 
 @pytest.mark.parametrize(
     ("override", "gain"),
-    [("scheme.weighting=uniform", 2.0), ("scheme.weighting=samples", 1.0), ("scheme.aggregation=trimmed_mean", 1.0)],
+    [
+        ("scheme.weighting=uniform", 2.0),
+        ("scheme.weighting=samples", 1.0),
+        ("scheme.aggregation=trimmed_mean", 1.0),
+    ],
 )
 def test_only_in_a_plain_mean_do_the_noises_of_the_contributors_add_up(override, gain):
     settings = compose_settings([*DENSE, override])
