@@ -33,8 +33,8 @@ class Placement:
 
     def unequal(self, kind: str) -> bool:
         """Return whether some device takes so much longer than most that it matters when it begins."""
-        known = self._seconds.get(kind)
-        return bool(known) and max(known.values()) > _UNEQUAL * statistics.median(known.values())
+        known = self._seconds.get(kind, {}).values()
+        return bool(known) and max(known) > _UNEQUAL * statistics.median(known)
 
     def longest_first(self, messages: Iterable[Message]) -> list[Message]:
         """Return messages of one kind in the order of service; devices that are not known come first."""

@@ -220,7 +220,8 @@ def test_a_fleet_stores_every_round_unless_it_is_told_otherwise(tmp_path, monkey
 
 
 def test_a_fleet_that_does_not_start_is_started_again_until_it_has_failed_often_enough():
-    outcomes = [RunFailedError("the SuperLink ended"), RunFailedError("the SuperLink ended"), "a fleet"]
+    outcomes: list[RunFailedError | str] = [RunFailedError("the SuperLink ended") for _ in range(2)]
+    outcomes.append("a fleet")
     waits: list[float] = []
 
     def start() -> str:

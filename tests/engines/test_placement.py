@@ -84,6 +84,6 @@ def test_a_long_device_begins_first_once_it_is_known():
         for _ in range(4):  # the first times are those of imports
             replies = list(grid.send_and_receive([message(node) for node in nodes], timeout=60))
             assert [reply.metadata.src_node_id for reply in replies] == nodes  # as they were asked
-            begun = [float(reply.content["begun"]["begun"]) for reply in replies]
+            begun = [float(str(reply.content.metric_records["begun"]["begun"])) for reply in replies]
             early.append(begun[-1] <= sorted(begun)[1])  # two begin at once
         assert any(early[2:])
