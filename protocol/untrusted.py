@@ -20,6 +20,9 @@ _FORMULA = re.compile(r"(^|;)(\s*)(?=[=+\-@\uff0b\uff0d\uff1d\uff20])")
 # and "separator" only the space is printed as it is.
 _SHOWN_AS_CODE = ("C", "Zl", "Zp")
 
+# Nothing to be done: most text is a word of our own, and a round of many devices has hundreds.
+_PLAIN = re.compile(r"\w+(?: [\w.,:()/]+)*", re.ASCII)
+
 
 def safe_text(text: object, limit: int = LONGEST) -> str:
     """Return untrusted text as one short printable line that no terminal and no spreadsheet obeys.
@@ -34,6 +37,12 @@ def safe_text(text: object, limit: int = LONGEST) -> str:
         limit: most characters of the result, at least 4.
     """
     raw = text if isinstance(text, str) else str(text)
+    if len(raw) <= limit and _PLAIN.fullmatch(raw):
+        return raw
+    return _made_safe(raw, limit)
+
+
+def _made_safe(raw: str, limit: int) -> str:
     # A character makes at most ten; what lies far beyond the limit need not be looked at.
     words = " ".join(raw[: 8 * limit].split())
     shown = _FORMULA.sub(r"\1\2'", "".join(map(_shown, words)))

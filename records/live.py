@@ -33,7 +33,8 @@ class Live:
 
     def __init__(self, folder: Path, rounds: int) -> None:
         self._path = folder / LIVE
-        self._state: dict[str, Any] = {"round": 0, "rounds": rounds, "phase": "starting", "devices": {}}
+        self._state: dict[str, Any] = {"round": 0, "rounds": rounds, "phase": "starting"}
+        self._devices: dict[int, dict[str, Any]] = {}
         self._next = 0.0
         self._broken = False
 
@@ -46,15 +47,15 @@ class Live:
         phase = _PHASES.get(kind, "")
         changed = bool(phase) and (phase, server_round) != (self._state["phase"], self._state["round"])
         if changed:
-            self._state |= {"round": server_round, "phase": phase, "since": round(now, 3)}
+            self._state |= {"round": server_round, "phase": phase, "since": now}
         if device is not None:
-            entry = self._state["devices"].setdefault(str(device), {})
+            entry = self._devices.setdefault(device, {})
             if phase:
-                entry |= {"phase": phase, "asked": round(now, 3)}
+                entry["phase"], entry["asked"] = phase, now
             else:
                 if entry.get("phase") == TRAINING and "asked" in entry:
-                    entry["took"] = round(now - entry["asked"], 3)
-                entry |= {"phase": kind, "seen": round(now, 3)}
+                    entry["took"] = now - entry["asked"]
+                entry["phase"], entry["seen"] = kind, now
         if changed or now >= self._next:
             self._write(now)
 
@@ -67,7 +68,8 @@ class Live:
         started = time.perf_counter()
         temporary = self._path.with_name(f".{LIVE}.{os.getpid()}")
         try:
-            temporary.write_text(json.dumps({**self._state, "updated": round(now, 3)}))
+            devices = {str(device): _rounded(entry) for device, entry in self._devices.items()}
+            temporary.write_text(json.dumps(_rounded({**self._state, "devices": devices, "updated": now})))
             temporary.replace(self._path)
         except OSError as error:  # a run does not fail because nobody can watch it
             if not self._broken:
@@ -75,3 +77,8 @@ class Live:
             self._broken = True
         took = time.perf_counter() - started
         self._next = now + max(_EVERY_SECONDS, _LEAST_PAUSE * took)
+
+
+def _rounded(values: dict[str, Any]) -> dict[str, Any]:
+    """Round times to milliseconds: here, not at each of a thousand notices."""
+    return {name: round(one, 3) if isinstance(one, float) else one for name, one in values.items()}

@@ -181,18 +181,24 @@ class _Search:
         start, members, kinds = self._open(prices, profit)
         for limit in (min(_FEW, most_choices), most_choices):
             left, dropped = self._follow(start, kinds, limit)
-            for row in np.argsort(-left.bound.min(axis=1), kind="stable").tolist()[:4]:
-                self.consider(self._members(members, kinds, left.numbers[row]))
+            self._look_at(left, members, kinds, most=4)
             if dropped <= self._enough:
                 break
         left = left.rows(left.bound.min(axis=1) > self._enough)
         if left.least.size > 4:
             left = self._sharpened(left, members, kinds, prices)
-        for row in np.argsort(-left.bound.min(axis=1), kind="stable").tolist():
-            if left.bound[row].min() <= self._enough:
+        self._look_at(left, members, kinds)
+        return dropped - self._best[2] if dropped > self._enough else 0.0
+
+    def _look_at(
+        self, left: _Choices, members: BoolArray, kinds: list[_Kind], most: int | None = None
+    ) -> None:
+        """Solve for choices that are all decided, the most promising first, while one may be better."""
+        bound = left.bound.min(axis=1)
+        for row in np.argsort(-bound, kind="stable").tolist()[:most]:
+            if bound[row] <= self._enough:
                 break
             self.consider(self._members(members, kinds, left.numbers[row]))
-        return dropped - self._best[2] if dropped > self._enough else 0.0
 
     def _prices(self, price: float) -> FloatArray:
         each = min(_PRICES, _MOST_NUMBERS // (2 * self._kinds.size))

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from protocol import untrusted
 from protocol.untrusted import last_line, safe_text
 
 # Every code point, lone surrogates too: a reason arrives as a Python string that somebody else made.
@@ -83,3 +84,14 @@ def test_the_last_line_of_a_traceback():
     assert last_line("Traceback\n  File\nValueError: =1+1\n\n") == "ValueError: =1+1"
     assert last_line("x\n=1+1\n") == "'=1+1"
     assert last_line(" \n") == "unknown error"
+
+
+@given(
+    ANYTHING | st.text(st.sampled_from(list("aZ_9 .,:()/;-=\n\x00\u202e\u00e4")), max_size=12),
+    st.integers(4, 20),
+)
+def test_a_glance_at_plain_words_changes_nothing(text, limit):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(untrusted, "_PLAIN", untrusted.re.compile("(?!)"))  # matches nothing
+        careful = safe_text(text, limit)
+    assert safe_text(text, limit) == careful
