@@ -59,6 +59,12 @@ def test_what_is_wrong_is_said_before_anything_runs(here, overrides, words):
     assert not list(here.iterdir())
 
 
+def test_a_job_that_could_not_be_trained_is_found_before_the_first_one_runs(here):
+    with pytest.raises(ConfigError, match=r"num_devices = 50000.*in the job .*num_devices=50000"):
+        sweep([*CHEAP, "rounds=1", "fleet.num_devices=2,50000"], quiet=True)
+    assert not list(here.rglob("rounds.csv"))
+
+
 def test_a_job_that_fails_does_not_stop_the_others(here, monkeypatch):
     from experiments import cli
 
