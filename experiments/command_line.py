@@ -134,8 +134,6 @@ def _run_composed(config: DictConfig, run: Callable[[ComposedJob], None]) -> Non
         folders = list(_command.jobs)
         if job.folder in folders:
             job = replace(job, number=folders.index(job.folder) + 1, jobs=len(folders))
-            if job.number == 1:
-                write_plan(job.folder.parent, folders)
         _command.jobs.setdefault(job.folder, job.settings)  # one that a sweeper thought of just now
     run(job)
 
@@ -173,6 +171,8 @@ class CheckFirst(Callback):  # type: ignore[misc]
             if DEFAULT_JOB in OmegaConf.to_yaml(config.hydra.sweep, resolve=False):
                 config.hydra.overrides.hydra.append(f'hydra.sweep.subdir="{subfolder(swept)}"')
             _check(config, jobs)
+            if _command.jobs:  # here: a launcher's other processes do not know the jobs beside theirs
+                write_plan(_command.folder, list(_command.jobs))
 
 
 def _check(config: DictConfig, jobs: Sequence[Sequence[str]]) -> None:

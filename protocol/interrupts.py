@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
@@ -57,17 +57,22 @@ class _State:
 _state = _State()
 
 
-def check() -> None:
-    """Raise `Interrupted`, once, if this process was told to stop and nothing was raised yet."""
+def check(grid: object = None) -> None:
+    """Raise `Interrupted`, once, if this process was told to stop and nothing was raised yet.
+
+    Args:
+        grid: Flower's; where it has a `should_stop`, a value or a function, it may tell so, too.
+    """
     if _state.raised:
         return
     number = _state.received if _state.noted_only else None
     from_outside = number is not None
     if number is None and _state.file is not None:
-        try:
+        with suppress(OSError, ValueError):
             number = int(_state.file.read_text() or signal.SIGTERM)
-        except (OSError, ValueError):
-            return
+    if number is None:
+        asked = getattr(grid, "should_stop", False)
+        number = signal.SIGTERM if (asked() if callable(asked) else asked) else None
     if number is not None:
         _state.raised = True
         raise Interrupted(number, from_outside=from_outside)

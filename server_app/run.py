@@ -262,7 +262,7 @@ def _rounds(
             if stop.reason:
                 log.info("the run ends after round %d: %s", finished.round, stop.reason)
                 break
-            interrupts.check()
+            interrupts.check(grid)
             arrays = weights_record(finished.weights)
             weights, clock = _round(
                 strategy, grid, recorder, server_round, arrays, settings.fleet.round_timeout_s

@@ -84,7 +84,7 @@ class Collector:
         try:
             while waiting and not self._closed.is_set() and time.monotonic() < self._deadline:
                 try:
-                    replies = list(self._grid.pull_messages(sorted(waiting)))
+                    replies = list(self._grid.pull_messages(message_ids=sorted(waiting)))
                     failures = 0
                 except Exception as error:
                     failures += 1
@@ -134,7 +134,7 @@ def exchange(
     collector = Collector(grid, sent, timeout)
     try:
         while waiting and (remaining := deadline - time.monotonic()) > 0:
-            interrupts.check()
+            interrupts.check(grid)
             taken = collector.take(min(remaining, _LOOK_SECONDS))
             if heard is not None and not taken:
                 heard(None)

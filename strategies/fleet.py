@@ -22,6 +22,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 from flwr.app import Message
+from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
 from protocol import interrupts
@@ -79,6 +80,7 @@ class Fleet:
         self._misfit = ""  # what is wrong with the index of one of them
         self._questions: dict[str, int] = {}  # message id -> node that has not answered yet
         self._asked: dict[int, float] = {}  # node id -> when it was asked last
+        self._lapsed: list[tuple[int, float]] = []  # nodes whose question the SuperLink gave up, and its time
         self._collectors: list[tuple[float, Collector]] = []  # with when each closes by itself
 
     def wait(self, grid: Grid, timeout: float, *, at_least: int | None = None, poll: float = 0.2) -> None:
@@ -89,7 +91,7 @@ class Fleet:
         """
         deadline = time.monotonic() + timeout
         while True:
-            interrupts.check()
+            interrupts.check(grid)
             self.refresh(grid)
             if len(self._node_of) == self.num_devices and not self._asked_twice():
                 return
@@ -111,7 +113,8 @@ class Fleet:
         answered: an old question that is answered after the first training would undo it.
         """
         since = time.monotonic() - 2 * _ASK_AGAIN_SECONDS  # older ones have expired
-        return any(node in self._index_of and self._asked[node] > since for node in self._questions.values())
+        unanswered = [*self._lapsed, *((node, self._asked[node]) for node in self._questions.values())]
+        return any(node in self._index_of and asked > since for node, asked in unanswered)
 
     def refresh(self, grid: Grid) -> None:
         """Learn which nodes are connected, and which devices they are as far as they have told."""
@@ -245,7 +248,7 @@ class Fleet:
 
     def _answers(self, grid: Grid) -> Iterable[Message]:
         if getattr(grid, "immediate", False):
-            return grid.pull_messages(sorted(self._questions)) if self._questions else []
+            return grid.pull_messages(message_ids=sorted(self._questions)) if self._questions else []
         found = [
             reply
             for _, collector in self._collectors
@@ -260,6 +263,8 @@ class Fleet:
         if node is None:
             return
         if not reply.has_content():
+            if reply.error.code == ErrorCode.MESSAGE_UNAVAILABLE:  # the node may have begun it all the same
+                self._lapsed.append((node, self._asked[node]))
             log.warning("node %d did not introduce itself: %s", node, last_line(reply.error.reason))
             return
         try:

@@ -4,8 +4,11 @@ import pytest
 from flwr.app import Message, RecordDict
 
 from engines.inprocess import InProcessGrid
+from protocol.interrupts import Interrupted
 from protocol.messages import HELLO
 from protocol.typed_messages import LazyMessages
+from records.checkpoint import checkpoints
+from records.ownership import status_of
 from server_app.run import run
 from server_app.settings import compose_settings
 from tests.end_to_end.jobs import SMALL, records
@@ -42,3 +45,21 @@ def test_a_second_run_on_the_same_grid_starts_anew(tmp_path, memory_mib):
             run(settings, grid, tmp_path / name)
             assert (grid._states.spilled > 0) == (memory_mib < 1)
     assert records(tmp_path / "first") == records(tmp_path / "second")
+
+
+@pytest.mark.parametrize("kind", ["value", "function"])
+def test_a_grid_that_says_stop_ends_the_run_as_a_signal_does(tmp_path, kind):
+    """The Grid of Flower to come has a `should_stop`."""
+    settings = compose_settings([*SMALL, "rounds=5"])
+
+    class Ending(InProcessGrid):
+        @property
+        def should_stop(self):
+            rounds = tmp_path / "run" / "rounds.csv"
+            now = rounds.is_file() and len(rounds.read_text().splitlines()) > 2  # two rounds and the header
+            return (lambda: now) if kind == "function" else now
+
+    with Ending("client_app.app:app", 10) as grid, pytest.raises(Interrupted):
+        run(settings, grid, tmp_path / "run")
+    assert status_of(tmp_path / "run")[0] == "interrupted"
+    assert [number for number, _ in checkpoints(tmp_path / "run")] == [2]

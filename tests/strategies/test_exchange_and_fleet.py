@@ -10,6 +10,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
+from flwr.common.constant import ErrorCode
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
@@ -50,19 +51,19 @@ class SlowGrid(Grid):
         raise NotImplementedError
 
     def push_messages(self, messages):
-        identifiers = []
+        message_ids = []
         for message in messages:
             identifier = str(uuid4())
             message.metadata.__dict__["_message_id"] = identifier
             self.pending[identifier] = (message, self.pulls)
             self.asked.append(message.metadata.dst_node_id)
-            identifiers.append(identifier)
-        return identifiers
+            message_ids.append(identifier)
+        return message_ids
 
-    def pull_messages(self, identifiers):
+    def pull_messages(self, message_ids):
         self.pulls += 1
         replies = []
-        for identifier in identifiers:
+        for identifier in message_ids:
             message, since = self.pending[identifier]
             node = message.metadata.dst_node_id
             delay = self.delay.get(node, 0)
@@ -100,10 +101,10 @@ def test_the_round_closes_with_whoever_answered():
 class Watched:
     """A collector that brings two replies at a time and notes that it was closed."""
 
-    def __init__(self, grid, identifiers, seconds):
+    def __init__(self, grid, message_ids, seconds):
         self.closed = False
         grid.collectors.append(self)
-        self.left = [Message(RecordDict(), reply_to=grid.pending[name][0]) for name in identifiers]
+        self.left = [Message(RecordDict(), reply_to=grid.pending[name][0]) for name in message_ids]
 
     def take(self, seconds):
         assert self.left, "asked for more although all are there"
@@ -140,8 +141,8 @@ class HangingGrid(SlowGrid):
         super().__init__(device, delay)
         self.hang = hang
 
-    def pull_messages(self, identifiers):
-        replies = super().pull_messages(identifiers)
+    def pull_messages(self, message_ids):
+        replies = super().pull_messages(message_ids)
         if any(reply.metadata.src_node_id in self.hang for reply in replies):
             time.sleep(1000)
         return replies
@@ -172,11 +173,11 @@ def test_a_call_that_fails_now_and_then_costs_nobody_anything():
     """A SuperLink that is busy answers 500."""
 
     class Busy(SlowGrid):
-        def pull_messages(self, identifiers):
+        def pull_messages(self, message_ids):
             self.calls = getattr(self, "calls", 0) + 1
             if self.calls % 2:
                 raise ConnectionError("500 Internal Server Error")
-            return super().pull_messages(identifiers)
+            return super().pull_messages(message_ids)
 
     nodes = {1: 0, 2: 1, 3: 2}
     assert len(list(exchange(Busy(nodes), _messages(nodes), 60.0))) == 3
@@ -193,7 +194,7 @@ def test_an_introduction_that_breaks_off_holds_nobody_up():
 
 def test_what_goes_wrong_in_a_call_is_raised():
     class Broken(SlowGrid):
-        def pull_messages(self, identifiers):
+        def pull_messages(self, message_ids):
             raise ConnectionError("the SuperLink is gone")
 
     with pytest.raises(ConnectionError, match="gone"):
@@ -203,8 +204,8 @@ def test_what_goes_wrong_in_a_call_is_raised():
 def test_messages_that_were_not_taken_are_not_waited_for():
     class Refusing(SlowGrid):
         def push_messages(self, messages):
-            identifiers = super().push_messages(messages)
-            return [identifiers[0], None]
+            message_ids = super().push_messages(messages)
+            return [message_ids[0], None]
 
     assert len(list(exchange(Refusing({1: 0, 2: 1}), _messages([1, 2]), 60.0))) == 1
 
@@ -244,13 +245,13 @@ class ForgetfulGrid(SlowGrid):
 
     second_at = float("inf")
 
-    def pull_messages(self, identifiers):
+    def pull_messages(self, message_ids):
         first, *second = list(self.pending)
         now = time.monotonic()
         if second:
             self.second_at = min(self.second_at, now)
         due = {*second, *([first] if now > self.second_at + 0.15 else [])}
-        return [self._answer(self.pending[name][0]) for name in identifiers if name in due]
+        return [self._answer(self.pending[name][0]) for name in message_ids if name in due]
 
 
 def test_nothing_starts_while_a_known_node_has_an_old_question(monkeypatch):
@@ -259,6 +260,28 @@ def test_nothing_starts_while_a_known_node_has_an_old_question(monkeypatch):
     Fleet(1).wait(grid, 5.0, poll=0.01)
     assert grid.asked == [11, 11]
     assert time.monotonic() > grid.second_at + 0.15
+
+
+class GivingUpGrid(SlowGrid):
+    """The SuperLink says that the first question has expired; the second is answered at once."""
+
+    def pull_messages(self, message_ids):
+        first = next(iter(self.pending))
+        gone = Error(ErrorCode.MESSAGE_UNAVAILABLE, "expired")
+        return [
+            Message(gone, reply_to=self.pending[name][0])
+            if name == first
+            else self._answer(self.pending[name][0])
+            for name in message_ids
+        ]
+
+
+def test_nothing_starts_while_a_node_may_be_at_work_on_a_question_that_was_given_up(monkeypatch):
+    monkeypatch.setattr("strategies.fleet._ASK_AGAIN_SECONDS", 0.3)
+    grid, began = GivingUpGrid({11: 0}), time.monotonic()
+    Fleet(1).wait(grid, 5.0, poll=0.01)
+    assert grid.asked == [11, 11]
+    assert time.monotonic() > began + 0.6
 
 
 def test_a_device_that_comes_back_as_another_node_takes_its_place():

@@ -37,15 +37,15 @@ class HoldingGrid:
         return self.inner.get_node_ids()
 
     def push_messages(self, messages):
-        identifiers = []
+        message_ids = []
         for message in messages:
             identifier = f"m{len(self.sent)}"
             message.metadata.__dict__["_message_id"] = identifier
             self.sent.append(message)
             self._open.add(identifier)
             self._pending[identifier] = message
-            identifiers.append(identifier)
-        return identifiers
+            message_ids.append(identifier)
+        return message_ids
 
     def now(self):
         """Time passes while nobody but devices that are held is to answer, on a busy machine as on any."""
@@ -62,10 +62,10 @@ class HoldingGrid:
     def _is_held(self, identifier):
         return self._pending[identifier].metadata.dst_node_id in self.held
 
-    def pull_messages(self, identifiers):
+    def pull_messages(self, message_ids):
         replies: list[Message] = []
         with self._lock:  # replies are looked for in several threads
-            for identifier in identifiers:
+            for identifier in message_ids:
                 if identifier in self._pending and not self._is_held(identifier):
                     replies += self.inner.send_and_receive([self._pending.pop(identifier)])
         return replies
