@@ -49,10 +49,9 @@ def draw_run(folder: Path) -> Path:
     Only what the run recorded is drawn: a panel without numbers is left out, a line without numbers is not in
     the legend.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    # Without pyplot, whose figures and backend are the user's, as in a notebook.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
 
     rows = read_table(folder / ROUNDS)
     config = _read_config(folder)
@@ -61,9 +60,9 @@ def draw_run(folder: Path) -> Path:
         panels = [panel for panel in panels if panel.label != _DEVICES]
     columns = min(2, max(1, len(panels)))
     lines = -(-max(1, len(panels)) // columns)
-    figure, axes = plt.subplots(
-        lines, columns, figsize=(4.5 * columns, 0.4 + 2.8 * lines), squeeze=False, layout="constrained"
-    )
+    figure = Figure(figsize=(4.5 * columns, 0.4 + 2.8 * lines), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(lines, columns, squeeze=False)
     for axis, panel in zip(axes.flat, panels, strict=False):
         _draw(axis, panel, rows)
     for axis in axes.flat[len(panels) :]:
@@ -73,7 +72,6 @@ def draw_run(folder: Path) -> Path:
     figure.suptitle(_title(config, folder), fontsize=11)
     path = folder / FIGURE
     figure.savefig(path, dpi=120)
-    plt.close(figure)
     return path
 
 

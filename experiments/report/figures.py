@@ -66,17 +66,13 @@ def draw(panels: Sequence[PanelData], folder: Path, stem: str) -> Figure | None:
     """Draw the panels of an experiment; None if there is none."""
     if not panels:
         return None
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    from matplotlib import rc_context
 
     columns = 2 if len(panels) in (2, 4) else min(3, len(panels))
     lines = -(-len(panels) // columns)
-    with plt.rc_context(_STYLE):
-        figure, axes = plt.subplots(
-            lines, columns, figsize=(4.6 * columns, 3.5 * lines), squeeze=False, layout="constrained"
-        )
+    with rc_context(_STYLE):
+        figure = _empty((4.6 * columns, 3.5 * lines), layout="constrained")
+        axes = figure.subplots(lines, columns, squeeze=False)
         for axis, data in zip(axes.flat, panels, strict=False):
             _panel(axis, data)
             axis.set_title(data.panel.title)
@@ -87,7 +83,6 @@ def draw(panels: Sequence[PanelData], folder: Path, stem: str) -> Figure | None:
         figure.savefig(png, dpi=110)
         figure.set_layout_engine("none")  # it is laid out: not once more for each file
         figure.savefig(pdf, metadata={"CreationDate": None})
-        plt.close(figure)
         views = tuple(_view(data, f"{stem}-{number}-") for number, data in enumerate(panels))
     return Figure(png, pdf, caption(panels), views)
 
@@ -95,16 +90,26 @@ def draw(panels: Sequence[PanelData], folder: Path, stem: str) -> Figure | None:
 def _view(data: PanelData, prefix: str) -> View:
     """Draw a panel alone, without title and legend, which the page sets itself."""
     data = thinned(data)
-    from matplotlib import pyplot as plt
+    from matplotlib import rc_context
 
     # Of two pictures in one page, nothing may have one name.
-    with plt.rc_context({"svg.hashsalt": prefix, "path.simplify_threshold": 0.5}):
-        figure, axis = plt.subplots(figsize=_VIEW_INCHES)
+    with rc_context({"svg.hashsalt": prefix, "path.simplify_threshold": 0.5}):
+        figure = _empty(_VIEW_INCHES)
+        axis = figure.subplots()
         _panel(axis, data)
         figure.subplots_adjust(**_margins(axis, data))
         view = make_view(figure, axis, data, prefix, look_of, caption([data]))
-        plt.close(figure)
     return view
+
+
+def _empty(inches: tuple[float, float], **options: Any) -> Any:
+    """Return an empty figure that pyplot does not know: its figures and its backend are the user's."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure as Drawing
+
+    figure = Drawing(figsize=inches, **options)
+    FigureCanvasAgg(figure)
+    return figure
 
 
 def _margins(axis: Any, data: PanelData) -> dict[str, float]:

@@ -4,11 +4,9 @@ import json
 from typing import Any
 
 import matplotlib
-
-matplotlib.use("Agg")
-
 import pytest
 from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 
 from records.figure import draw_run
 
@@ -17,7 +15,13 @@ from records.figure import draw_run
 def drawn(tmp_path, monkeypatch):
     """Return a function that draws rows and gives the visible axes."""
     kept: list[Any] = []
-    monkeypatch.setattr(plt, "close", kept.append)
+    save = Figure.savefig
+
+    def saved(figure, *args, **options):
+        kept.append(figure)
+        save(figure, *args, **options)
+
+    monkeypatch.setattr(Figure, "savefig", saved)
 
     def draw(rows, **config):
         names = list(rows[0])
@@ -28,9 +32,7 @@ def drawn(tmp_path, monkeypatch):
         figure = kept[-1]
         return figure, {axis.get_ylabel(): axis for axis in figure.axes if axis.get_visible()}
 
-    yield draw
-    monkeypatch.undo()
-    plt.close("all")
+    return draw
 
 
 BASE = {"accuracy_mean": 1.0, "accuracy_worst": 1.0, "loss_mean": 0.5, "latency_s": 0.025}
@@ -108,3 +110,16 @@ def test_joules_are_drawn_where_they_are_recorded(drawn):
 
 def test_a_run_without_a_single_number_still_has_a_figure(drawn):
     drawn(rows({"accuracy_mean": ""}))
+
+
+def test_the_figures_and_the_backend_of_a_notebook_stay_as_they_are(drawn):
+    before = matplotlib.get_backend()
+    try:
+        matplotlib.use("svg")
+        mine = plt.figure()
+        drawn(rows(OFDMA))
+        assert matplotlib.get_backend() == "svg"
+        assert plt.get_fignums() == [mine.number]
+    finally:
+        plt.close("all")
+        matplotlib.use(before)
