@@ -81,6 +81,13 @@ class Use:
         return Use(*(max(getattr(use, name) for use in uses) for name in ("MB", "files", "shared")))
 
 
+def halves(numbers: Sequence[int]) -> tuple[int, int]:
+    """Return the most in the first and in the last fifth of the second half."""
+    half = numbers[len(numbers) // 2 :]
+    part = max(1, len(half) // 5)
+    return max(half[:part]), max(half[-part:])
+
+
 def growing(early: Use, late: Use) -> list[str]:
     """Return what has grown too much."""
     return [
@@ -237,14 +244,17 @@ class Soak:
                 [kinds[kind] for kinds in chosen if kind in kinds] for chosen in (half[:part], half[-part:])
             )
             if early and late:
-                first, last = Use.most(early), Use.most(late)
+                before, after = Use.most(early), Use.most(late)
                 print(
-                    f"{kind:20}{first.MB:7.0f} -> {last.MB:.0f} MB{first.files:7.0f} -> {last.files:.0f} "
-                    f"files{first.shared:4.0f} -> {last.shared:.0f} shared"
+                    f"{kind:20}{before.MB:7.0f} -> {after.MB:.0f} MB{before.files:7.0f} -> {after.files:.0f} "
+                    f"files{before.shared:4.0f} -> {after.shared:.0f} shared"
                 )
-                wrong += [f"{kind}: {what} grow" for what in growing(first, last)]
+                wrong += [f"{kind}: {what} grow" for what in growing(before, after)]
         starts = 1 + self.events["kill SuperLink"] + self.events["kill ServerApp"]
-        print(f"files in the temporary folder: {self.left_behind[0]} -> {self.left_behind[-1]}")
+        first, last = halves(self.left_behind)
+        print(f"files in the temporary folder: {first} -> {last}")
+        if last > _GROWTH * first:
+            wrong.append("files in the temporary folder grow")
         state = sum(1 for path in (self.base / "state").rglob("*.npz"))
         print(f"files of personal parts: {state}, after {starts} starts of the run")
         return wrong

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.deployment.soak import Use, growing, longest_pause
+from tests.deployment.soak import Use, growing, halves, longest_pause
 
 SCRIPT = Path(__file__).with_name("soak.py")
 
@@ -32,3 +32,8 @@ def test_what_grows_is_found():
 def test_a_stalled_round_is_found_also_at_the_end():
     assert longest_pause([10.0, 20.0, 55.0], 0.0, 60.0) == 35.0
     assert longest_pause([10.0, 20.0], 0.0, 100.0) == 80.0
+
+
+def test_what_a_fleet_unpacks_at_first_is_not_taken_for_growth_in_the_second_half():
+    assert halves([46, *[2262] * 99]) == (2262, 2262)
+    assert halves([*range(100)]) == (59, 99)
