@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 
-_ROUND = re.compile(r"round (\d+)/(\d+)")
+_ROUND = re.compile(r"round +(\d+)/(\d+)")  # numbers are aligned from ten rounds on
 _LOOK_SECONDS = 0.5
 
 

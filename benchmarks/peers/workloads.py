@@ -73,7 +73,9 @@ class Workload:
 WORKLOADS = {
     "W1": Workload("paper's CNN, 10 x 600 images, batch 128", "cnn", 10, 600, 128),
     "W1a": Workload("the same, alternating", "cnn", 10, 600, 128, alternating=True),
-    "W2": Workload("paper's CNN, 10 of 100 x 100 images, batch 32", "cnn", 100, 100, 32, participants=10),
+    "W2": Workload(
+        "paper's CNN, 10 of 100 x 100 images, batch 32", "cnn", 100, 100, 32, participants=10, rounds=12
+    ),
     "W2all": Workload("the same, all 100", "cnn", 100, 100, 32, rounds=4),
     "W3": Workload("MLP of 20 k weights, 200 x 8 images, one step", "mlp", 200, 8, 8, rounds=8),
     "W4": Workload(
