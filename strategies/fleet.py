@@ -80,7 +80,7 @@ class Fleet:
         self._misfit = ""  # what is wrong with the index of one of them
         self._questions: dict[str, int] = {}  # message id -> node that has not answered yet
         self._asked: dict[int, float] = {}  # node id -> when it was asked last
-        self._lapsed: list[tuple[int, float]] = []  # nodes whose question the SuperLink gave up, and its time
+        self._lapsed: dict[int, float] = {}  # node id -> when it was asked what the SuperLink gave up
         self._collectors: list[tuple[float, Collector]] = []  # with when each closes by itself
 
     def wait(self, grid: Grid, timeout: float, *, at_least: int | None = None, poll: float = 0.2) -> None:
@@ -113,7 +113,10 @@ class Fleet:
         answered: an old question that is answered after the first training would undo it.
         """
         since = time.monotonic() - 2 * _ASK_AGAIN_SECONDS  # older ones have expired
-        unanswered = [*self._lapsed, *((node, self._asked[node]) for node in self._questions.values())]
+        unanswered = [
+            *self._lapsed.items(),
+            *((node, self._asked[node]) for node in self._questions.values()),
+        ]
         return any(node in self._index_of and asked > since for node, asked in unanswered)
 
     def refresh(self, grid: Grid) -> None:
@@ -264,7 +267,7 @@ class Fleet:
             return
         if not reply.has_content():
             if reply.error.code == ErrorCode.MESSAGE_UNAVAILABLE:  # the node may have begun it all the same
-                self._lapsed.append((node, self._asked[node]))
+                self._lapsed[node] = self._asked[node]
             log.warning("node %d did not introduce itself: %s", node, last_line(reply.error.reason))
             return
         try:
