@@ -447,6 +447,8 @@ def save(order: SaveOrder, context: Context) -> SaveReport:
             )
         return SaveReport(0)
     written = store.save_for_checkpoint(recovered.part, order.directory, order.round, order.keep)
+    if store.own is not None:
+        state.remove_runs(store.own.parent, run.spec.run_key, order.discard, index)
     return SaveReport(recovered.part.round, written.sha256, written.size, own=store.own is not None)
 
 

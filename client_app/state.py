@@ -16,6 +16,7 @@ One file, long as it is: the life of a personal part, in memory, on the disk and
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import logging
@@ -42,6 +43,7 @@ _RECORD = "personal"
 _ARRAYS = "personal-arrays"
 _PREFIX = "array."  # of the names of further arrays in a file
 _VERSIONS = 2
+_DAMAGED = ".damaged-"
 _RUN_NAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z-]{0,99}")
 _FILE_NAME = re.compile(r"device-(\d{6,})-round-(\d{6,})\.npz")
 
@@ -320,6 +322,27 @@ def open_store(
     return StateStore(context, device, Path(folder) / f"{run_key}-{run}", earlier, resume)
 
 
+def remove_runs(folder: Path, run_key: str, runs: Iterable[str], device: int) -> None:
+    """Remove what a device keeps of runs that another one has replaced; other devices' files stay.
+
+    Args:
+        folder: the device's ``state-dir``.
+        run_key: of the configuration.
+        runs: their names; one that could lead out of the folder is passed over.
+        device: its index.
+    """
+    for run in runs:
+        own = folder / f"{run_key}-{run}"
+        if not _RUN_NAME.fullmatch(own.name) or not own.is_dir():
+            continue
+        for path in [*own.rglob(f"device-{device:06d}-*")]:
+            if _DAMAGED not in path.name:  # the operator was told of it
+                path.unlink(missing_ok=True)
+        for place in (*(own / "checkpoint").glob("*"), own / "checkpoint", own):
+            with contextlib.suppress(OSError):  # it is not empty, or not there
+                place.rmdir()
+
+
 def state_file(directory: Path, device: int, server_round: int) -> Path:
     """Return where a device's personal part of a round is stored below `directory`."""
     return directory / f"device-{device:06d}-round-{server_round:06d}.npz"
@@ -411,7 +434,7 @@ def _listed(rounds: Iterable[int]) -> str:
 def _set_aside(path: Path) -> Path | str:
     """Rename a file that cannot be used, without hiding one that was set aside before."""
     for number in itertools.count(1):
-        target = path.with_suffix(f".damaged-{number}")
+        target = path.with_suffix(f"{_DAMAGED}{number}")
         if not target.exists():
             break
     try:

@@ -192,7 +192,7 @@ class TrainOrder:
         mask: bitmap of a mask that the server imposes on every device, or None.
         resume_dir: folder from which a device without a personal part takes it, or "".
         run: names this run among all runs; keys what a device keeps on its own disk.
-        resume_run: the run that this one continues, or "".
+        resume_run: the run in whose folder the device keeps the part that this one continues from, or "".
         resume_round: last round of the checkpoint that it continues, or 0.
         resume_part: round of the device's personal part in that checkpoint; 0: it had none yet;
             `UNKNOWN_ROUND`: not known.
@@ -221,9 +221,7 @@ class TrainOrder:
         records = RecordDict(
             {
                 GLOBAL: self.weights,
-                ORDER: ConfigRecord(
-                    {"round": self.round, "num-pruned": self.num_pruned, "resume-part": self.resume_part}
-                ),
+                ORDER: ConfigRecord({"round": self.round, "num-pruned": self.num_pruned, **_continued(self)}),
                 RUN: _run_record(self),
             }
         )
@@ -248,7 +246,7 @@ class TrainOrder:
         return cls(
             round=value_of(order, "round", int),
             num_pruned=value_of(order, "num-pruned", int),
-            resume_part=value_of(order, "resume-part", int),
+            **_read_continued(order),
             weights=record_of(records, GLOBAL, ArrayRecord),
             mask=record_of(records, MASK, ArrayRecord) if MASK in records else None,
             probe=ProbeOrder.from_records(records),
@@ -277,7 +275,7 @@ class EvaluateOrder:
         records = RecordDict(
             {
                 GLOBAL: self.weights,
-                ORDER: ConfigRecord({"round": self.round, "resume-part": self.resume_part}),
+                ORDER: ConfigRecord({"round": self.round, **_continued(self)}),
                 RUN: _run_record(self),
             }
         )
@@ -295,7 +293,7 @@ class EvaluateOrder:
         order = record_of(records, ORDER, ConfigRecord)
         return cls(
             round=value_of(order, "round", int),
-            resume_part=value_of(order, "resume-part", int),
+            **_read_continued(order),
             weights=record_of(records, GLOBAL, ArrayRecord),
             buffers=record_of(records, BUFFERS, ArrayRecord) if BUFFERS in records else None,
             **_read_run(records),
@@ -310,6 +308,7 @@ class SaveOrder:
         directory: where to; a device with a folder of its own for its state uses that instead.
         round: last round of the checkpoint; what the device learned later is not stored.
         keep: rounds of the earlier checkpoints that the server still has.
+        discard: runs that this one has replaced, whose folders on the device can go once its part is stored.
         spec: JSON text of the `DeviceSpec`.
         resume_dir, run, resume_run, resume_round, resume_part: as in `TrainOrder`.
     """
@@ -318,6 +317,7 @@ class SaveOrder:
     round: int
     spec: str
     keep: tuple[int, ...] = ()
+    discard: tuple[str, ...] = ()
     resume_dir: str = ""
     run: str = ""
     resume_run: str = ""
@@ -330,7 +330,8 @@ class SaveOrder:
             "directory": self.directory,
             "round": self.round,
             "keep": " ".join(map(str, self.keep)),
-            "resume-part": self.resume_part,
+            "discard": " ".join(self.discard),
+            **_continued(self),
         }
         return RecordDict({ORDER: ConfigRecord(order), RUN: _run_record(self)})  # type: ignore[arg-type]
 
@@ -349,7 +350,8 @@ class SaveOrder:
             value_of(order, "directory", str),
             value_of(order, "round", int),
             keep=tuple(map(int, kept)),
-            resume_part=value_of(order, "resume-part", int),
+            discard=tuple(value_of(order, "discard", str).split()),
+            **_read_continued(order),
             **_read_run(records),
         )
 
@@ -547,6 +549,19 @@ class TrainReport:
         return cls(payload, num_examples, finite, buffers, arrays)
 
 
+def _continued(order: TrainOrder | EvaluateOrder | SaveOrder) -> dict[str, str | int]:
+    """Return what of the checkpoint that is continued is each device's own."""
+    return {"resume-run": order.resume_run, "resume-part": order.resume_part}
+
+
+def _read_continued(order: ConfigRecord) -> dict[str, Any]:
+    """Read `_continued` back, under the names of the orders' fields."""
+    return {
+        "resume_run": value_of(order, "resume-run", str),
+        "resume_part": value_of(order, "resume-part", int),
+    }
+
+
 def _run_record(order: TrainOrder | EvaluateOrder | SaveOrder) -> ConfigRecord:
     return _shared_run_record(*(getattr(order, name) for name in _RUN_FIELDS))
 
@@ -565,5 +580,5 @@ def _read_run(records: RecordDict) -> dict[str, Any]:
     return {**texts, "resume_round": value_of(record, "resume-round", int)}
 
 
-_RUN_FIELDS = ("spec", "resume_dir", "run", "resume_run", "resume_round")
+_RUN_FIELDS = ("spec", "resume_dir", "run", "resume_round")
 _SHA256 = re.compile(r"[0-9a-f]{64}")

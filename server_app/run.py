@@ -168,11 +168,8 @@ def _run(settings: Settings, grid: Grid, folder: Path, on_nodes: bool) -> dict[s
         # The name of a run decides nothing of it: only where devices keep what belongs to it.
         strategy = build_strategy(
             job,
-            resume_dir=str(start.personal_dir) if start else "",
             run=secrets.token_hex(8),
-            resume_run=start.run if start else "",
-            resume_round=start.round if start else 0,
-            resume_parts=start.parts if start else None,
+            continued=start.continuation if start else None,
             probe=probe,
         )
         if start:
@@ -215,6 +212,7 @@ def _run(settings: Settings, grid: Grid, folder: Path, on_nodes: bool) -> dict[s
             recorder,
             start,
             every=int(job.spec.own_data_root) if every is None else every,
+            replaced=checkpoint.note_start(folder, strategy.run) if on_nodes else (),
         )
         live = Live(folder, settings.rounds)
         strategy.notice = live.notice

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ from server_app.modes import round_mode, selection
 from strategies.aggregation import ChosenAggregation, choose
 from strategies.base import WirelessStrategy
 from strategies.buffers import SharedBuffers
+from strategies.continuation import Continuation
 from strategies.evaluation import ACCURACY, MetricColumns
 from strategies.fleet import Fleet
 from strategies.identity import RosterFile
@@ -40,11 +40,8 @@ _TTL_SLACK_SECONDS = 60.0
 def build_strategy(
     job: Job,
     *,
-    resume_dir: str = "",
     run: str = "",
-    resume_run: str = "",
-    resume_round: int = 0,
-    resume_parts: Mapping[int, int] | None = None,
+    continued: Continuation | None = None,
     probe: UplinkProbe | None = None,
 ) -> WirelessStrategy:
     """Return the strategy that the scheme names; the rest as in `WirelessStrategy`.
@@ -68,11 +65,8 @@ def build_strategy(
         "evaluate_participants": settings.fleet.evaluate == "participants",
         "last_round": settings.rounds,
         "min_replies": settings.fleet.min_replies,
-        "resume_dir": resume_dir,
         "run": run,
-        "resume_run": resume_run,
-        "resume_round": resume_round,
-        "resume_parts": resume_parts,
+        "continued": continued,
         "norm_limit": _norm_limit(
             settings.fleet,
             settings.privacy,

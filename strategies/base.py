@@ -25,11 +25,12 @@ from flwr.serverapp.strategy import Strategy
 
 from protocol.arrays import mask_record, read_weights, vectors_record, weights_record
 from protocol.fields import MessageError
-from protocol.messages import UNKNOWN_ROUND, EvaluateOrder, ProbeOrder, TrainOrder, TrainReport
+from protocol.messages import EvaluateOrder, ProbeOrder, TrainOrder, TrainReport
 from protocol.streams import generator
 from protocol.typed_messages import Body, LazyMessages, TypedMessage, read
 from protocol.untrusted import last_line, safe_text
 from strategies.buffers import SharedBuffers
+from strategies.continuation import Continuation
 from strategies.evaluation import ACCURACY, Evaluation, GlobalTest, MetricColumns, summarise
 from strategies.exchange import exchange
 from strategies.fleet import Fleet
@@ -63,11 +64,8 @@ class WirelessStrategy(Strategy):
     Attributes:
         fleet: which node is which device.
         log: rows of the current round.
-        resume_dir: folder from which devices without a personal part take it, or "".
         run: names this run; keys what devices keep on their disks.
-        resume_run: the run that this one continues, or "".
-        resume_round: last round of the checkpoint that it continues, or 0.
-        resume_parts: the round of each device's personal part in that checkpoint, where it is known.
+        continued: the checkpoint that it continues.
         message_ttl: seconds after which an order that was not fetched is void; None: Flower's default.
         norm_limit: how far one device may move the global part; default: as far as it likes.
         train_counts, test_counts: images that each device counts with; default: what it claims first.
@@ -96,11 +94,8 @@ class WirelessStrategy(Strategy):
         last_round: int | None = None,
         min_replies: int = 1,
         divergence_loss: float = np.inf,
-        resume_dir: str = "",
         run: str = "",
-        resume_run: str = "",
-        resume_round: int = 0,
-        resume_parts: Mapping[int, int] | None = None,
+        continued: Continuation | None = None,
         message_ttl: float | None = None,
         norm_limit: NormLimit | None = None,
         train_counts: SampleCounts | None = None,
@@ -122,11 +117,8 @@ class WirelessStrategy(Strategy):
         self.last_round = last_round
         self.min_replies = min_replies
         self.divergence_loss = divergence_loss
-        self.resume_dir = resume_dir
         self.run = run
-        self.resume_run = resume_run
-        self.resume_round = resume_round
-        self.resume_parts = resume_parts or {}
+        self.continued = continued or Continuation()
         self.message_ttl = message_ttl
         self.norm_limit = norm_limit or NormLimit()
         self.train_counts = train_counts or SampleCounts()
@@ -258,11 +250,8 @@ class WirelessStrategy(Strategy):
                 spec=self.spec,
                 weights=weights,
                 mask=mask if assignment.num_pruned < self.num_weights else None,
-                resume_dir=self.resume_dir,
                 run=self.run,
-                resume_run=self.resume_run,
-                resume_round=self.resume_round,
-                resume_part=self.resume_parts.get(assignment.device, UNKNOWN_ROUND),
+                **self.continued.for_device(assignment.device),
                 probe=self.probe(assignment.device),
                 buffers=buffers,
                 vectors=vectors,
@@ -406,10 +395,7 @@ class WirelessStrategy(Strategy):
             server_round,
             self.spec,
             weights_record(self._weights),
-            self.resume_dir,
-            self.run,
-            self.resume_run,
-            self.resume_round,
+            run=self.run,
             buffers=self.buffers.record(),
         )
         return [
@@ -473,8 +459,7 @@ class WirelessStrategy(Strategy):
     # Shared machinery --------------------------------------------------------------------------
 
     def _for_device(self, order: EvaluateOrder, device: int) -> EvaluateOrder:
-        part = self.resume_parts.get(device, UNKNOWN_ROUND)
-        return order if part == order.resume_part else dataclasses.replace(order, resume_part=part)
+        return dataclasses.replace(order, **self.continued.for_device(device))
 
     def _evaluated(self) -> Iterable[int]:
         if self.evaluate_participants:

@@ -15,6 +15,7 @@ complete one of which nothing has changed; what is passed over, and why, is said
 from records.checkpoint.folders import FOLDER, checkpoints, discard_after, latest, source_of
 from records.checkpoint.load import load, open_checkpoint, refuse_other
 from records.checkpoint.manifest import Checkpoint, CheckpointError, DevicePart, Manifest
+from records.checkpoint.starts import note_start
 from records.checkpoint.writer import FinishedRound, Writer
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "discard_after",
     "latest",
     "load",
+    "note_start",
     "open_checkpoint",
     "refuse_other",
     "source_of",

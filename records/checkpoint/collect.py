@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from flwr.app import Message
@@ -20,6 +22,7 @@ def collect(
     folder: Path,
     server_round: int,
     keep: tuple[int, ...],
+    discard: Mapping[int, tuple[str, ...]],
     grid: Grid,
     strategy: WirelessStrategy,
     timeout: float,
@@ -32,6 +35,7 @@ def collect(
         folder: for the files of devices without a folder of their own.
         server_round: the round that the checkpoint is of.
         keep: rounds whose parts a device is to keep in a folder of its own.
+        discard: runs whose folders a device does not need once its part is stored, by device.
         grid, strategy: of the run.
         timeout: s to wait for answers.
     """
@@ -43,11 +47,9 @@ def collect(
             round=server_round,
             spec=strategy.spec,
             keep=keep,
-            resume_dir=strategy.resume_dir,
+            discard=discard.get(device, ()),
             run=strategy.run,
-            resume_run=strategy.resume_run,
-            resume_round=strategy.resume_round,
-            resume_part=strategy.resume_parts.get(device, UNKNOWN_ROUND),
+            **strategy.continued.for_device(device),
         )
         group = f"{server_round}/{device}"
         return Message(what.to_records(), dst_node_id=node, message_type=SAVE, group_id=group)
@@ -71,7 +73,9 @@ def collect(
         if device is not None and device in nodes:
             parts[device] = _stored(device, reply, server_round, folder)
     absent = DevicePart(UNKNOWN_ROUND, stored=False, reason=NOT_CONNECTED)
-    return {device: parts.get(device, absent) for device in range(fleet.num_devices)}
+    return {
+        device: replace(parts.get(device, absent), run=strategy.run) for device in range(fleet.num_devices)
+    }
 
 
 def _stored(device: int, reply: Message, server_round: int, folder: Path) -> DevicePart:

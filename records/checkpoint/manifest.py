@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from records.recorder import Mark, Marks
 from strategies.base import NOT_CONNECTED
+from strategies.continuation import Continuation, HeldPart
 
 MANIFEST = "manifest.json"
 _FORMAT = 1
@@ -33,6 +34,7 @@ class DevicePart:
         own: whether it lies in a folder of the device's own.
         sha256, size: of its file; "" and 0 without one.
         reason: why it is not stored, or "".
+        run: the run in whose folder the device keeps it, where it has a folder of its own.
     """
 
     round: int
@@ -41,6 +43,7 @@ class DevicePart:
     sha256: str = ""
     size: int = 0
     reason: str = ""
+    run: str = ""
 
 
 @dataclass(frozen=True)
@@ -85,12 +88,16 @@ class Manifest:
             values = json.loads((folder / MANIFEST).read_bytes())
             if values["format"] != _FORMAT:
                 raise ValueError(f"format {values['format']} of another version of airflower")
+            run = str(values["run"])
             return Manifest(
-                str(values["run"]),
+                run,
                 int(values["round"]),
                 {str(name): Mark(**mark) for name, mark in values["files"].items()},
                 {str(name): Mark(**mark) for name, mark in values["tables"].items()},
-                {int(device): DevicePart(**part) for device, part in values["devices"].items()},
+                {
+                    int(device): DevicePart(**{**part, "run": str(part.get("run") or run)})
+                    for device, part in values["devices"].items()
+                },
             )
         except FileNotFoundError as error:
             raise CheckpointError(f"{MANIFEST} is missing") from error
@@ -120,9 +127,9 @@ class Checkpoint:
         return self.manifest.round
 
     @property
-    def run(self) -> str:
-        """Names the run for what its devices keep on their disks."""
-        return self.manifest.run
+    def run_folder(self) -> Path:
+        """Folder of the run that wrote it."""
+        return self.folder.parent.parent
 
     @property
     def personal_dir(self) -> Path:
@@ -130,14 +137,10 @@ class Checkpoint:
         return self.folder / "personal"
 
     @property
-    def run_folder(self) -> Path:
-        """Folder of the run that wrote it."""
-        return self.folder.parent.parent
-
-    @property
-    def parts(self) -> dict[int, int]:
-        """The round of each device's personal part, where it is known."""
-        return {device: part.round for device, part in self.manifest.devices.items()}
+    def continuation(self) -> Continuation:
+        """What a run that goes on from here tells its devices."""
+        parts = {device: HeldPart(part.round, part.run) for device, part in self.manifest.devices.items()}
+        return Continuation(str(self.personal_dir), self.round, self.manifest.run, parts)
 
 
 def file_name(device: int, server_round: int) -> str:

@@ -17,6 +17,7 @@ from flwr.serverapp import Grid
 
 from protocol.archives import flush_folder, write_archive, write_file
 from protocol.interrupts import held
+from protocol.messages import UNKNOWN_ROUND
 from records.checkpoint.collect import collect
 from records.checkpoint.folders import FOLDER, checkpoints, remove
 from records.checkpoint.manifest import (
@@ -66,6 +67,7 @@ class Writer:
         recorder: its tables.
         start: the checkpoint that the run continues, or None; it is kept while devices may need it.
         every: rounds between two checkpoints; 0: none but the last.
+        replaced: runs that went on in this folder before, of which devices may still keep something.
     """
 
     run_folder: Path
@@ -73,6 +75,7 @@ class Writer:
     recorder: Recorder
     start: Checkpoint | None = None
     every: int = 0
+    replaced: tuple[str, ...] = ()
     _last: Manifest | None = field(default=None, init=False)
     _asked: dict[int, int] = field(default_factory=dict, init=False)  # device -> where its last order ended
 
@@ -155,7 +158,7 @@ class Writer:
     ) -> dict[int, DevicePart]:
         """Have every device store its part; return what is known of each."""
         keep = tuple(number for number, _ in checkpoints(self.run_folder))
-        asked = collect(folder, server_round, keep, grid, strategy, timeout)
+        asked = collect(folder, server_round, keep, self._discarded_runs(), grid, strategy, timeout)
         return {
             device: part if part.stored else self._earlier(device, part, folder)
             for device, part in asked.items()
@@ -177,7 +180,23 @@ class Writer:
                 return DevicePart(part.round, stored=False, reason=f"{part.reason}; {error}")
         if part.reason in _UNASKED and self._asked.get(device, 0) <= last.round and known.stored:
             return known  # nothing has changed since
-        return DevicePart(known.round, False, known.own, known.sha256, known.size, part.reason)
+        newer = known.round == UNKNOWN_ROUND and device in self._asked
+        run = part.run if newer else known.run
+        return DevicePart(known.round, False, known.own, known.sha256, known.size, part.reason, run)
+
+    def _discarded_runs(self) -> dict[int, tuple[str, ...]]:
+        """Return by device the replaced runs of which no checkpoint here needs what it keeps of them."""
+        if not self.replaced:
+            return {}
+        try:
+            found = [Manifest.read(path).devices for _, path in checkpoints(self.run_folder)]
+        except CheckpointError:  # it may need any of them
+            return {}
+        devices = {device for parts in found for device in parts}
+        needed = {device: {parts[device].run for parts in found if device in parts} for device in devices}
+        return {
+            device: tuple(run for run in self.replaced if run not in runs) for device, runs in needed.items()
+        }
 
     def _source(self, manifest: Manifest) -> Path:
         if self._last is None and self.start is not None:

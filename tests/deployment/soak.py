@@ -57,6 +57,7 @@ _CALM = 90.0  # s at the end without further events, so that everybody may come 
 _SAMPLE_EVERY = 5.0
 # What is not taken for a leak, of the end of the second half over its beginning: a factor, and on top of it.
 _GROWTH = 1.25
+_RUNS_KEPT = 3  # its own, that which it continued, and that of the checkpoint before it
 _SLACK = {"MB": 40.0, "files": 12.0, "shared": 4.0}
 
 
@@ -257,6 +258,9 @@ class Soak:
             wrong.append("files in the temporary folder grow")
         state = sum(1 for path in (self.base / "state").rglob("*.npz"))
         print(f"files of personal parts: {state}, after {starts} starts of the run")
+        runs = max(sum(1 for _ in node.iterdir()) for node in (self.base / "state").iterdir())
+        if runs > _RUNS_KEPT:
+            wrong.append(f"a node keeps parts of {runs} starts of the run; it needs {_RUNS_KEPT} at most")
         return wrong
 
     def _lost_parts(self, devices: Sequence[Mapping[str, str]]) -> list[str]:

@@ -10,16 +10,18 @@ from flwr.app import ConfigRecord, Error, Message, MetricRecord, RecordDict
 
 from engines.inprocess import InProcessGrid
 from protocol.arrays import read_weights, weights_record
-from protocol.messages import METRICS, EvaluateOrder, TrainOrder, TrainReport
+from protocol.messages import METRICS, UNKNOWN_ROUND, EvaluateOrder, TrainOrder, TrainReport
 from protocol.streams import generator
 from radio import payload
 from server_app.job import prepare
 from server_app.settings import compose_settings
 from server_app.strategy import build_strategy
 from strategies.base import DivergedError
+from strategies.continuation import Continuation, HeldPart
 from strategies.plan import Outcome
 
 DEVICES, N = 5, 260
+CONTINUED = Continuation("/old", 2, "that", {1: HeldPart(2, "that"), 3: HeldPart(1, "before")})
 START = np.linspace(-1, 1, N).astype(np.float32)
 # Half of 260 weights each: device k keeps those at positions k, k + 2, k + 4, ...
 KEPT = [(np.arange(N) + k) % 2 == 0 for k in range(DEVICES)]
@@ -70,7 +72,7 @@ def _mean(*devices):
 
 
 def test_every_device_gets_its_own_order(grid):
-    strategy = _strategy(grid, "fleet.round_timeout_s=17", resume_dir="/old", run="this", resume_run="that")
+    strategy = _strategy(grid, "fleet.round_timeout_s=17", run="this", continued=CONTINUED)
     plan = strategy.plan
     strategy.plan = lambda *a: dataclasses.replace(plan(*a), mask=np.arange(N) % 2 == 0)
     orders = strategy.configure_train(3, weights_record(START), ConfigRecord(), grid)
@@ -82,7 +84,9 @@ def test_every_device_gets_its_own_order(grid):
         assert order.metadata.ttl > 17.0  # an order outlives the round: clocks differ
         told = TrainOrder.from_records(order.content)
         assert (told.round, told.num_pruned, told.spec) == (3, 130, strategy.spec)
-        assert (told.resume_dir, told.run, told.resume_run) == ("/old", "this", "that")
+        assert (told.resume_dir, told.resume_round, told.run) == ("/old", 2, "this")
+        assert told.resume_run == ("before" if device == 3 else "that")  # it was away when "that" ran
+        assert told.resume_part == {1: 2, 3: 1}.get(device, UNKNOWN_ROUND)
         assert np.array_equal(read_weights(told.weights), START)
         assert told.mask["bitmap"].numpy().tolist() == [0b10101010] * 32 + [0b10100000]
         assert told.probe is None
@@ -260,7 +264,7 @@ def test_rounds_of_evaluation(grid):
 def test_who_is_tested(grid, participants):
     strategy = _strategy(
         grid, "fleet.devices_per_round=2", f"fleet.evaluate={'participants' if participants else 'all'}",
-        "fleet.round_timeout_s=17", resume_dir="/old", run="this", resume_run="that",
+        "fleet.round_timeout_s=17", run="this", continued=CONTINUED,
     )  # fmt: skip
     _orders(strategy, grid, 6)
     orders = _evaluate(strategy, grid, 6)
@@ -272,7 +276,9 @@ def test_who_is_tested(grid, participants):
         assert order.metadata.ttl > 17.0
         told = EvaluateOrder.from_records(order.content)
         assert (told.round, told.spec) == (6, strategy.spec)
-        assert (told.resume_dir, told.run, told.resume_run) == ("/old", "this", "that")
+        assert (told.resume_dir, told.resume_round, told.run) == ("/old", 2, "this")
+        assert told.resume_run == ("before" if device == 3 else "that")  # it was away when "that" ran
+        assert told.resume_part == {1: 2, 3: 1}.get(device, UNKNOWN_ROUND)
         assert np.array_equal(read_weights(told.weights), START)
 
 
