@@ -65,7 +65,7 @@ def _name(name: object) -> str:
 def _quoted(text: str) -> str:
     """Quote a text as Hydra wants it: backslashes count only before a quote and at the end."""
     text = re.sub(r"(\\*)'", lambda found: 2 * found[1] + r"\'", text)
-    return "'" + re.sub(r"\\+$", lambda found: 2 * found[0], text) + "'"
+    return "'" + re.sub(r"\\+\Z", lambda found: 2 * found[0], text) + "'"
 
 
 def _without_interpolation(text: str) -> str:

@@ -38,6 +38,8 @@ class Place:
     def _interpreter(self):
         version = f"python{sys.version_info.major}.{sys.version_info.minor}"
         for python in (sys.executable, f"/usr/bin/{version}"):
+            if not Path(python).exists():
+                continue
             probe = self.run("-c", "import torch, flwr, hydra", python=python)
             if probe is not None and probe.returncode == 0:
                 return python

@@ -50,6 +50,7 @@ def same(left, right):
 @example("dätä (1), x")
 @example("${a}")
 @example("\\${a}\\")
+@example("\\\n")
 @example("it's \\' \\\\' \"x\"")
 @example(["null", "true", "1e3", "", " a ", "inf", None])
 @example({"a.b": {"c": ["x,y", 1, -0.5, 1e-300]}})
