@@ -16,7 +16,7 @@ import dataclasses
 import logging
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -116,6 +116,14 @@ def standing(folder: Path, settings: Settings) -> Standing:
     return Standing(round=usable.round, resume=(override("resume", str(wanted)),))
 
 
+def _waits() -> Iterator[float]:
+    """Yield the seconds between two starts."""
+    wait = _FIRST_WAIT
+    while True:
+        yield wait
+        wait = min(2 * wait, _LONGEST_WAIT)
+
+
 def insist(
     start: Callable[[], Started], *, tries: int = TRIES, sleep: Callable[[float], None] = time.sleep
 ) -> Started:
@@ -124,8 +132,7 @@ def insist(
     Raises:
         RunFailedError: that of the last try.
     """
-    wait = _FIRST_WAIT
-    for left in range(tries - 1, -1, -1):
+    for left, wait in zip(range(tries - 1, -1, -1), _waits(), strict=False):
         try:
             return start()
         except RunFailedError as error:
@@ -133,7 +140,6 @@ def insist(
                 raise RunFailedError(f"{error} (given up after {tries} starts)") from error
             log.warning("%s; starting again in %g s", str(error).splitlines()[0], wait)
         sleep(wait)
-        wait = min(2 * wait, _LONGEST_WAIT)
     raise ValueError(f"tries = {tries}; at least 1")
 
 
@@ -163,7 +169,7 @@ def supervise(
         RunFailedError: if it is given up; the text is the last reason.
         RunStoppedError: if the operator has stopped it.
     """
-    failed, wait = 0, _FIRST_WAIT
+    failed, waits = 0, _waits()
     plain = [given for given in overrides if not given.startswith("resume=")]
     while True:
         stored, job = _stored(folder), list(overrides)
@@ -183,13 +189,13 @@ def supervise(
         if site.run_id and site.flwr.status(site.run_id)[0] == "finished:stopped":
             raise RunStoppedError(f"the run was stopped ({reason})")
         if _stored(folder) > stored:
-            failed, wait = 0, _FIRST_WAIT
+            failed, waits = 0, _waits()
         failed += 1
         if failed >= tries:
             raise RunFailedError(f"{reason} (given up: {failed} starts in a row without another round)")
+        wait = next(waits)
         log.warning("the run has ended: %s; starting it again in %g s", reason.splitlines()[0], wait)
         sleep(wait)
-        wait = min(2 * wait, _LONGEST_WAIT)
 
 
 def _load(path: Path, settings: Settings) -> checkpoint.Checkpoint:
