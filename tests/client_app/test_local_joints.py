@@ -110,6 +110,8 @@ def test_any_optimiser_of_torch_takes_torchs_steps(name, options):
 
 @pytest.mark.parametrize("name", ["LBFGS", "SparseAdam", "Muon"])
 def test_one_that_does_not_work_entry_by_entry_is_refused_with_its_key(name):
+    if not hasattr(torch.optim, name):
+        pytest.skip(f"torch {torch.__version__} has no {name}")
     with pytest.raises(ValueError, match=f"training.optimizer = torch.optim:{name}"):
         check_optimizer(TrainingSpec(optimizer=f"torch.optim:{name}"))
 
