@@ -328,7 +328,7 @@ class OfdmaStrategy(WirelessStrategy):
         columns = self.totals(described, list(absent.values()))
         columns["multiplier"] = multiplier if np.isfinite(multiplier) else None
         if not self.cell.knows_channels:
-            uploads = np.count_nonzero(part.bits)  # who is pruned to nothing cannot be late
+            uploads = int(np.count_nonzero(part.bits))  # who is pruned to nothing cannot be late
             columns["outage_share"] = float(part.outage.sum() / max(uploads, 1))
         return RoundPlan(
             tuple(

@@ -129,7 +129,7 @@ def polish(
             factor = projected.conj() / (size * value)
         else:  # some user is all but nulled: its phase is free, and the value no measure of scale
             unit = 1e-3 * float(np.sqrt((channels.real**2 + channels.imag**2).sum(axis=1).min()))
-            factor = np.exp(-1j * np.angle(projected)) / unit
+            factor = np.asarray(np.exp(-1j * np.angle(projected)) / unit, np.complex128)
         turned = channels.T * factor
         table[:antennas] = turned.real
         table[antennas:-1] = turned.imag

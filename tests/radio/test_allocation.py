@@ -180,7 +180,7 @@ def test_never_worse_than_equal_bandwidth(case: Case, overhead_share: float) -> 
     m = overhead_share * case.q
     found = allocate(*case.inputs, overhead_bits=m)
     on = case.d > 0
-    equal = least_pruning_ratio(on / max(1, on.sum()), *case.inputs, overhead_bits=m)
+    equal = least_pruning_ratio(on / max(1, int(on.sum())), *case.inputs, overhead_bits=m)
     assert found.objective <= equal.sum() + 1e-9
 
 
