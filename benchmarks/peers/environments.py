@@ -41,7 +41,11 @@ SIDES = {
     "vmap": Side("plain `torch.func.vmap`, one thread", "with_vmap", workloads=("W3",)),
     "pfl": Side("pfl 0.6.0, processes", "with_pfl", ("pfl==0.6.0", TORCH), launcher=_TORCHRUN),
     "blazefl": Side(
-        "BlazeFL 2.0.3, threads", "with_blazefl", ("blazefl==2.0.3", "tqdm", TORCH), (3, 12), _ONE_MODEL
+        "BlazeFL 2.0.3, threads",
+        "with_blazefl",
+        ("blazefl==2.0.3", "tqdm", "numpy", TORCH),
+        (3, 12),
+        _ONE_MODEL,
     ),
     "fluke": Side("fluke 0.8.1, PyTorch's threads", "with_fluke", ("fluke-fl==0.8.1", TORCH), (3, 12)),
     "flower": Side("Flower 1.42 + Ray, actors", "with_flower"),
@@ -60,12 +64,13 @@ def python_of(name: str, root: Path) -> Path:
         return Path(sys.executable)
     folder = root / name
     made = folder / "made"
-    if not made.exists():
+    wanted = " ".join(side.packages)
+    if not made.exists() or made.read_text() != wanted:
         shutil.rmtree(folder, ignore_errors=True)
         subprocess.run([_interpreter(side.python), "-m", "venv", str(folder)], check=True)
         pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", *side.packages]
         subprocess.run(pip, check=True)
-        made.touch()
+        made.write_text(wanted)
     return folder / "bin" / "python"
 
 
