@@ -54,14 +54,21 @@ def main() -> None:
             print(f"{SIDES[name].text} is left out: {error}", file=sys.stderr)
     print(json.dumps(machine_facts()))
     print(_HEADER, flush=True)
-    everything = {}
+    everything, failed = {}, False
     for name in arguments.only:
-        runs, apart = _measure(name, WORKLOADS[name], pythons, arguments.repeats, arguments.threads)
+        try:
+            runs, apart = _measure(name, WORKLOADS[name], pythons, arguments.repeats, arguments.threads)
+        except RuntimeError as error:  # of ours; the other workloads are measured all the same
+            print(f"{name} is left out: {error}", file=sys.stderr)
+            failed = True
+            continue
         for line in _rows(name, WORKLOADS[name], runs, apart):
             print(line, flush=True)
         everything[name] = {side: [asdict(run) for run in found] for side, found in runs.items()}
     if arguments.json:
         arguments.json.write_text(json.dumps(everything))
+    if failed:
+        sys.exit(1)
 
 
 def _measure(
@@ -129,7 +136,10 @@ def _check_training(given: Given, weights: np.ndarray) -> None:
         for parameter in model.parameters():
             parameter.data = torch.from_numpy(values[place : place + parameter.numel()]).view(parameter.shape)
             place += parameter.numel()
-        few = given.images[:, :8].flatten(0, 1), given.labels[:, :8].flatten()
+        some = slice(
+            None, None, max(1, given.images.shape[1] // 20)
+        )  # a device's images lie class after class
+        few = given.images[:, some].flatten(0, 1), given.labels[:, some].flatten()
         with torch.no_grad():
             losses.append(float(torch.nn.functional.cross_entropy(model(few[0]), few[1])))
     if losses[1] >= losses[0]:
