@@ -332,8 +332,9 @@ def remove_runs(folder: Path, run_key: str, runs: Iterable[str], device: int) ->
         device: its index.
     """
     for run in runs:
-        own = folder / f"{run_key}-{run}"
-        if not _RUN_NAME.fullmatch(own.name) or not own.is_dir():
+        name = f"{run_key}-{run}"
+        own = folder / name
+        if not _RUN_NAME.fullmatch(name) or not own.is_dir():
             continue
         for path in [*own.rglob(f"device-{device:06d}-*")]:
             if _DAMAGED not in path.name:  # the operator was told of it

@@ -9,7 +9,6 @@ One file, long as it is: one class, the steps of a round in the order in which t
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import time
 from abc import abstractmethod
@@ -391,15 +390,20 @@ class WirelessStrategy(Strategy):
         """Ask the connected devices (or this round's) for their personalised accuracy, when it is time to."""
         if server_round % self.evaluate_every and server_round != self.last_round:
             return []
-        order = EvaluateOrder(
-            server_round,
-            self.spec,
-            weights_record(self._weights),
-            run=self.run,
-            buffers=self.buffers.record(),
-        )
+        weights, buffers = weights_record(self._weights), self.buffers.record()
+
+        def order(device: int) -> EvaluateOrder:
+            return EvaluateOrder(
+                server_round,
+                self.spec,
+                weights,
+                run=self.run,
+                buffers=buffers,
+                **self.continued.for_device(device),
+            )
+
         return [
-            self._message(self._for_device(order, device), node, "evaluate", server_round, device, grid)
+            self._message(order(device), node, "evaluate", server_round, device, grid)
             for device in self._evaluated()
             if (node := self.fleet.node_of(device)) is not None
         ]
@@ -457,9 +461,6 @@ class WirelessStrategy(Strategy):
         )
 
     # Shared machinery --------------------------------------------------------------------------
-
-    def _for_device(self, order: EvaluateOrder, device: int) -> EvaluateOrder:
-        return dataclasses.replace(order, **self.continued.for_device(device))
 
     def _evaluated(self) -> Iterable[int]:
         if self.evaluate_participants:

@@ -151,6 +151,22 @@ def test_the_personal_part_stays_with_the_device_and_is_what_it_is_tested_with(t
     assert device.test(test, _context()).loss == before.loss  # another device of that number: nothing yet
 
 
+def test_a_stored_part_makes_those_of_replaced_runs_go(tmp_path):
+    """As the order is read from the wire; the run that is not named stays, and so it does without a part."""
+    job = _job()
+    spec, context = job.spec.to_json(), _context(**{"state-dir": str(tmp_path)})
+    for run in ("old", "needed"):
+        device.train(_order(job, run=run), _context(**{"state-dir": str(tmp_path)}))
+    told = SaveOrder("", 2, spec, discard=("old",), run="new", resume_run="needed", resume_part=1)
+    told = SaveOrder.from_records(told.to_records())
+    assert (told.discard, told.resume_run, told.resume_part) == (("old",), "needed", 1)
+    names = {path.name: path for path in tmp_path.iterdir()}
+    device.train(_order(job, number=2, run="new", resume_run="needed", resume_part=1), context)
+    assert device.save(told, context).round == 2
+    gone = {name for name, path in names.items() if not path.exists()}
+    assert gone == {f"{job.spec.run_key}-old"}
+
+
 def test_a_checkpoint_holds_the_part_after_its_round_and_its_report_says_which_bytes(tmp_path):
     job, context = _job("training.personal_learning_rate=0.2"), _context()
     spec, weights = job.spec.to_json(), weights_record(job.initial_weights)
