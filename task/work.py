@@ -1,18 +1,23 @@
 """What a network computes for a sample: multiply-adds of one forward pass, by the parts that own the weights.
 
-Counted once with `torch.utils.flop_counter`, that is matrix products and convolutions; what works entry by
-entry (activations, normalisation, pooling) counts for nothing beside them, an embedding is a look-up.
+Counted once by the formulas of `torch.utils.flop_counter`, that is matrix products and convolutions; what
+works entry by entry (activations, normalisation, pooling) counts for nothing beside them, an embedding is a
+look-up.
 """
 
 from __future__ import annotations
 
 import copy
+import inspect
 import warnings
+from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.module_tracker import ModuleTracker
 
 from task.randomness import seeded
 from task.split import Split
@@ -46,17 +51,17 @@ def multiply_adds(model: nn.Module, split: Split, sample: torch.Tensor) -> Work:
     """
     network = copy.deepcopy(model).train()
     inputs = sample.expand(_SAMPLES, *sample.shape[1:]).contiguous()
+    counting = _Counting()
     # Fused kernels (a whole recurrent layer of oneDNN) are one operation that no counter knows.
     with seeded(0), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # oneDNN's switch warns of Intel's GPUs
-        with torch.backends.mkldnn.flags(enabled=False), FlopCounterMode(display=False) as counter:
+        with torch.backends.mkldnn.flags(enabled=False), counting.inside, counting:
             network(inputs)
+    counts = {name: flops / 2 / _SAMPLES for name, flops in counting.flops.items()}
+    total = counts.pop("Global", 0.0)
     inclusive = {
-        name.removeprefix(type(network).__name__).removeprefix("."): sum(by_operation.values()) / 2 / _SAMPLES
-        for name, by_operation in counter.get_flop_counts().items()
-        if name != "Global"
+        name.removeprefix(type(network).__name__).removeprefix("."): own for name, own in counts.items()
     }
-    total = counter.get_total_flops() / 2 / _SAMPLES
     personal = frozenset(split.personal.names)
     first = {id(parameter): name for name, parameter in network.named_parameters()}
     share_of_all = split.personal.size / max(1, split.personal.size + split.global_part.size)
@@ -74,3 +79,36 @@ def multiply_adds(model: nn.Module, split: Split, sample: torch.Tensor) -> Work:
         mine += share * own
         counted += own
     return Work(personal=mine, of_global=counted - mine)
+
+
+class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Adds up the operations of every module that is at work, by its name, as torch's FlopCounterMode does.
+
+    That one imports torch's compiler when it meets the first operation, which takes 1.1 s.
+    """
+
+    def __init__(self) -> None:
+        from torch.utils.flop_counter import flop_registry  # 0.1 s, of which most runs have nothing
+
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.flops: Counter[str] = Counter()
+        self._formulas = flop_registry
+        self.inside = ModuleTracker()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        formula = self._formulas.get(func._overloadpacket)
+        if formula is None:
+            with self:  # one that is made of others
+                result = func.decompose(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
+        result = func(*args, **kwargs)
+        if formula is not None:
+            number = formula(*args, **kwargs, out_val=result)
+            self.flops.update(dict.fromkeys(self.inside.parents, number))
+        return result
+
+
+# A subclass's method is wrapped by what imports the compiler.
+_Counting.__torch_dispatch__ = inspect.unwrap(_Counting.__torch_dispatch__)  # type: ignore[method-assign]

@@ -1,9 +1,13 @@
 """What a network computes is what one counts by hand, each part its own."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from server_app.job import prepare
 from server_app.links import device_times
@@ -50,6 +54,35 @@ def test_what_fused_kernels_compute_counts_too(name, by_hand):
     model = build_model(name, num_classes=10, sample_shape=(8,), generator=torch.Generator().manual_seed(0))
     sample = torch.zeros(1, 8, dtype=torch.int64)
     assert counted(model, ["last:1"], sample) == (640, by_hand)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("cnn", (1, 28, 28)),
+        ("lenet5", (1, 28, 28)),
+        ("resnet8", (3, 32, 32)),
+        ("lstm", (8,)),
+        ("transformer", (8,)),
+    ],
+)
+def test_torch_counts_the_same(name, shape):
+    model = build_model(name, num_classes=10, sample_shape=shape, generator=torch.Generator().manual_seed(0))
+    sample = torch.zeros(1, *shape, dtype=torch.int64 if len(shape) == 1 else torch.float32)
+    with torch.backends.mkldnn.flags(enabled=False), FlopCounterMode(display=False) as counter:
+        model.train()(sample.expand(2, *shape))
+    assert sum(counted(model, ["last:1"], sample)) == counter.get_total_flops() / 2 / 2
+
+
+def test_counting_does_not_load_torchs_compiler():
+    """Which takes a second, and memory in each process."""
+    code = (
+        "import sys, torch; from torch import nn; from task.split import split_parameters as split;"
+        "from task.work import multiply_adds; net = nn.Sequential(nn.Flatten(), nn.Linear(4, 2));"
+        "assert multiply_adds(net, split(net, []), torch.zeros(1, 2, 2)).of_global == 8;"
+        "sys.exit('torch._dynamo' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 @pytest.mark.parametrize("batch", [16, 64])
