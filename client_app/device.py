@@ -10,7 +10,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -76,11 +76,24 @@ class RunContext:
     network: ModuleNetwork
     initial_personal: npt.NDArray[np.float32]
     task: Task
+    _weight_steps: dict[int, float] = field(default_factory=dict)  # by number of samples
 
     @property
     def parts(self) -> list[DevicePart]:
         """Each device's samples."""
         return self.task.parts
+
+    def weight_steps(self, num_samples: int) -> float:
+        """Return the steps of a round times the weights that each moves: what a dense round computes."""
+        found = self._weight_steps.get(num_samples)
+        if found is None:
+            split = self.network.split
+            sizes = np.array([num_samples])
+            steps = steps_per_round(self.training, sizes, has_personal=split.personal.size > 0)
+            dense = self.training.importance_steps + steps.of_global[0] + steps.copies[0]
+            found = float(steps.personal[0] * split.personal.size + dense * split.global_part.size)
+            self._weight_steps[num_samples] = found
+        return found
 
     @cached_property
     def facts(self) -> TaskFacts:
@@ -289,7 +302,7 @@ def report(work: Assignment, result: LocalResult, seconds: float, joules: float 
                 ("measured-train-seconds", seconds),
                 ("measured-compute-seconds", seconds + encoding),
                 ("measured-energy-j", joules),
-                ("measured-seconds-per-weight-step", seconds / weight_steps(run, num_examples)),
+                ("measured-seconds-per-weight-step", seconds / run.weight_steps(num_examples)),
                 ("stated-uplink-bps", _stated_rate(context)),
                 ("state-set-aside", float(work.recovered.set_aside or math.nan)),
                 ("state-lost", float(work.recovered.lost or math.nan)),
@@ -452,14 +465,6 @@ def save(order: SaveOrder, context: Context) -> SaveReport:
     return SaveReport(recovered.part.round, written.sha256, written.size, own=store.own is not None)
 
 
-def weight_steps(run: RunContext, num_samples: int) -> float:
-    """Return the steps of a round times the weights that each moves: what a dense round computes."""
-    split = run.network.split
-    steps = steps_per_round(run.training, np.array([num_samples]), has_personal=split.personal.size > 0)
-    dense = run.training.importance_steps + steps.of_global[0] + steps.copies[0]
-    return float(steps.personal[0] * split.personal.size + dense * split.global_part.size)
-
-
 def _run_of(spec: str, context: Context) -> tuple[RunContext, int]:
     index, _ = device_index(context)
     data_dir = context.node_config.get("data-dir", "")
@@ -501,7 +506,7 @@ def _stated_rate(context: Context) -> float:
     return float(value)
 
 
-def _upload(work: Assignment, result: LocalResult) -> npt.NDArray[np.uint8] | None:
+def _upload(work: Assignment, result: LocalResult) -> payload.Packed | None:
     spec, broadcast = work.run.spec, work.broadcast
     if not result.mask.any():
         return None
@@ -513,13 +518,11 @@ def _upload(work: Assignment, result: LocalResult) -> npt.NDArray[np.uint8] | No
         )
         values = update if spec.uplink == "analog" else broadcast + update
         bits = 32 if spec.uplink == "analog" else spec.bits_per_weight
-        return np.frombuffer(payload.encode(values, kept, bits=bits), np.uint8)
+        return payload.pack(values, kept, bits=bits)
     if spec.uplink == "analog":
         # The emulated air adds real numbers: it is given the exact update, and where there is none.
-        encoded = payload.encode(result.global_part - broadcast, result.mask, bits=32)
-    else:
-        encoded = payload.encode(result.global_part, result.mask, bits=spec.bits_per_weight)
-    return np.frombuffer(encoded, np.uint8)
+        return payload.pack(result.global_part - broadcast, result.mask, bits=32)
+    return payload.pack(result.global_part, result.mask, bits=spec.bits_per_weight)
 
 
 def _noise(work: Assignment) -> np.random.Generator:
@@ -529,11 +532,10 @@ def _noise(work: Assignment) -> np.random.Generator:
     return generator(work.run.spec.seed, "privacy", work.order.round, work.index)
 
 
-def _arrays(spec: DeviceSpec, result: LocalResult) -> dict[str, npt.NDArray[np.uint8]]:
-    """Encode what the local algorithm sends: the retained weights' entries, whose positions are known."""
-    found = {}
-    for name, array in result.sent.items():
-        kept = array[result.mask]
-        encoded = payload.encode(kept, np.ones(kept.size, np.bool_), bits=spec.bits_per_weight)
-        found[name] = np.frombuffer(encoded, np.uint8)
-    return found
+def _arrays(spec: DeviceSpec, result: LocalResult) -> dict[str, payload.Packed]:
+    """Pack what the local algorithm sends: the retained weights' entries, whose positions are known."""
+    kept = {name: array[result.mask] for name, array in result.sent.items()}
+    return {
+        name: payload.pack(values, np.ones(values.size, np.bool_), bits=spec.bits_per_weight)
+        for name, values in kept.items()
+    }

@@ -34,7 +34,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, Literal, Self
+from typing import Any, Literal, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -487,25 +487,33 @@ def _list(record: ConfigRecord, key: str) -> list[Any]:
     return found if isinstance(found, list) else []
 
 
+class Upload(Protocol):
+    """Bytes: an array of uint8, or what is to become bytes when it leaves the machine."""
+
+    def tobytes(self) -> bytes:
+        """Return the bytes."""
+        ...
+
+
 @dataclass(frozen=True)
 class TrainReport:
     """What a device answers to a `TrainOrder`.
 
     Attributes:
-        payload: encoded upload (digital) or float32 update bytes (analog), uint8; None for no upload. Of a
-            report that was received, a read-only view of the received bytes.
+        payload: the upload (digital) or update (analog); None for no upload. Of a report that was received, a
+            read-only view of the received bytes, uint8.
         num_examples: size of the device's training set.
         metrics: losses and what was measured, by a name of `REPORTED`.
         buffers: running statistics that are shared, by name; none where nothing is uploaded.
-        arrays: what the local algorithm sends beside the upload: by name the encoded values of the retained
-            weights' entries, uint8.
+        arrays: what the local algorithm sends beside the upload: by name the values of the retained weights'
+            entries.
     """
 
-    payload: npt.NDArray[np.uint8] | None
+    payload: Upload | None
     num_examples: int
     metrics: Mapping[str, float] = field(default_factory=dict)
     buffers: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
-    arrays: Mapping[str, npt.NDArray[np.uint8]] = field(default_factory=dict)
+    arrays: Mapping[str, Upload] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if ignored := self.metrics.keys() - REPORTED:
@@ -516,9 +524,9 @@ class TrainReport:
         metrics: dict[str, int | float] = {**self.metrics, "num-examples": self.num_examples}
         records = RecordDict({METRICS: MetricRecord(dict(metrics))})
         if self.payload is not None:
-            upload = records[UPLOAD] = vector_record("payload", self.payload)
+            upload = records[UPLOAD] = _bytes_record("payload", self.payload)
             for name, array in self.arrays.items():
-                upload[f"array.{name}"] = vector_record("array", array)["array"]
+                upload[f"array.{name}"] = _bytes_record("array", array)["array"]
         if self.buffers:
             records[BUFFERS] = vectors_record(self.buffers)
         return records
@@ -547,6 +555,10 @@ class TrainReport:
         finite = {key: value for key, value in numbers.items() if math.isfinite(value)}
         buffers = read_vectors(record_of(records, BUFFERS, ArrayRecord)) if BUFFERS in records else {}
         return cls(payload, num_examples, finite, buffers, arrays)
+
+
+def _bytes_record(key: str, upload: Upload) -> ArrayRecord:
+    return vector_record(key, np.frombuffer(upload.tobytes(), np.uint8))
 
 
 def _continued(order: TrainOrder | EvaluateOrder | SaveOrder) -> dict[str, str | int]:

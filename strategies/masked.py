@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from protocol.messages import TrainReport
+from protocol.messages import Upload as SentUpload
 from radio import payload
 from strategies.aggregation import ChosenAggregation, choose
 from strategies.aggregation.clipped_mean import ClippedMean
@@ -169,7 +170,7 @@ def read_upload(
             raise UploadError(f"the reply has no upload; the plan says {expected} weights")
         return None
     try:
-        upload = payload.decode(report.payload.data, num_weights=num_weights)
+        upload = _decode(report.payload, num_weights)
     except payload.PayloadError as error:
         raise UploadError(str(error)) from error
     if upload.num_kept != expected:
@@ -188,7 +189,7 @@ def _read_vector(name: str, report: TrainReport, num_kept: int, bits: int) -> pa
     if name not in report.arrays:
         raise UploadError(f"the reply lacks the array {name!r} of the local algorithm")
     try:
-        vector = payload.decode(report.arrays[name].data, num_weights=num_kept)
+        vector = _decode(report.arrays[name], num_kept)
     except payload.PayloadError as error:
         raise UploadError(f"the array {name!r}: {error}") from error
     if vector.num_kept != num_kept or vector.bits != bits:
@@ -197,3 +198,9 @@ def _read_vector(name: str, report: TrainReport, num_kept: int, bits: int) -> pa
             f"the plan says {num_kept} of {bits}"
         )
     return vector
+
+
+def _decode(upload: SentUpload, num_weights: int) -> payload.Payload:
+    """Open an upload: of another machine bytes, of this one what was packed."""
+    sent = upload if isinstance(upload, payload.Packed) else np.asarray(upload)
+    return payload.decode(sent, num_weights=num_weights)

@@ -22,7 +22,7 @@ twice that, but zero in the mean.
 `decode` trusts nothing: exactly one byte string is accepted for what it says, every other is refused.
 """
 
-from radio.payload.codec import Payload, decode, encode
+from radio.payload.codec import Packed, Payload, decode, encode, pack
 from radio.payload.errors import PayloadError
 from radio.payload.sizes import (
     Bits,
@@ -38,6 +38,7 @@ from radio.payload.sizes import (
 __all__ = [
     "Bits",
     "LinearSize",
+    "Packed",
     "Payload",
     "PayloadError",
     "PositionCoding",
@@ -45,6 +46,7 @@ __all__ = [
     "encode",
     "header_bits",
     "linear_size",
+    "pack",
     "payload_bits",
     "upload_bits",
     "value_bits",

@@ -29,6 +29,68 @@ _MAGIC = b"AFUP"
 _VERSION = 1
 
 
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """An upload as it is sent, without header and checksum, which it gets when it leaves the machine.
+
+    Attributes:
+        num_weights: N.
+        num_kept: retained weights.
+        bits: per retained weight.
+        coding: of the positions.
+        scale: of the values at 16 bits, else 1.
+        body: values and positions as `encode` writes them, uint8; may be a view of the weights themselves.
+    """
+
+    num_weights: int
+    num_kept: int
+    bits: int
+    coding: PositionCoding
+    scale: float
+    body: NDArray[np.uint8]
+
+    def tobytes(self) -> bytes:
+        """Return the payload."""
+        body = self.body.data
+        header = HEADER.pack(
+            _MAGIC, _VERSION, self.bits, self.coding, 0, self.num_weights, self.num_kept, self.scale, 0
+        )
+        return b"".join([header, CRC.pack(_checksum(header, body)), body])
+
+
+def pack(
+    values: ArrayLike,
+    mask: ArrayLike,
+    *,
+    bits: int = 32,
+    rng: np.random.Generator | None = None,
+    check_finite: bool = True,
+) -> Packed:
+    """Gather the retained weights and their positions, as `encode` does; all `values` must stay as they are.
+
+    For messages that do not leave the machine: `decode` takes it without writing and reading bytes.
+    """
+    flat, kept_mask = np.asarray(values, dtype=np.float32), np.asarray(mask)
+    width = checked_bits(bits)
+    if flat.ndim != 1 or kept_mask.shape != flat.shape:
+        raise ValueError(f"values has shape {flat.shape}, mask {kept_mask.shape}; both must be (N,)")
+    if kept_mask.dtype != np.bool_:
+        raise ValueError(f"mask has dtype {kept_mask.dtype}; it must be bool")
+    n, kept = checked_counts(flat.size, int(np.count_nonzero(kept_mask)))
+    # take() after flatnonzero() is six times as fast as indexing with an irregular mask.
+    retained = np.ascontiguousarray(flat) if kept == n else flat.take(np.flatnonzero(kept_mask))
+    if (check_finite or width != 32) and not np.isfinite(retained).all():
+        bad = int(np.flatnonzero(kept_mask)[np.argmin(np.isfinite(retained))])
+        raise ValueError(f"values[{bad}] = {flat[bad]} is not finite")
+
+    scale, parts = pack_values(retained, width, rng)
+    coding, _ = position_bytes(n, kept)
+    parts += pack_positions(kept_mask, coding)
+    pieces = [np.frombuffer(part.data, np.uint8) for part in parts if part.size]
+    body = pieces[0] if len(pieces) == 1 else np.concatenate([np.empty(0, np.uint8), *pieces])
+    return Packed(n, kept, width, coding, scale, body)
+
+
 def encode(
     values: ArrayLike,
     mask: ArrayLike,
@@ -52,25 +114,7 @@ def encode(
     Raises:
         ValueError: if shapes differ, `bits` is unknown, or a retained value is not finite.
     """
-    flat, kept_mask = np.asarray(values, dtype=np.float32), np.asarray(mask)
-    width = checked_bits(bits)
-    if flat.ndim != 1 or kept_mask.shape != flat.shape:
-        raise ValueError(f"values has shape {flat.shape}, mask {kept_mask.shape}; both must be (N,)")
-    if kept_mask.dtype != np.bool_:
-        raise ValueError(f"mask has dtype {kept_mask.dtype}; it must be bool")
-    n, kept = checked_counts(flat.size, int(np.count_nonzero(kept_mask)))
-    # take() after flatnonzero() is six times as fast as indexing with an irregular mask.
-    retained = np.ascontiguousarray(flat) if kept == n else flat.take(np.flatnonzero(kept_mask))
-    if (check_finite or width != 32) and not np.isfinite(retained).all():
-        bad = int(np.flatnonzero(kept_mask)[np.argmin(np.isfinite(retained))])
-        raise ValueError(f"values[{bad}] = {flat[bad]} is not finite")
-
-    scale, parts = pack_values(retained, width, rng)
-    coding, _ = position_bytes(n, kept)
-    parts += pack_positions(kept_mask, coding)
-    buffers = [part.data.cast("B") if part.size else b"" for part in parts]
-    header = HEADER.pack(_MAGIC, _VERSION, width, coding, 0, n, kept, scale, 0)
-    return b"".join([header, CRC.pack(_checksum(header, buffers)), *buffers])
+    return pack(values, mask, bits=bits, rng=rng, check_finite=check_finite).tobytes()
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,46 +207,67 @@ class Payload:
 
 
 def decode(
-    payload: bytes | bytearray | memoryview, *, num_weights: int, max_kept: int | None = None
+    payload: bytes | bytearray | memoryview | NDArray[np.uint8] | Packed,
+    *,
+    num_weights: int,
+    max_kept: int | None = None,
 ) -> Payload:
     """Check and open a payload.
 
     Args:
-        payload: the bytes received. At 32 bits the result refers to them: do not change them afterwards.
+        payload: the bytes received, or what `pack` returned. At 32 bits the result refers to it: do not
+            change it afterwards.
         num_weights: N that the receiver expects.
         max_kept: most retained weights allowed, e.g. what the plan gave this device.
 
     Raises:
         PayloadError: if anything about the bytes is not exactly as `encode` writes it.
     """
+    if isinstance(payload, Packed):
+        _check(payload, num_weights, max_kept)
+        return _opened(payload)
     raw = np.frombuffer(payload, dtype=np.uint8)
     if raw.size < HEADER_BYTES:
         raise PayloadError(f"payload has {raw.size} bytes; the header alone has {HEADER_BYTES} (truncated?)")
-    width, coding, n, kept, scale = _read_header(raw)
+    found = _read_header(raw)
+    _check(found, num_weights, max_kept)
+    stored = CRC.unpack_from(raw.data, HEADER.size)[0]
+    if stored != _checksum(raw[: HEADER.size].data, found.body.data):
+        raise PayloadError("checksum does not match: the payload was damaged")
+    return _opened(found)
+
+
+def _check(found: Packed, num_weights: int, max_kept: int | None) -> None:
+    """Refuse what cannot be of `num_weights` weights.
+
+    Raises:
+        PayloadError: if it is another number, or the body has another length or coding than it makes.
+    """
+    n, kept = found.num_weights, found.num_kept
     if n != num_weights:
         raise PayloadError(f"payload is for {n} weights; expected {num_weights}")
     if kept > n or (max_kept is not None and kept > max_kept):
         raise PayloadError(
             f"payload keeps {kept} weights; the limit is {n if max_kept is None else min(n, max_kept)}"
         )
-    expected = payload_bits(n, kept, width) // 8
-    if raw.size != expected:
+    size, expected = HEADER_BYTES + found.body.size, payload_bits(n, kept, found.bits) // 8
+    if size != expected:
         raise PayloadError(
-            f"payload has {raw.size} bytes; {kept} of {n} weights at {width} bits make {expected}"
+            f"payload has {size} bytes; {kept} of {n} weights at {found.bits} bits make {expected}"
         )
-    if coding != position_bytes(n, kept)[0]:
-        raise PayloadError(f"position coding {coding} is not the one for {kept} of {n} weights")
-    body = raw[HEADER_BYTES:]
-    stored = CRC.unpack_from(raw.data, HEADER.size)[0]
-    if stored != _checksum(raw[: HEADER.size].data, [body.data] if body.size else []):
-        raise PayloadError("checksum does not match: the payload was damaged")
-    split = value_bytes(kept, width)
-    values = unpack_values(body[:split], kept, width, scale)
-    positions = unpack_positions(body[split:], PositionCoding(coding), n, kept)
-    return Payload(values, n, width, PositionCoding(coding), int(raw.size), positions)
+    if found.coding != position_bytes(n, kept)[0]:
+        raise PayloadError(f"position coding {found.coding:d} is not the one for {kept} of {n} weights")
 
 
-def _read_header(raw: NDArray[np.uint8]) -> tuple[int, int, int, int, float]:
+def _opened(found: Packed) -> Payload:
+    split = value_bytes(found.num_kept, found.bits)
+    values = unpack_values(found.body[:split], found.num_kept, found.bits, found.scale)
+    positions = unpack_positions(found.body[split:], found.coding, found.num_weights, found.num_kept)
+    size = HEADER_BYTES + found.body.size
+    return Payload(values, found.num_weights, found.bits, found.coding, size, positions)
+
+
+def _read_header(raw: NDArray[np.uint8]) -> Packed:
     magic, version, width, coding, reserved, n, kept, scale, spare = HEADER.unpack_from(raw.data)
     if magic != _MAGIC:
         raise PayloadError(f"payload starts with {magic!r}; expected {_MAGIC!r}")
@@ -220,11 +285,8 @@ def _read_header(raw: NDArray[np.uint8]) -> tuple[int, int, int, int, float]:
             raise PayloadError(f"scale = {scale} is not a power of two")
     elif scale != 1.0:
         raise PayloadError(f"scale = {scale}; must be 1 at {width} bits and {kept} weights")
-    return width, coding, n, kept, scale
+    return Packed(n, kept, width, PositionCoding(coding), scale, raw[HEADER_BYTES:])
 
 
-def _checksum(header: bytes | memoryview, buffers: list[bytes | memoryview]) -> int:
-    crc = zlib.crc32(header)
-    for buffer in buffers:
-        crc = zlib.crc32(buffer, crc)
-    return crc
+def _checksum(header: bytes | memoryview, body: memoryview) -> int:
+    return zlib.crc32(body, zlib.crc32(header))

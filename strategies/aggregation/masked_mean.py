@@ -121,7 +121,13 @@ class MaskedAverage:
         if values.shape != self._sum.shape:
             raise ValueError(f"values of shape {values.shape} do not fit {self._sum.size} weights")
         self._weigh(device_weight)
-        self._sum += values if device_weight == 1.0 else values * np.float64(device_weight)
+        for start in range(0, values.size, _BLOCK):
+            block = slice(start, start + _BLOCK)
+            addend = self._addend[: values[block].size]
+            addend[:] = values[block]
+            if device_weight != 1.0:
+                addend *= device_weight
+            self._sum[block] += addend
         if self._share is not None:
             self._share += device_weight
         self._recent += np.uint8(1)

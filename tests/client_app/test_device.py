@@ -101,7 +101,7 @@ def test_a_digital_upload_is_the_weights_and_an_analog_one_the_update(bits):
     digital = _job(f"radio.bits_per_weight={bits}")
     analog = _job("scheme=aircomp_pruned", "air.num_selected=2")
     received = [
-        payload.decode(device.train(_order(job), _context()).payload.data, num_weights=N)
+        payload.decode(device.train(_order(job), _context()).payload.tobytes(), num_weights=N)
         for job in (digital, analog)
     ]
     assert [upload.bits for upload in received] == [bits, 32]
@@ -117,7 +117,7 @@ def test_a_mask_of_the_server_is_used_and_a_device_that_keeps_nothing_sends_noth
     job = _job()
     mask = np.arange(N) % 4 == 0
     report = device.train(_order(job, N - 65, mask=mask_record(mask)), _context())
-    assert np.array_equal(payload.decode(report.payload.data, num_weights=N).mask, mask)
+    assert np.array_equal(payload.decode(report.payload.tobytes(), num_weights=N).mask, mask)
     silent = device.train(_order(job, N), _context())
     assert silent.payload is None
     assert silent.metrics["personal-loss"] > 0

@@ -101,7 +101,9 @@ def test_one_device_per_batch_is_the_ordinary_path_bit_for_bit():
         many.train_many(_orders(), together, batch_devices=1), _orders(), alone, strict=True
     ):
         assert isinstance(report, TrainReport)
-        np.testing.assert_array_equal(report.payload, device.train(order, context).payload)
+        expected = device.train(order, context)
+        assert (report.payload is None) == (expected.payload is None)
+        assert report.payload is None or report.payload.tobytes() == expected.payload.tobytes()
 
 
 def test_a_mask_from_the_server_is_used():

@@ -95,6 +95,17 @@ def test_without_a_folder_of_its_own_nothing_is_written(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_where_nothing_is_personal_nothing_is_kept_unless_something_was():
+    nothing, context = np.empty(0, np.float32), _context()
+    _store(context).keep(nothing, 1)
+    assert not context.state
+    assert _store(context).recover(0).part is None
+    _store(context).keep(nothing, 2, {"algorithm.control": PART})
+    _store(context).keep(nothing, 3)
+    found = _store(context).recover(0).part
+    assert (found.round, dict(found.arrays)) == (3, {})
+
+
 def _story(folder):
     """Leave what a device has after rounds 1..7, with checkpoints of rounds 3 and 6."""
     context = _context(folder)

@@ -40,7 +40,7 @@ def _average_of_survivors(rows, failed):
         order = TrainOrder(1, num_pruned, job.spec.to_json(), weights)
         context = Context(1, index, {"partition-id": index, "num-partitions": 10}, RecordDict(), {})
         report = device.train(order, context)
-        upload = payload.decode(report.payload.data, num_weights=job.initial_weights.size)
+        upload = payload.decode(report.payload.tobytes(), num_weights=job.initial_weights.size)
         average.add(upload.values, upload.mask)
     return average.result(job.initial_weights).weights
 

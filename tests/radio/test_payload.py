@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import pickle
 import struct
 import zlib
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,7 @@ from radio.payload import (
     encode,
     header_bits,
     linear_size,
+    pack,
     payload_bits,
     value_bits,
 )
@@ -196,7 +199,38 @@ def test_encode_refuses_by_name() -> None:
     assert decode(encode(masked_nan, ~np.isnan(masked_nan)), num_weights=4).num_kept == 3
 
 
+@settings(deadline=None, max_examples=100)
+@given(st.integers(0, 2**32 - 1), sizes, shares, st.sampled_from([8, 16, 32]))
+def test_what_stays_on_the_machine_is_opened_as_if_it_had_travelled(
+    seed: int, n: int, kept: float, bits: int
+) -> None:
+    values, mask = draw(seed, n, kept)
+    packed = pack(values, mask, bits=bits)
+    assert packed.tobytes() == encode(values, mask, bits=bits)
+    here = decode(pickle.loads(pickle.dumps(packed)), num_weights=n)
+    there = decode(packed.tobytes(), num_weights=n)
+    np.testing.assert_array_equal(here.values, there.values)
+    np.testing.assert_array_equal(here.mask, there.mask)
+    assert (here.bits, here.coding, here.num_bytes) == (there.bits, there.coding, there.num_bytes)
+
+
 # --- what decode refuses ---
+
+
+def test_what_stays_on_the_machine_is_refused_like_bytes() -> None:
+    packed = pack(*draw(1, 1000, 0.5))
+    with pytest.raises(PayloadError, match="for 1000 weights; expected 999"):
+        decode(packed, num_weights=999)
+    with pytest.raises(PayloadError, match="the limit is 100"):
+        decode(packed, num_weights=1000, max_kept=100)
+    with pytest.raises(PayloadError, match=r"bytes; .* make"):
+        decode(replace(packed, body=packed.body[:-1]), num_weights=1000)
+    with pytest.raises(PayloadError, match="coding 2 is not the one"):
+        decode(replace(packed, coding=PositionCoding.KEPT_16), num_weights=1000)
+    broken = packed.body.copy()
+    broken[:4] = 0xFF  # a NaN
+    with pytest.raises(PayloadError, match="not finite"):
+        decode(replace(packed, body=broken), num_weights=1000)
 
 
 def refuse(payload: bytes | bytearray, text: str, n: int = 1000, **limits: int) -> None:
