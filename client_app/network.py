@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from client_app.fast import residual
 from client_app.fast.convolutions import accelerate
 from client_app.precision import product_type
 from task.losses import CROSS_ENTROPY, Loss
@@ -180,6 +181,8 @@ class ModuleNetwork:
             self._layers = list(module.children())
             if kernels == "fast":
                 self._layers = accelerate(self._layers, self._dtype)
+                if self._dtype == torch.float32:
+                    self._layers = residual.accelerate(self._layers)
         self.forward: nn.Module = nn.Sequential(*self._layers)
 
     @property
@@ -322,8 +325,10 @@ def as_vector(name: str, values: Vector, size: int) -> torch.Tensor:
 
 def _is_pure(layer: nn.Module) -> bool:
     """Return whether a layer is known to make the same of a sample at any time, in any company."""
-    if getattr(layer, "only_layout", False) or type(layer).__module__.startswith("client_app.fast."):
+    if getattr(layer, "only_layout", False):
         return True
+    if type(layer).__module__.startswith("client_app.fast."):
+        return not any(isinstance(one, _NORMS) for one in layer.modules())
     if type(layer) in _HOLDERS:
         return all(map(_is_pure, layer.children()))
     return type(layer) in _PURE

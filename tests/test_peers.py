@@ -1,26 +1,38 @@
 """The sides of the peers' table do the same steps: what they are given is our run, as tensors."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from benchmarks.peers.given import steps, vector
 from benchmarks.peers.prepare import give
-from benchmarks.peers.workloads import Workload
+from benchmarks.peers.workloads import WORKLOADS, Workload
 from tests.end_to_end.jobs import final_weights, run_job
 
+TINY = {
+    "mlp": Workload("tiny", "mlp", 4, 6, 4, participants=2, rounds=2),
+    "resnet8": replace(
+        WORKLOADS["W4"], devices=4, images=6, batch=4, shape=(3, 8, 8), participants=2, rounds=2
+    ),
+    "alternating": Workload("tiny", "lenet5", 4, 6, 4, participants=2, rounds=2, alternating=True),
+}
 
-@pytest.mark.parametrize("alternating", [False, pytest.param(True, marks=pytest.mark.exhaustive)])
-def test_a_plain_loop_over_what_is_given_has_the_weights_of_our_run(tmp_path: Path, alternating):
-    workload = Workload("tiny", "lenet5" if alternating else "mlp", 4, 6, 4, participants=2, rounds=2)
-    workload = Workload(**{**vars(workload), "alternating": alternating})
+
+@pytest.mark.parametrize(
+    "name", ["mlp", "resnet8", pytest.param("alternating", marks=pytest.mark.exhaustive)]
+)
+def test_a_plain_loop_over_what_is_given_has_the_weights_of_our_run(tmp_path: Path, tiny):
+    workload = TINY[tiny]
     run_job(tmp_path / "run", *workload.overrides())
     given = give(workload, tmp_path / "run", tmp_path, threads=1)
     assert [len(devices) for devices in given.participants] == [2, 2]
-    assert bool(given.personal) == alternating
+    assert bool(given.personal) == workload.alternating
     model = given.network()
+    assert any(isinstance(one, nn.GroupNorm) for one in model.modules()) == (tiny == "resnet8")
     own, weights = dict(model.named_parameters()), given.weights
     kept: dict[int, dict[str, torch.Tensor]] = {}
     for number, devices in enumerate(given.participants, 1):

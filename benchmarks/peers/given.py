@@ -24,7 +24,7 @@ class Given:
     """A workload as tensors.
 
     Attributes:
-        model: its name.
+        model, options: its name and what it is built with.
         images, labels: of the devices, float32 (K, n, c, h, w) and int64 (K, n).
         weights: first values by the name of the parameter.
         personal: names of those that stay on the devices.
@@ -35,6 +35,7 @@ class Given:
     """
 
     model: str
+    options: dict[str, str]
     images: torch.Tensor
     labels: torch.Tensor
     weights: dict[str, torch.Tensor]
@@ -56,9 +57,12 @@ class Given:
             self.model,
             num_classes=10,
             sample_shape=tuple(self.images.shape[2:]),
+            options=self.options,
             generator=torch.Generator().manual_seed(0),
         )
-        model.load_state_dict(self.weights, strict=False)
+        missing, unexpected = model.load_state_dict(self.weights, strict=False)
+        if unexpected or set(missing) - {name for name, _ in model.named_buffers()}:
+            raise ValueError(f"the weights are those of another network: {unexpected or missing}")
         return model.train()
 
     def batches(self, number: int, device: int, phase: int = -1) -> list[torch.Tensor]:

@@ -53,6 +53,7 @@ def give(workload: Workload, run_folder: Path, folder: Path, threads: int) -> Gi
     )
     given = Given(
         model=workload.model,
+        options=dict(workload.options),
         images=torch.stack([images for images, _ in pairs]),
         labels=torch.stack([labels for _, labels in pairs]),
         weights=parameters,

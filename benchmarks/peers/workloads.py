@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ class Workload:
     Attributes:
         text: for the table.
         model: of `task.models`.
+        options: of the model.
         devices, images: devices, and images of each.
         batch: images per step; a round is one pass over a device's images.
         shape: of an image.
@@ -39,6 +41,7 @@ class Workload:
     alternating: bool = False
     rate: float = 0.05
     rounds: int = 5
+    options: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def of_round(self) -> int:
@@ -63,6 +66,7 @@ class Workload:
             f"training.batch_size={self.batch}",
             f"training.global_learning_rate={self.rate}",
         ]
+        found += [f"+model.options.{name}={value}" for name, value in self.options.items()]
         if self.participants:
             found.append(f"fleet.devices_per_round={self.participants}")
         if self.alternating:
@@ -79,7 +83,9 @@ WORKLOADS = {
     "W2all": Workload("the same, all 100", "cnn", 100, 100, 32, rounds=4),
     "W3": Workload("MLP of 20 k weights, 200 x 8 images, one step", "mlp", 200, 8, 8, rounds=8),
     "W4": Workload(
-        "resnet8 (GroupNorm), 10 x 200 of 3 x 32 x 32, batch 50", "resnet8", 10, 200, 50, (3, 32, 32)
+        "resnet8 (GroupNorm), 10 x 200 of 3 x 32 x 32, batch 50",
+        *("resnet8", 10, 200, 50, (3, 32, 32)),
+        options={"norm": "group"},
     ),
 }
 

@@ -13,12 +13,17 @@ from task.models.registry import MODELS, Shape, positive
 Norm = Literal["batch", "group"]
 
 
-class _Block(nn.Module):
-    """Two 3x3 convolutions and a shortcut that has no weights (option A of the paper)."""
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut that has no weights (option A of the paper).
+
+    Attributes:
+        stride: of the first convolution and of the shortcut.
+        more: channels that the block adds.
+    """
 
     def __init__(self, inputs: int, outputs: int, stride: int, norm: Norm) -> None:
         super().__init__()
-        self._stride, self._more = stride, outputs - inputs
+        self.stride, self.more = stride, outputs - inputs
         self._names = [f"{'bn' if norm == 'batch' else 'gn'}{place}" for place in (1, 2)]
         self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
         self.add_module(self._names[0], _norm(norm, outputs))
@@ -27,14 +32,18 @@ class _Block(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the block's maps."""
-        first, second = (self.get_submodule(name) for name in self._names)
+        first, second = self.norms
         out = second(self.conv2(functional.relu(first(self.conv1(x)))))
-        if self._stride > 1 or self._more:
-            half = self._more // 2
-            x = functional.pad(
-                x[:, :, :: self._stride, :: self._stride], (0, 0, 0, 0, half, self._more - half)
-            )
+        if self.stride > 1 or self.more:
+            half = self.more // 2
+            x = functional.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, half, self.more - half))
         return functional.relu(out + x)
+
+    @property
+    def norms(self) -> tuple[nn.Module, nn.Module]:
+        """The two normalisations."""
+        first, second = (self.get_submodule(name) for name in self._names)
+        return first, second
 
 
 def _norm(kind: Norm, channels: int) -> nn.Module:
@@ -59,7 +68,7 @@ def _resnet(blocks: int, num_classes: int, sample_shape: Shape, norm: Norm, widt
     for stage, outputs in enumerate((width, 2 * width, 4 * width), 1):
         layer = nn.Sequential()
         for place in range(blocks):
-            layer.append(_Block(inputs, outputs, 2 if place == 0 and stage > 1 else 1, norm))
+            layer.append(ResidualBlock(inputs, outputs, 2 if place == 0 and stage > 1 else 1, norm))
             inputs = outputs
         model.add_module(f"layer{stage}", layer)
     model.add_module("pool", nn.AdaptiveAvgPool2d(1))
