@@ -23,7 +23,7 @@ TINY = {
 
 
 @pytest.mark.parametrize(
-    "name", ["mlp", "resnet8", pytest.param("alternating", marks=pytest.mark.exhaustive)]
+    "tiny", ["mlp", "resnet8", pytest.param("alternating", marks=pytest.mark.exhaustive)]
 )
 def test_a_plain_loop_over_what_is_given_has_the_weights_of_our_run(tmp_path: Path, tiny):
     workload = TINY[tiny]
