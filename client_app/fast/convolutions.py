@@ -3,11 +3,11 @@
 `accelerate` finds these layers in a network and returns an equal one (within float32 rounding) with the same
 parameters. What makes it faster than the layers one after the other, for the paper's CNN on one AVX-512 core:
 
-- the first convolution, with its one input channel, is a matrix product on gathered patches, a pooling
-  window at a time; the second is done in the frequency domain (`fast.spectral`), with a seventh of
-  the multiplications;
+- the first convolution, with its one input channel, has its channels last, and is pooled so; the second is
+  done in the frequency domain (`fast.spectral`), with a seventh of the multiplications;
 - the batch goes through in slices of 48 images, so that what one layer writes the next finds in the cache;
-- the layout (height, width, channel, batch) needs no transposition anywhere, and pooling reads whole rows.
+- the layout there, (height, width, channel, batch), needs no transposition within a layer, and pooling reads
+  whole rows.
 
 A step on fewer than `FEWEST` images is taken by the layers themselves. With `dtype` bfloat16 activations and
 products are bfloat16 (twice the speed where the processor multiplies it); weights, their transforms and the
@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from client_app.fast.spectral import Transforms, from_spectrum, to_spectrum, transforms
 
@@ -33,6 +34,8 @@ FEWEST = 12
 _pool = torch.ops.aten.max_pool2d_with_indices.default
 _pool_backward = torch.ops.aten.max_pool2d_with_indices_backward.default
 _relu_backward = torch.ops.aten.threshold_backward.default
+_convolution_backward = torch.ops.aten.convolution_backward.default
+_WEIGHTS = [False, True, False]  # of a convolution's gradients: not those of maps and bias
 _Saved = tuple[torch.Tensor, ...]
 
 
@@ -122,13 +125,12 @@ class _Function(torch.autograd.Function):
         needed = ctx.needs_input_grad[2:]
         matrices = transforms(images.shape[2] // 2, parts[2].shape[-1], dtype)
         stages = (
-            _PatchStage(parts[0], parts[1], dtype, learns=any(needed[:2])),
+            _DirectStage(parts[0], parts[1], dtype, learns=any(needed[:2])),
             _SpectralStage(parts[2], parts[3], matrices, learns=any(needed[2:]), passes=any(needed[:2])),
         )
         outputs, saved = [], []
         for few in torch.split(images, SLICE):
-            maps = few.permute(2, 3, 1, 0).to(dtype).contiguous()
-            kept = []
+            maps, kept = few, []
             for stage in stages:
                 maps, keep = stage.forward(maps)
                 kept.append(keep)
@@ -152,40 +154,51 @@ class _Function(torch.autograd.Function):
         return None, None, *(result if needed else None for result, needed in wanted)
 
 
-class _PatchStage:
-    """Convolution of images as products with their patches; pooling; ReLU.
-
-    One product gives the four outputs of a pooling window from the (k+1) x (k+1) patch that they share: a
-    third fewer numbers to gather than of four patches of their own, and matrices large enough for the
-    processor's products, which take a third of the time for half more multiplications.
-    """
+class _DirectStage:
+    """Convolution of images as torch does it with channels last; pooling; ReLU."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor, dtype: torch.dtype, *, learns: bool) -> None:
-        self._shape = weight.shape
-        self._table = window_table(weight, bias).to(dtype)
+        self._weight = _channels_last(weight.detach().to(dtype))
+        self._bias = bias.detach().to(dtype)
         self._learns = learns
         self._gradient: torch.Tensor | None = None
+        self._bias_gradient = torch.zeros_like(bias)
 
-    def forward(self, maps: torch.Tensor) -> tuple[torch.Tensor, _Saved]:
-        height, width, _, batch = maps.shape
-        patches = gather_patches(maps, self._shape[-1])
-        product = torch.bmm(self._table.expand(len(patches), -1, -1), patches)
-        windows = product.view(4 * len(patches), 1, -1, batch)  # a map of one column, pooled by fours
-        pooled, saved = _pool_and_relu(windows, (4, 1), self._learns)
-        return pooled.view(height // 2, width // 2, -1, batch), (patches, *saved) if self._learns else ()
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, _Saved]:
+        few = _channels_last(images.to(self._weight.dtype))
+        maps = functional.conv2d(few, self._weight, None, 1, self._padding)
+        pooled, places = _pool(maps, (2, 2))
+        pooled += self._bias[:, None, None]  # a quarter of the additions, as in `_pool_and_relu`
+        pooled.relu_()
+        return pooled.permute(2, 3, 1, 0).contiguous(), (few, pooled, places) if self._learns else ()
 
     def backward(self, gradient: torch.Tensor, saved: _Saved) -> None:
-        patches, *pooling = saved
-        product = _undo_pool_and_relu(gradient, (4, 1), *pooling)
-        outputs, batch = product.shape[2:]
-        windows = product.view(len(patches), 4 * outputs, batch)
-        table = torch.bmm(windows, patches.mT).sum(0, dtype=torch.float32)
-        self._gradient = table if self._gradient is None else self._gradient.add_(table)
+        few, pooled, places = saved
+        gradient = gradient.permute(3, 2, 0, 1).contiguous(memory_format=torch.channels_last)
+        through = _relu_backward(gradient, pooled, 0.0)
+        self._bias_gradient += through.sum((0, 2, 3), dtype=torch.float32)
+        shape = (len(few), pooled.shape[1], *few.shape[2:])
+        # Only the form of the maps is looked at: what was in them is gone, and its memory in use again.
+        form = torch.empty(shape, dtype=through.dtype, memory_format=torch.channels_last)
+        spread = _pool_backward(through, form, (2, 2), (2, 2), [0, 0], [1, 1], False, places)
+        _, gradient, _ = _convolution_backward(
+            spread, few, self._weight, None, [1, 1], [self._padding] * 2, [1, 1], False, [0, 0], 1, _WEIGHTS
+        )
+        kernels = gradient.to(torch.float32)
+        self._gradient = kernels if self._gradient is None else self._gradient.add_(kernels)
+
+    @property
+    def _padding(self) -> int:
+        return self._weight.shape[-1] // 2
 
     def gradients(self) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        if self._gradient is None:
-            return None, None
-        return table_gradient(self._gradient, self._shape)
+        return self._gradient, None if self._gradient is None else self._bias_gradient
+
+
+def _channels_last(maps: torch.Tensor) -> torch.Tensor:
+    """View (b, 1, h, w) so that torch takes the one channel for the last."""
+    _, _, height, width = maps.shape
+    return maps.contiguous().as_strided(maps.shape, (height * width, 1, width, 1))
 
 
 class _SpectralStage:
@@ -213,13 +226,12 @@ class _SpectralStage:
         spectrum = to_spectrum(maps, self._matrices)
         product = from_spectrum(torch.bmm(self._blocks, spectrum), self._matrices)
         needed = self._learns or self._passes
-        # The largest of four with a bias is the largest plus the bias: a quarter of the additions.
-        pooled, saved = _pool_and_relu(product, (2, 2), needed, self._bias)
+        pooled, saved = _pool_and_relu(product, self._bias, needed=needed)
         return pooled, (spectrum, *saved) if needed else ()
 
     def backward(self, gradient: torch.Tensor, saved: _Saved) -> torch.Tensor | None:
         spectrum, *pooling = saved
-        product = _undo_pool_and_relu(gradient, (2, 2), *pooling)
+        product = _undo_pool_and_relu(gradient.view(pooling[0].shape), *pooling)
         of_product = to_spectrum(product, self._matrices)
         if self._learns:
             # Frequency (0, 0) is the sum over the map.
@@ -238,51 +250,6 @@ class _SpectralStage:
         if self._gradient is None:
             return None, None
         return kernel_gradient(self._gradient, self._shape, self._matrices), self._bias_gradient
-
-
-def gather_patches(maps: torch.Tensor, kernel_size: int) -> torch.Tensor:
-    """Gather what each 2x2 window of outputs sees of (h, w, c, b) maps.
-
-    Returns:
-        (h w / 4, c (k + 1)^2 + 1, b), the last row 1, for the bias.
-    """
-    height, width, channels, batch = maps.shape
-    pad = kernel_size // 2
-    padded = maps.new_zeros(height + 2 * pad, width + 2 * pad, channels, batch)
-    padded[pad : pad + height, pad : pad + width] = maps
-    row, column, channel, sample = padded.stride()
-    windows = padded.as_strided(
-        (height // 2, width // 2, channels, kernel_size + 1, kernel_size + 1, batch),
-        (2 * row, 2 * column, channel, row, column, sample),
-    )
-    patches = maps.new_empty(height // 2, width // 2, channels * (kernel_size + 1) ** 2 + 1, batch)
-    patches[:, :, :-1].view(windows.shape).copy_(windows)
-    patches[:, :, -1] = 1.0
-    return patches.flatten(0, 1)
-
-
-_WINDOW = ((0, 0), (0, 1), (1, 0), (1, 1))  # row by row, as pooling goes through it: ties take the first
-
-
-def window_table(weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """Lay (o, c, k, k) kernels and biases (o,) out for `gather_patches`: (4 o, c (k + 1)^2 + 1)."""
-    outputs, inputs, size, _ = weight.shape
-    table = weight.new_zeros(4, outputs, inputs, size + 1, size + 1)
-    for place, (down, right) in zip(table, _WINDOW, strict=True):
-        place[:, :, down : down + size, right : right + size] = weight
-    return torch.cat([table.view(4 * outputs, -1), bias.repeat(4)[:, None]], 1)
-
-
-def table_gradient(table: torch.Tensor, shape: torch.Size) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the gradients of kernels of `shape` (o, c, k, k) and of biases from that of `window_table`."""
-    outputs, inputs, size, _ = shape
-    places = table[:, :-1].reshape(4, outputs, inputs, size + 1, size + 1)
-    kernels = sum(
-        place[:, :, down : down + size, right : right + size]
-        for place, (down, right) in zip(places, _WINDOW, strict=True)
-    )
-    assert isinstance(kernels, torch.Tensor)
-    return kernels, table[:, -1].view(4, outputs).sum(0)
 
 
 def kernel_blocks(weight: torch.Tensor, matrices: Transforms) -> torch.Tensor:
@@ -319,32 +286,20 @@ def _as_image(maps: torch.Tensor) -> torch.Tensor:
     return maps.view(1, height, width, channels * batch).permute(0, 3, 1, 2)
 
 
-def _pool_and_relu(
-    maps: torch.Tensor, window: tuple[int, int], needed: bool, bias: torch.Tensor | None = None
-) -> tuple[torch.Tensor, _Saved]:
+def _pool_and_relu(maps: torch.Tensor, bias: torch.Tensor, *, needed: bool) -> tuple[torch.Tensor, _Saved]:
+    """Pool (h, w, c, b) maps by 2 x 2, then add a bias: the largest with a bias is the largest plus it."""
     height, width, channels, batch = maps.shape
-    high, wide = window
-    image = _as_image(maps)
-    if needed or wide > 1:
-        pooled, places = _pool(image, window)
-        out = pooled.permute(0, 2, 3, 1).view(height // high, width // wide, channels, batch)
-    else:  # nobody asks for the places of the maxima: a third of the time
-        out = maps.view(height // high, high, width, channels, batch).amax(1)
-    if bias is not None:
-        out += bias[:, None]
+    pooled, places = _pool(_as_image(maps), (2, 2))
+    out = pooled.permute(0, 2, 3, 1).view(height // 2, width // 2, channels, batch)
+    out += bias[:, None]
     return out.relu_(), (out, places) if needed else ()
 
 
-def _undo_pool_and_relu(
-    gradient: torch.Tensor,
-    window: tuple[int, int],
-    out: torch.Tensor,
-    places: torch.Tensor,
-) -> torch.Tensor:
+def _undo_pool_and_relu(gradient: torch.Tensor, out: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     """Return the gradient with respect to the maps before pooling."""
-    through = _as_image(_relu_backward(gradient.view(out.shape), out, 0.0))
-    height, width = window[0] * out.shape[0], window[1] * out.shape[1]
+    through = _as_image(_relu_backward(gradient, out, 0.0))
+    height, width = 2 * out.shape[0], 2 * out.shape[1]
     # Only the form of the maps is looked at: what was in them is gone, and its memory in use again.
     form = _as_image(out.new_empty(height, width, *out.shape[2:]))
-    spread: torch.Tensor = _pool_backward(through, form, window, window, [0, 0], [1, 1], False, places)
+    spread: torch.Tensor = _pool_backward(through, form, (2, 2), (2, 2), [0, 0], [1, 1], False, places)
     return spread.permute(0, 2, 3, 1).view(height, width, *out.shape[2:])
