@@ -11,6 +11,7 @@ One file, long as it is: one class, Flower's Grid from a message to its reply.
 
 from __future__ import annotations
 
+import gc
 import itertools
 import logging
 import time
@@ -270,6 +271,10 @@ class InProcessGrid(Grid):
             keep_freed_memory()  # here, too: uploads come and go
             self._app.load()
             assert self._board is not None
+            if not gc.get_freeze_count():
+                # What is loaded by now, some million objects of libraries, is not searched for garbage again:
+                # 0.17 s in the middle of a round, and pages that the workers would share no longer.
+                gc.freeze()
             with held():
                 self._workers = [Worker(self._app, self._board) for _ in range(self._num_workers)]
         again = deque[list[Message]]()  # to be done before the next of the tasks

@@ -80,10 +80,10 @@ class Recorder:
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._tables = {
-            ROUNDS: _Table(folder / ROUNDS, ("round", *round_columns)),
-            DEVICES: _Table(folder / DEVICES, ("round", "device", *device_columns)),
-            TIMING: _Table(folder / TIMING, ("round", *TIMING_COLUMNS)),
-            DEVICE_TIMING: _Table(folder / DEVICE_TIMING, ("round", "device", *device_timing_columns)),
+            ROUNDS: _Table(folder / ROUNDS, ("round",), round_columns),
+            DEVICES: _Table(folder / DEVICES, ("round", "device"), device_columns),
+            TIMING: _Table(folder / TIMING, ("round",), TIMING_COLUMNS),
+            DEVICE_TIMING: _Table(folder / DEVICE_TIMING, ("round", "device"), device_timing_columns),
         }
         for name, table in self._tables.items():
             if history is None:
@@ -107,21 +107,26 @@ class Recorder:
             flush_file(table.path)
 
     def record(self, log: RoundLog, timing: Mapping[str, float]) -> None:
-        """Append one round."""
-        wall = {name: value for name, value in log.columns.items() if name.startswith(MEASURED)}
-        self._tables[ROUNDS].append(
-            [{"round": log.round, **{name: log.columns[name] for name in log.columns if name not in wall}}]
-        )
-        learned, measured = [], []
-        for device, columns in sorted(log.devices.items()):
-            row = {"round": log.round, "device": device}
-            times = {name: value for name, value in columns.items() if name.startswith(MEASURED)}
-            learned.append({**row, **{name: columns[name] for name in columns if name not in times}})
-            if times:
-                measured.append({**row, **times})
-        self._tables[DEVICES].append(learned)
-        self._tables[DEVICE_TIMING].append(measured)
-        self._tables[TIMING].append([{"round": log.round, **wall, **timing}])
+        """Append one round.
+
+        Raises:
+            ValueError: for a column that no table has.
+        """
+        of_round = {**log.columns, **timing}
+        devices = [((log.round, device), columns) for device, columns in sorted(log.devices.items())]
+        measured = self._tables[DEVICE_TIMING].columns
+        self._check((ROUNDS, TIMING), of_round)
+        for _, columns in devices:
+            self._check((DEVICES, DEVICE_TIMING), columns)
+        self._tables[ROUNDS].append([((log.round,), of_round)])
+        self._tables[DEVICES].append(devices)
+        self._tables[DEVICE_TIMING].append(row for row in devices if not measured.isdisjoint(row[1]))
+        self._tables[TIMING].append([((log.round,), of_round)])
+
+    def _check(self, tables: tuple[str, str], columns: Mapping[str, Value]) -> None:
+        first, second = (self._tables[name].columns for name in tables)
+        if unknown := columns.keys() - first - second:
+            raise ValueError(f"{' and '.join(tables)} have no columns {sorted(unknown)}")
 
 
 TIMING_COLUMNS = (
@@ -132,12 +137,21 @@ TIMING_COLUMNS = (
 )
 
 
-class _Table:
-    """One CSV file with fixed columns."""
+_Row = tuple[Sequence[int], Mapping[str, Value]]  # what it begins with, and its values by column
 
-    def __init__(self, path: Path, columns: Sequence[str]) -> None:
+
+class _Table:
+    """One CSV file with fixed columns.
+
+    Attributes:
+        path: of the file.
+        columns: beside those that say which row it is.
+    """
+
+    def __init__(self, path: Path, leading: Sequence[str], columns: Sequence[str]) -> None:
         self.path = path
-        self._columns = columns
+        self.columns = frozenset(columns)
+        self._leading, self._order = leading, tuple(columns)
         self._digest = hashlib.sha256()
         self._size = 0
 
@@ -158,8 +172,8 @@ class _Table:
         os.truncate(self.path, len(content))  # what a crash left behind the mark
         self._count(content)
 
-    def append(self, rows: Iterable[Mapping[str, Value]]) -> None:
-        content = self._text(rows)
+    def append(self, rows: Iterable[_Row]) -> None:
+        content = self._text([*leading, *map(columns.get, self._order)] for leading, columns in rows)
         with self.path.open("ab") as file:
             file.write(content)
         self._count(content)
@@ -174,14 +188,11 @@ class _Table:
         self._size += len(content)
 
     def _header(self) -> bytes:
-        return self._text((), header=True)
+        return self._text([(*self._leading, *self._order)])
 
-    def _text(self, rows: Iterable[Mapping[str, Value]], *, header: bool = False) -> bytes:
+    def _text(self, rows: Iterable[Sequence[Value]]) -> bytes:
         text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, self._columns, lineterminator="\n")
-        if header:
-            writer.writeheader()
-        writer.writerows(rows)
+        csv.writer(text, lineterminator="\n").writerows(rows)
         return text.getvalue().encode(errors="backslashreplace")
 
 

@@ -64,6 +64,8 @@ class RoundLog:
 
     def device(self, index: int, columns: Mapping[str, Value]) -> None:
         """Add columns to a device's row; a text may be the device's own."""
-        self.devices.setdefault(index, {}).update(
-            {name: safe_text(value) if isinstance(value, str) else value for name, value in columns.items()}
-        )
+        row = self.devices.setdefault(index, {})
+        row.update(columns)
+        for name, value in columns.items():
+            if isinstance(value, str):
+                row[name] = safe_text(value)

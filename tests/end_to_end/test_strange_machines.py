@@ -10,7 +10,7 @@ import pytest
 from records.recorder import Recorder, read_table
 from records.summary import git_commit
 from server_app import run as runs
-from strategies.records import RoundLog
+from strategies.records import RoundLog, Value
 
 QUICK = (
     *("model=mlp", "rounds=1", "partition.samples_per_device=40", "partition.test_samples_per_device=20"),
@@ -87,3 +87,19 @@ def test_letters_that_no_file_can_hold_are_recorded_all_the_same(tmp_path):
     log = RoundLog(1, {"a": 1}, {0: {"reason": "half a letter \udcff, and ä"}})
     recorder.record(log, {})
     assert read_table(Path(tmp_path) / "devices.csv")[0]["reason"] == "half a letter \\udcff, and ä"
+
+
+def test_a_column_that_no_table_has_is_said_and_nothing_of_the_round_is_written(tmp_path):
+    recorder = Recorder(
+        tmp_path, round_columns=("a",), device_columns=("b",), device_timing_columns=("measured_c",)
+    )
+    known: dict[int, dict[str, Value]] = {0: {"b": 1, "measured_c": 2.5}, 1: {"b": None}}
+    recorder.record(RoundLog(1, {"a": 1}, known), {"measured_plan_seconds": 0.5})
+    before = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    assert before["devices.csv"] == "round,device,b\n1,0,1\n1,1,\n"
+    assert before["device_timing.csv"] == "round,device,measured_c\n1,0,2.5\n"
+    wrong: list[RoundLog] = [RoundLog(2, {"z": 1}, known), RoundLog(2, {"a": 1}, {**known, 2: {"z": 3}})]
+    for log in wrong:
+        with pytest.raises(ValueError, match="have no columns \\['z'\\]"):
+            recorder.record(log, {})
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == before

@@ -1,5 +1,7 @@
 """Messages in, replies out, in order; and nothing of one run reaches the next."""
 
+import gc
+
 import pytest
 from flwr.app import Message, RecordDict
 
@@ -63,3 +65,16 @@ def test_a_grid_that_says_stop_ends_the_run_as_a_signal_does(tmp_path, kind):
         run(settings, grid, tmp_path / "run")
     assert status_of(tmp_path / "run")[0] == "interrupted"
     assert [number for number, _ in checkpoints(tmp_path / "run")] == [2]
+
+
+def test_what_is_loaded_before_the_workers_are_made_is_not_searched_for_garbage_in_a_round():
+    gc.unfreeze()
+    frozen = []
+    for _ in range(2):
+        with InProcessGrid("client_app.app:app", 2, workers=2) as grid:
+            nodes = grid.get_node_ids()
+            orders = [Message(RecordDict(), dst_node_id=node, message_type=HELLO) for node in nodes]
+            assert len(list(grid.send_and_receive(orders, timeout=60))) == 2
+        frozen.append(gc.get_freeze_count())
+    assert frozen[0] > len(gc.get_objects())  # most of all that there is
+    assert frozen[1] <= frozen[0]  # once: what a run leaves behind is garbage later on
