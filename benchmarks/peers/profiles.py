@@ -1,4 +1,4 @@
-"""Where the processor time of a device's round goes, by operation, on one thread.
+"""Where the processor time of a device's round goes, by operation, and how fast its products are; one thread.
 
 python -m benchmarks.peers.profiles [--only W1 W1a W2 W4] [--operations 8]
 """
@@ -9,8 +9,10 @@ import argparse
 import statistics
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
+import torch
 from flwr.app import Context, RecordDict
 from torch.profiler import ProfilerActivity, profile
 
@@ -39,6 +41,40 @@ def main() -> None:
         for number, (where, share) in enumerate(shares[: arguments.operations]):
             first = f"| {name} | {milliseconds:.1f} |" if not number else "| | |"
             print(f"{first} {where} | {share:.0%} |", flush=True)
+    print("\n| product | GFLOP/s |\n|---|---:|")
+    for text, speed in _speeds():
+        print(f"| {text} | {speed:.0f} |", flush=True)
+
+
+def _speeds() -> Iterator[tuple[str, float]]:
+    """Yield products and convolutions, some of the paper's CNN and of resnet8 among them, and their speeds."""
+    torch.set_num_threads(1)
+    wide = torch.randn(1024, 1024)
+    yield "one of 1024 x 1024", _speed(partial(torch.mm, wide, wide), 1024**3)
+    kernels, spectrum = torch.randn(130, 128, 64), torch.randn(130, 64, 48)
+    number = kernels.numel() * 48
+    yield "130 of 128 x 64 by 64 x 48 (W1, W2)", _speed(partial(torch.bmm, kernels, spectrum), number)
+    grouped, maps = kernels.view(-1, 64, 1, 1), spectrum.view(1, -1, 1, 48)
+    one_by_one = partial(torch.conv2d, maps, grouped, groups=130)
+    yield "the same as a grouped convolution", _speed(one_by_one, number)
+    for inputs, outputs, size in ((3, 16, 32), (16, 16, 32), (64, 64, 8)):
+        for layout in (torch.contiguous_format, torch.channels_last):
+            images = torch.randn(50, inputs, size, size).to(memory_format=layout)
+            weight = torch.randn(outputs, inputs, 3, 3).to(memory_format=layout)
+            where = "channels last" if layout == torch.channels_last else "channels first"
+            text = f"3 x 3 convolution of 50 x {inputs} x {size} x {size} to {outputs} channels, {where} (W4)"
+            number = 9 * images.numel() * outputs
+            yield text, _speed(partial(torch.conv2d, images, weight, padding=1), number)
+
+
+def _speed(product: Callable[[], object], multiply_adds: int) -> float:
+    """Return GFLOP per processor second, the median of many."""
+    times = []
+    for _ in range(25):
+        started = time.process_time()
+        product()
+        times.append(time.process_time() - started)
+    return 2e-9 * multiply_adds / statistics.median(times[3:])
 
 
 def _profile(workload: Workload) -> tuple[float, list[tuple[str, float]]]:
