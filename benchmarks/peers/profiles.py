@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def _speeds() -> Iterator[tuple[str, float]]:
-    """Yield products and convolutions, some of the paper's CNN and of resnet8 among them, and their speeds."""
+    """Yield products and convolutions, some of them those of our networks, and their speeds."""
     torch.set_num_threads(1)
     wide = torch.randn(1024, 1024)
     yield "one of 1024 x 1024", _speed(partial(torch.mm, wide, wide), 1024**3)
