@@ -10,6 +10,7 @@ from torch import nn
 
 from benchmarks.peers.given import steps, vector
 from benchmarks.peers.prepare import give
+from benchmarks.peers.profiles import _OF_A_ROUND
 from benchmarks.peers.workloads import WORKLOADS, Workload
 from tests.end_to_end.jobs import final_weights, run_job
 
@@ -50,3 +51,10 @@ def test_a_plain_loop_over_what_is_given_has_the_weights_of_our_run(tmp_path: Pa
     moved = np.abs(theirs - vector(given.weights, given)).max()
     assert moved > 1e-3
     assert np.abs(mine - theirs).max() < 1e-3 * moved
+
+
+def test_the_stages_of_a_profile_are_functions_that_there_are():
+    root = Path(__file__).resolve().parents[1]
+    for text, (file, name) in _OF_A_ROUND.items():
+        places = [path for path in root.rglob(file) if "tests" not in path.parts]
+        assert any(name == "__init__" or f"def {name}(" in path.read_text() for path in places), text

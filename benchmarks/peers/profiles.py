@@ -1,16 +1,24 @@
 """Where the processor time of a device's round goes, by operation, and how fast its products are; one thread.
 
-python -m benchmarks.peers.profiles [--only W1 W1a W2 W4] [--operations 8]
+python -m benchmarks.peers.profiles [--only W1 W1a W2 W3 W4] [--operations 8]
+
+W3, whose devices are trained together, is profiled whole, server and devices in one process, and by Python's
+profiler, which makes calls look dearer than they are.
 """
 
 from __future__ import annotations
 
 import argparse
+import cProfile
+import pstats
 import statistics
+import tempfile
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 
 import torch
 from flwr.app import Context, RecordDict
@@ -19,16 +27,18 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.peers.workloads import WORKLOADS, Workload
 from client_app import device
 from engines.allocator import keep_freed_memory
+from engines.inprocess import open_grid
 from protocol.arrays import weights_record
 from protocol.messages import TrainOrder
 from server_app.job import prepare
+from server_app.run import run
 from server_app.settings import compose_settings
 
-_ROUNDS = 6  # of which the first does not count
+_ROUNDS, _MANY_ROUNDS = 6, 20  # of which the first does not count
 
 
 def main() -> None:
-    known = [name for name in WORKLOADS if name not in ("W2all", "W3")]  # as W2; trained together
+    known = [name for name in WORKLOADS if name not in ("W2all",)]  # as W2
     parser = argparse.ArgumentParser(prog="python -m benchmarks.peers.profiles", description=__doc__)
     parser.add_argument("--only", nargs="+", choices=known, default=known)
     parser.add_argument("--operations", type=int, default=8)
@@ -37,7 +47,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     print("| workload | ms of a device | where | share |\n|---|---:|---|---:|", flush=True)
     for name in arguments.only:
-        milliseconds, shares = _profile(WORKLOADS[name])
+        milliseconds, shares = (_together if name == "W3" else _profile)(WORKLOADS[name])
         for number, (where, share) in enumerate(shares[: arguments.operations]):
             first = f"| {name} | {milliseconds:.1f} |" if not number else "| | |"
             print(f"{first} {where} | {share:.0%} |", flush=True)
@@ -87,6 +97,39 @@ def _profile(workload: Workload) -> tuple[float, list[tuple[str, float]]]:
     total = sum(inside.values())
     shares = [(f"`{key}`", seconds / total) for key, seconds in inside.items()]
     return 1e3 * statistics.median(times), sorted(shares, key=lambda share: -share[1])
+
+
+_OF_A_ROUND = {  # functions whose time is that of a stage, those that they call included
+    "training": ("local_round.py", "rounds"),
+    "orders": ("base.py", "order"),
+    "reading orders, states of devices": ("device.py", "accept"),
+    "reports": ("device.py", "report"),
+    "plan": ("modes.py", "plan"),
+    "messages": ("typed_messages.py", "__init__"),
+    "reading uploads": ("masked.py", "read_upload"),
+    "norms of uploads": ("limits.py", "update_norm"),
+    "sums": ("masked.py", "add"),
+    "what is said of a device": ("base.py", "accepted"),
+    "live view": ("live.py", "notice"),
+    "rows": ("recorder.py", "record"),
+}
+
+
+def _together(workload: Workload) -> tuple[float, list[tuple[str, float]]]:
+    """Return the time of a round by device in ms, and the share of each stage."""
+    recorder, seconds = cProfile.Profile(), Counter[tuple[str, str]]()
+    for rounds in (2, _MANY_ROUNDS):  # the first does not count
+        settings = compose_settings([*workload.overrides(), f"rounds={rounds}", "engine.workers=1"])
+        with tempfile.TemporaryDirectory() as scratch, open_grid(settings) as grid:
+            if rounds == _MANY_ROUNDS:
+                recorder.enable()
+            run(settings, grid, Path(scratch))
+            recorder.disable()
+    for (file, _, name), times in pstats.Stats(recorder).stats.items():  # type: ignore[attr-defined]
+        seconds[Path(file).name, name] += times[3]
+    total = seconds["run.py", "_round"] + seconds[_OF_A_ROUND["rows"]]
+    shares = [(text, seconds[key] / total) for text, key in _OF_A_ROUND.items()]
+    return 1e3 * total / _MANY_ROUNDS / workload.of_round, sorted(shares, key=lambda share: -share[1])
 
 
 def _rounds(workload: Workload) -> Iterator[float]:
