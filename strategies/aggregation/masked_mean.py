@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-_BLOCK = 1 << 16  # weights at once: their sums, and the positions and values of one device, fit the cache
+_BLOCK = 1 << 18  # weights at once: memory is bounded; from 131 072 on larger blocks are no faster
 _FLUSH = 255  # uploads that a byte can count
 
 
