@@ -16,8 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from client_app.fast import residual
-from client_app.fast.convolutions import accelerate
+from client_app.fast import convolutions, residual
 from client_app.precision import product_type
 from task.losses import CROSS_ENTROPY, Loss
 from task.randomness import seeded
@@ -180,9 +179,8 @@ class ModuleNetwork:
         if type(module) is nn.Sequential:  # what derives from it may do more than call its layers
             self._layers = list(module.children())
             if kernels == "fast":
-                self._layers = accelerate(self._layers, self._dtype)
-                if self._dtype == torch.float32:
-                    self._layers = residual.accelerate(self._layers)
+                for accelerate in (convolutions.accelerate, residual.accelerate):
+                    self._layers = accelerate(self._layers, self._dtype)
         self.forward: nn.Module = nn.Sequential(*self._layers)
 
     @property

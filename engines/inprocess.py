@@ -236,8 +236,8 @@ class InProcessGrid(Grid):
 
     def _process_here(self, tasks: Iterable[list[Message]], deadline: float | None) -> Iterator[Message]:
         if self._runner is None:
-            keep_freed_memory()
             self._runner = Runner(self._app)
+            _settle_memory()
         for task in tasks:
             if deadline is not None and time.monotonic() > deadline:
                 return
@@ -268,13 +268,9 @@ class InProcessGrid(Grid):
             ahead: tasks for a worker at once; more than one if they are so short that waiting would show.
         """
         if not self._workers:
-            keep_freed_memory()  # here, too: uploads come and go
             self._app.load()
             assert self._board is not None
-            if not gc.get_freeze_count():
-                # What is loaded by now, some million objects of libraries, is not searched for garbage again:
-                # 0.17 s in the middle of a round, and pages that the workers would share no longer.
-                gc.freeze()
+            _settle_memory()
             with held():
                 self._workers = [Worker(self._app, self._board) for _ in range(self._num_workers)]
         again = deque[list[Message]]()  # to be done before the next of the tasks
@@ -383,6 +379,17 @@ class InProcessGrid(Grid):
 
     def _states_of(self, messages: Sequence[Message]) -> list[bytes]:
         return [self._states.get(message.metadata.dst_node_id) for message in messages]
+
+
+def _settle_memory() -> None:
+    """Keep what is freed, as uploads come and go, and leave alone what is there for good.
+
+    What is loaded by now, some million objects of libraries, is not searched for garbage again: 0.17 s in the
+    middle of a round, and pages that workers would share no longer. Once: what a run leaves is garbage later.
+    """
+    keep_freed_memory()
+    if not gc.get_freeze_count():
+        gc.freeze()
 
 
 def open_grid(

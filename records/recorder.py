@@ -32,7 +32,6 @@ from strategies.records import RoundLog, Value
 
 ROUNDS, DEVICES = "rounds.csv", "devices.csv"
 TIMING, DEVICE_TIMING = "timing.csv", "device_timing.csv"
-MEASURED = "measured_"
 
 
 class HistoryError(RuntimeError):

@@ -38,7 +38,7 @@ _ROUNDS, _MANY_ROUNDS = 6, 20  # of which the first does not count
 
 
 def main() -> None:
-    known = [name for name in WORKLOADS if name not in ("W2all",)]  # as W2
+    known = [name for name in WORKLOADS if name != "W2all"]  # as W2
     parser = argparse.ArgumentParser(prog="python -m benchmarks.peers.profiles", description=__doc__)
     parser.add_argument("--only", nargs="+", choices=known, default=known)
     parser.add_argument("--operations", type=int, default=8)

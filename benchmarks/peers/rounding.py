@@ -1,6 +1,5 @@
 """How far rounding alone carries the same steps apart: what the last column of the peers' table is beside.
 
-
 python -m benchmarks.peers.rounding [--workload W2] [--rounds 1 3 12]
 """
 

@@ -3,6 +3,7 @@
 | fast | plain twin | switch |
 |---|---|---|
 | `convolutions`, `spectral`: two convolutions with pooling in one | the layers | `training.kernels` |
+| `residual`: the stem and the blocks of a residual network | the layers | `training.kernels` |
 | `stacked`, `layers`: many devices as one set of tensors | one by one | `engine.batch_devices`, `together` |
 | `vmapped`: the same for any network | one by one | `engine.batch_devices` |
 

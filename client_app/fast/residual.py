@@ -4,8 +4,8 @@
 network and returns equal ones (within float32 rounding) with the same parameters. What makes them faster than
 the layers one after the other, for `resnet8` on 50 pictures of 3 x 32 x 32:
 
-- maps lie as (batch, height, width, channel): convolutions to and from 16 channels take two thirds of the
-  time, the first one, of three channels, an eighth;
+- maps lie as (batch, height, width, channel), with which convolutions of few channels are up to half as fast
+  again (`benchmarks/peers/profiles.py`);
 - normalisation, shortcut and ReLU go over rows of channels, and a shortcut's gradient is added where it
   belongs, instead of being spread over a map of zeros first;
 - a block is one step of differentiation: no gradient arrives in a layout that has to be copied.
@@ -30,14 +30,17 @@ _relu_backward = torch.ops.aten.threshold_backward.default
 _LAST = torch.channels_last
 
 
-def accelerate(layers: Sequence[nn.Module]) -> list[nn.Module]:
+def accelerate(layers: Sequence[nn.Module], dtype: torch.dtype = torch.float32) -> list[nn.Module]:
     """Return layers that compute the same with the same parameters, faster where that is known how.
 
     Args:
         layers: of an `nn.Sequential`; as many are returned.
+        dtype: of the products; float32 only.
     """
     found = list(layers)
-    if not any(isinstance(one, ResidualBlock) for layer in found for one in layer.modules()):
+    if dtype != torch.float32 or not any(
+        isinstance(one, ResidualBlock) for layer in found for one in layer.modules()
+    ):
         return found
     if len(found) > 3 and type(found[2]) is nn.ReLU and _is_known(found[0], found[1]):
         found[:3] = [_Stem(found[0], found[1]), nn.Identity(), nn.Identity()]  # type: ignore[arg-type]
@@ -47,8 +50,12 @@ def accelerate(layers: Sequence[nn.Module]) -> list[nn.Module]:
 def _accelerated(layer: nn.Module) -> nn.Module:
     if type(layer) is nn.Sequential:
         return nn.Sequential(*map(_accelerated, layer))
-    if type(layer) is ResidualBlock and all(map(_is_known, (layer.conv1, layer.conv2), layer.norms)):
-        return _Block(layer)
+    if type(layer) is ResidualBlock:
+        convs = layer.conv1, layer.conv2
+        forms = [(conv.kernel_size, conv.padding, conv.stride) for conv in convs]
+        usual = [((3, 3), (1, 1), (stride, stride)) for stride in (layer.stride, 1)]
+        if forms == usual and all(map(_is_known, convs, layer.norms)):
+            return _Block(layer)
     return layer
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-_BLOCK = 1 << 18  # weights at once: memory is bounded; from 131 072 on larger blocks are no faster
+_BLOCK = 1 << 18  # weights at once, to bound the memory: larger blocks are no faster, smaller ones slower
 _FLUSH = 255  # uploads that a byte can count
 
 
@@ -123,8 +123,9 @@ class MaskedAverage:
         self._weigh(device_weight)
         for start in range(0, values.size, _BLOCK):
             block = slice(start, start + _BLOCK)
-            addend = self._addend[: values[block].size]
-            addend[:] = values[block]
+            some = values[block]
+            addend = self._addend[: some.size]
+            addend[:] = some
             if device_weight != 1.0:
                 addend *= device_weight
             self._sum[block] += addend

@@ -118,7 +118,11 @@ def test_what_is_not_known_stays_as_it_is():
     blocks = [one for one in strange.modules() if isinstance(one, ResidualBlock)]
     blocks[0].bn2 = nn.BatchNorm2d(16, momentum=None)
     strange.bn1 = nn.BatchNorm2d(16, affine=False)
+    blocks[1].conv2 = nn.Conv2d(32, 32, 5, padding=2, bias=False)
+    blocks[2].conv1 = nn.Conv2d(32, 64, 3, stride=1, padding=1, bias=False)
     found = accelerate(list(strange))
     assert found[:3] == list(strange[:3])
     types = [type(one) for layer in found[3:6] for one in layer.children()]
-    assert [one is ResidualBlock for one in types] == [True, False, False]
+    assert types == [ResidualBlock] * 3
+    plain = resnet8(10, (3, 16, 16), norm="group")
+    assert accelerate(list(plain), torch.bfloat16) == list(plain)

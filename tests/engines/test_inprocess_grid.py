@@ -67,11 +67,12 @@ def test_a_grid_that_says_stop_ends_the_run_as_a_signal_does(tmp_path, kind):
     assert [number for number, _ in checkpoints(tmp_path / "run")] == [2]
 
 
-def test_what_is_loaded_before_the_workers_are_made_is_not_searched_for_garbage_in_a_round():
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_is_loaded_before_the_first_message_is_not_searched_for_garbage_in_a_round(workers):
     gc.unfreeze()
     frozen = []
     for _ in range(2):
-        with InProcessGrid("client_app.app:app", 2, workers=2) as grid:
+        with InProcessGrid("client_app.app:app", 2, workers) as grid:
             nodes = grid.get_node_ids()
             orders = [Message(RecordDict(), dst_node_id=node, message_type=HELLO) for node in nodes]
             assert len(list(grid.send_and_receive(orders, timeout=60))) == 2
