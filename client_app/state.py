@@ -207,7 +207,8 @@ class StateStore:
     ) -> None:
         """Store the personal part after a round, and what belongs to it: on disk first, then in memory.
 
-        A device of which nothing is personal keeps nothing in memory.
+        A device of which nothing is personal keeps nothing in memory, unless it continues a run: then it would
+        look for its part in the checkpoint round after round.
 
         Raises:
             StateError: if the disk does not take it; the old part then stands, on disk and in memory.
@@ -217,7 +218,7 @@ class StateStore:
             save_file(state_file(self.own, self.device, server_round), self.device, part)
             for path in sorted(self._files(self.own, None), reverse=True)[_VERSIONS:]:
                 path.unlink(missing_ok=True)
-        elif not personal.size and not arrays and _RECORD not in self.context.state:
+        elif not (personal.size or arrays or self.earlier or _remembered(self.context)):
             return  # a sixth of what a device of a tiny network takes
         remember(self.context, part)
 

@@ -106,6 +106,18 @@ def test_where_nothing_is_personal_nothing_is_kept_unless_something_was():
     assert (found.round, dict(found.arrays)) == (3, {})
 
 
+def test_a_run_that_is_continued_does_not_look_for_nothing_in_every_round(tmp_path):
+    nothing, context = np.empty(0, np.float32), _context()
+    state.save_file(state.state_file(tmp_path, 3, 2), 3, state.Part(nothing, 2))
+    store = _store(context, resume_dir=tmp_path, resume=state.Resume(2, 2))
+    assert store.recover(0).part.round == 2
+    store.keep(nothing, 3)
+    for path in tmp_path.iterdir():
+        path.unlink()
+    assert store.recover(0).part.round == 3
+    assert store.recover(0).lost is None
+
+
 def _story(folder):
     """Leave what a device has after rounds 1..7, with checkpoints of rounds 3 and 6."""
     context = _context(folder)
