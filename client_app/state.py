@@ -207,8 +207,8 @@ class StateStore:
     ) -> None:
         """Store the personal part after a round, and what belongs to it: on disk first, then in memory.
 
-        A device of which nothing is personal keeps nothing in memory, unless it continues a run: then it would
-        look for its part in the checkpoint round after round.
+        A device of which nothing is personal keeps nothing in memory, unless it continues a run: else it
+        would look for its part in the checkpoint round after round.
 
         Raises:
             StateError: if the disk does not take it; the old part then stands, on disk and in memory.
