@@ -1,11 +1,23 @@
 """The mean of each weight over the devices that kept it."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from strategies.aggregation import masked_mean
 from strategies.aggregation.masked_mean import MaskedAverage, Positions
+
+
+@pytest.fixture(scope="module", params=[0, 1 << 40], ids=["rows", "add_at"], autouse=True)
+def _many_values_and_few(request):
+    """Whatever is said here of the mean holds for both ways to add."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(masked_mean, "_SPARSE", request.param)
+        yield
 
 
 def _average(previous, uploads, shares=None):
@@ -137,3 +149,30 @@ def test_more_uploads_than_a_byte_counts(uploads, shares):
     assert result.counts.tolist() == count.tolist()
     assert count[0] == uploads
     np.testing.assert_allclose(result.weights, total / weight, rtol=1e-6)
+
+
+@pytest.mark.parametrize("shares", [(1.0,) * 4, (3.0, 1.0, 2.0, 0.7)])
+def test_both_ways_to_add_make_the_same_bits(monkeypatch, shares):
+    rng = np.random.default_rng(5)
+    num_weights = masked_mean._BLOCK + 1000  # more than one block
+    values = rng.standard_normal((4, num_weights)).astype(np.float32) * 10 ** rng.uniform(-9, 9, (4, 1))
+    values = values.astype(np.float32)
+    masks = rng.random((4, num_weights)) < np.array([[0.5], [0.0], [1.0], [0.3]])
+    sums = []
+    for limit in (0, 1 << 40):
+        monkeypatch.setattr(masked_mean, "_SPARSE", limit)
+        average = MaskedAverage(num_weights)
+        for row, mask, share in zip(values, masks, shares, strict=True):
+            average.add(row[mask], mask, share)
+        sums.append(average._sum)
+    assert sums[0].tobytes() == sums[1].tobytes()
+
+
+def test_adding_says_nothing_of_sparse_matrices():
+    """torch warns of its matrices by rows when it makes the first one."""
+    code = (
+        "import numpy as np; from strategies.aggregation import masked_mean as m; m._SPARSE = 0;"
+        "a = m.MaskedAverage(8); a.add(np.ones(8, np.float32), np.ones(8, bool)); print(a._sum.sum())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("8.0\n", "")
