@@ -1,8 +1,9 @@
 """What a run is doing right now: ``live.json`` in its folder, for whoever watches (`airflower-watch`).
 
 Tables get a row when a round has ended; a round of a fleet may take minutes. In between, the file says which
-devices have an order, which have answered, and when each was last heard of. It is written at most every half
-second, without a thread of its own and without forcing anything to the disk: a run does not wait for it.
+devices have an order, which have answered, and when each was last heard of. It is written at a
+change of phase, else at most every half second, without a thread of its own and without forcing anything to
+the disk: a run does not wait for it.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ LIVE = "live.json"
 TRAINING, EVALUATING, STORING = "training", "evaluating", "storing"
 _PHASES = {"train": TRAINING, "evaluate": EVALUATING, "query.save": STORING}
 _EVERY_SECONDS = 0.5
+_PHASE_SECONDS = 0.1  # small rounds would have it written every twentieth of a second
 _LEAST_PAUSE = 20.0  # times what the last writing took: with ten thousand devices it takes a while
 
 
@@ -36,12 +38,13 @@ class Live:
         self._state: dict[str, Any] = {"round": 0, "rounds": rounds, "phase": "starting"}
         self._devices: dict[int, dict[str, Any]] = {}
         self._next = 0.0
+        self._next_phase = 0.0
         self._broken = False
 
     def notice(self, kind: str, device: int | None, server_round: int | None) -> None:
         """Take note of an order (its message type) or an answer ("replied"); without a device, of the time.
 
-        A change of phase is written at once.
+        A change of phase is written at once, unless one has just been written.
         """
         now = time.time()
         phase = _PHASES.get(kind, "")
@@ -56,15 +59,19 @@ class Live:
                 if entry.get("phase") == TRAINING and "asked" in entry:
                     entry["took"] = now - entry["asked"]
                 entry["phase"], entry["seen"] = kind, now
-        if changed or now >= self._next:
-            self._write(now)
+        if now >= (min(self._next, self._next_phase) if changed else self._next):
+            pause = self._write(now)
+            self._next = now + max(_EVERY_SECONDS, pause)
+            if changed:
+                self._next_phase = now + max(_PHASE_SECONDS, pause)
 
     def close(self) -> None:
         """Say that the run is at its end."""
         self._state["phase"] = "ended"
         self._write(time.time())
 
-    def _write(self, now: float) -> None:
+    def _write(self, now: float) -> float:
+        """Write the file; return the seconds for which it is not to be written again."""
         started = time.perf_counter()
         temporary = self._path.with_name(f".{LIVE}.{os.getpid()}")
         try:
@@ -75,8 +82,7 @@ class Live:
             if not self._broken:
                 log.warning("%s cannot be written: %s", self._path, error)
             self._broken = True
-        took = time.perf_counter() - started
-        self._next = now + max(_EVERY_SECONDS, _LEAST_PAUSE * took)
+        return _LEAST_PAUSE * (time.perf_counter() - started)
 
 
 def _rounded(values: dict[str, Any]) -> dict[str, Any]:

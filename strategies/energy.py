@@ -50,15 +50,21 @@ class Batteries:
     def __init__(self, energy: Energy) -> None:
         self.left = energy.battery.copy()
 
+    def take(
+        self, devices: npt.NDArray[np.int_], compute: FloatVector, transmit: FloatVector
+    ) -> list[float | None]:
+        """Take what devices spend on computing and sending, J, (n,); return what each has left.
+
+        None: its battery never runs out.
+        """
+        left = np.maximum(0.0, self.left[devices] - compute - transmit)
+        self.left[devices] = left
+        return [joules if joules < np.inf else None for joules in left.tolist()]
+
     def pay(self, device: int, compute: float, transmit: float) -> dict[str, Value]:
         """Take what a device spends from its battery and return its columns."""
-        self.left[device] = max(0.0, self.left[device] - compute - transmit)
-        left = float(self.left[device])
-        return {
-            "compute_energy_j": compute,
-            "transmit_energy_j": transmit,
-            "battery_j": left if np.isfinite(left) else None,
-        }
+        (left,) = self.take(np.array([device]), np.array([compute]), np.array([transmit]))
+        return {"compute_energy_j": compute, "transmit_energy_j": transmit, "battery_j": left}
 
     def state(self) -> Mapping[str, FloatVector]:
         """Return what a resumed run needs."""

@@ -33,14 +33,14 @@ class UploadError(ValueError):
     """An upload that cannot be used; costs its device the round."""
 
 
-def update_norm(values: Vector, base: Vector | None = None) -> float:
+def update_norm(values: Vector, base: npt.NDArray[np.floating] | None = None) -> float:
     """Return the Euclidean norm of ``values - base``; without `base` that of `values`.
 
     In float64, where the squares of finite float32 values cannot overflow.
 
     Args:
         values: float32, shape (n,).
-        base: float32, shape (n,), or None.
+        base: shape (n,), or None; float32 takes longer than float64.
 
     Raises:
         UploadError: if a value is not finite.
@@ -48,10 +48,9 @@ def update_norm(values: Vector, base: Vector | None = None) -> float:
     total = 0.0
     for start in range(0, values.size, _BLOCK):
         block = slice(start, start + _BLOCK)
-        if base is None:
-            update = values[block].astype(np.float64)
-        else:
-            update = np.subtract(values[block], base[block], dtype=np.float64)
+        update = values[block].astype(np.float64)  # a ufunc would cast through a buffer, in twice the time
+        if base is not None:
+            update -= base[block]
         # Summed by NumPy itself: BLAS wakes a second thread for a dot product, and waits for it where cores
         # are busy.
         total += float(np.einsum("i,i->", update, update))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from protocol.messages import TrainReport
 from protocol.messages import Upload as SentUpload
@@ -17,6 +19,8 @@ from strategies.limits import FACTOR, UploadError, update_norm
 from strategies.plan import Assignment, MeasuredPlan, OfdmaPlan, Outcome, RoundPlan, Upload, Weights
 from strategies.records import Value
 from strategies.settings import Weighting
+
+F = TypeVar("F", bound=np.floating)
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +64,7 @@ class MaskedReceiver:
         self._detail = plan.detail
         self._weighting = weighting
         self._weights = weights
+        self._weights_wide = weights.astype(np.float64)  # once, and not for the norm of each upload
         self._aggregator = (aggregation or choose("keepers_mean", {})).start(weights)
         factor = FACTOR if limited else np.inf
         nothing = np.zeros(weights.size, np.float32)
@@ -78,7 +83,11 @@ class MaskedReceiver:
         if upload is None or upload.num_kept == 0:
             return None
         positions = Positions(upload.mask) if upload.num_kept < self._weights.size else None
-        base = _at(positions, self._started_from(assignment))
+        base: npt.NDArray[np.floating]
+        if assignment.start is None:
+            base = _at(positions, self._weights_wide)
+        else:
+            base = _at(positions, assignment.start.version.weights)
         vectors = {
             name: _read_vector(name, report, upload.num_kept, self._detail.bits_per_weight)
             for name in self._vectors
@@ -151,7 +160,7 @@ class MaskedReceiver:
         return Outcome(result.weights, columns, result.counts > 0, vectors)
 
 
-def _at(positions: Positions | None, weights: Weights) -> Weights:
+def _at(positions: Positions | None, weights: npt.NDArray[F]) -> npt.NDArray[F]:
     return weights if positions is None else positions.take(weights)
 
 

@@ -294,36 +294,27 @@ class OfdmaStrategy(WirelessStrategy):
         """Put a part into words, and take what it costs from the batteries."""
         allocation = part.allocation
         shares = (band * allocation.bandwidth_fraction).tolist()
-        infeasible = (allocation.status == AllocationStatus.INFEASIBLE).tolist()
         devices = chosen.tolist()
+        counts = (allocation.status != AllocationStatus.INFEASIBLE).tolist()
+        latencies, lost = part.true_latency.tolist(), part.lost.tolist()
         slots = {
-            device: Slot(
-                part.bits[i],
-                float(part.true_latency[i]),
-                counts=not infeasible[i],
-                lost=bool(part.lost[i]),
-                share=shares[i],
-            )
-            for i, device in enumerate(devices)
+            device: Slot(*values)
+            for device, *values in zip(devices, part.bits, latencies, counts, lost, shares, strict=True)
         }
-        rows = zip(
+        known: list[list[Any]] = [
             (10 * np.log10(part.gain)).tolist(),
             shares,
             allocation.pruning_ratio.tolist(),
-            map(_STATUS_NAMES.__getitem__, allocation.status.tolist()),
+            [_STATUS_NAMES[status] for status in allocation.status.tolist()],
             part.latency.tolist(),
-            strict=True,
-        )
-        described: list[dict[str, Value]] = [
-            dict(zip(self.scheme_device_columns, values, strict=False)) for values in rows
         ]
         if part.joules is not None and self.batteries is not None:
-            for i, device in enumerate(devices):
-                described[i]["cpu_frequency_hz"] = float(part.frequency[i])
-                sends = part.bits[i] > 0
-                described[i]["transmit_power_w"] = float(part.power[i]) if sends else 0.0
-                spent = float(part.joules[0][i]), float(part.joules[1][i])
-                described[i].update(self.batteries.pay(device, *spent))
+            known += [part.frequency.tolist(), np.where(np.array(part.bits) > 0, part.power, 0.0).tolist()]
+            known += [*(joules.tolist() for joules in part.joules), self.batteries.take(chosen, *part.joules)]
+        columns_of = self.scheme_device_columns[: len(known)]
+        described: list[dict[str, Value]] = [
+            dict(zip(columns_of, values, strict=True)) for values in zip(*known, strict=True)
+        ]
         multiplier = float(allocation.multiplier)
         columns = self.totals(described, list(absent.values()))
         columns["multiplier"] = multiplier if np.isfinite(multiplier) else None

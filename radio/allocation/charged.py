@@ -60,7 +60,6 @@ def share_out_charged(curve: Curve, weight: FloatArray, alpha: float, charged: B
     best = choose_uploaders(
         gains,
         able,
-        np.arange(weight.size),
         scale=scale,
         price=gains.first_price(able),
         search=weight.size <= _SEARCHED,

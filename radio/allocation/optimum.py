@@ -17,11 +17,10 @@ and positions that does not shrink with the ratio and is saved only by not uploa
 
 This fixed charge (m > 0 with rho_max = 1) makes the choice of *who* uploads combinatorial. The
 concave envelope of every device's gain is then filled instead; if no device ends on the envelope's
-chord this is the optimum, else at most one (several if they are identical) does. The best of three
-roundings, each solved exactly for its set of uploaders, then starts a branch and bound over who uploads
-(`uploaders`), which ends at the optimum; should too many choices be as good it stops before, and
-`Allocation.gap` says how far the optimum can be. `certificates.verify_kkt` gives the duality gap
-against the envelope in every case.
+chord this is the optimum, else at most one (several if they are identical) does. The price of the
+envelope then starts a branch and bound over who uploads (`uploaders`), which ends at the optimum; should
+too many choices be as good it stops before, and `Allocation.gap` says how far the optimum can be.
+`certificates.verify_kkt` gives the duality gap against the envelope in every case.
 """
 
 from __future__ import annotations
@@ -87,24 +86,13 @@ def allocate(
 
     # Under a limit below 1 all devices upload, and what they pay for positions is no longer a choice.
     charged = usable & (problem.overhead > 0) & (problem.limit == 1)
-    share, multiplier, partial, part = _solve(problem, low, usable, charged)
+    share, multiplier, partial = _solve(problem, low, usable, charged)
     gap = np.zeros_like(multiplier)
     loose = np.flatnonzero((partial & charged).any(axis=1))
-    if loose.size:
-        price = multiplier[loose]
-        share[loose], multiplier[loose] = _round_uploaders(
-            problem.rows(loose),
-            usable[loose],
-            charged[loose],
-            share=share[loose],
-            partial=partial[loose],
-            part=part[loose],
+    for row in loose.tolist():
+        share[row], multiplier[row], gap[row] = _search_uploaders(
+            problem.rows(np.array([row])), usable[row], charged[row], price=multiplier[row]
         )
-        for row, first in zip(loose.tolist(), price.tolist(), strict=True):
-            one = problem.rows(np.array([row]))
-            share[row], multiplier[row], gap[row] = _search_uploaders(
-                one, usable[row], charged[row], share=share[row], multiplier=multiplier[row], price=first
-            )
     return _result(problem, share, multiplier, gap, low=low, dropped=dropped, shape=shape)
 
 
@@ -131,7 +119,7 @@ def least_max_pruning_ratio(
 
 def _solve(
     problem: Problem, low: FloatArray, usable: BoolArray, charged: BoolArray
-) -> tuple[FloatArray, FloatArray, BoolArray, FloatArray]:
+) -> tuple[FloatArray, FloatArray, BoolArray]:
     """Fill the band: concave gains above the floor `low`, concave envelopes where `charged`."""
     r, d, g, q = problem.rate, problem.slack, problem.compute, problem.bits
     w, m = problem.weight, problem.overhead
@@ -163,91 +151,42 @@ def _solve(
     full = np.where(still, on, full)
 
     share, multiplier = cap.copy(), np.zeros(cap.shape[0])
-    partial, part = np.zeros(cap.shape, dtype=np.bool_), np.ones(cap.shape[0])
+    partial = np.zeros(cap.shape, dtype=np.bool_)
     short = np.flatnonzero(whole.sum(axis=1) > 1.0)
     if short.size:
         every: NDArray[np.intp] | slice = slice(None) if short.size == cap.shape[0] else short
         filling = fill(Demand(base, onset, cap, start, growth, on, full).rows(every))
-        share[short], partial[short], part[short] = filling.share, filling.partial, filling.part
+        share[short], partial[short] = filling.share, filling.partial
         multiplier[short] = filling.level**-2
         # A chord that ends at the whole band, not at the device's own cap, is not the marginal gain there.
         alone = charged & (share >= 1) & (whole > 1)
         if alone.any():
             marginal = np.where(alone, w * r * (d * q + m * g) / (r * g + q) ** 2, 0.0).max(axis=1)
             multiplier = np.where(alone.any(axis=1), marginal, multiplier)
-    return share, multiplier, partial, part
-
-
-def _round_uploaders(
-    problem: Problem,
-    usable: BoolArray,
-    charged: BoolArray,
-    *,
-    share: FloatArray,
-    partial: BoolArray,
-    part: FloatArray,
-) -> tuple[FloatArray, FloatArray]:
-    """Decide who uploads where the envelope left a device half in; every set is solved exactly."""
-    least = np.where(charged, floor(problem, np.ones_like(problem.limit)), 0.0)
-    undecided = partial & charged
-    decided = np.where(charged, share > 0, usable) & ~undecided
-    number = np.floor(part * undecided.sum(axis=1) + 1e-9)[
-        :, np.newaxis
-    ]  # of identical devices: how many fit
-    rank = np.cumsum(undecided, axis=1)
-    equal = usable / np.maximum(usable.sum(axis=1, keepdims=True), 1)
-    candidates = [
-        decided | (undecided & (rank <= number)),
-        decided | (undecided & (rank <= number + 1)),
-        usable & (equal >= least),
-    ]
-    best_share, best_multiplier = np.zeros_like(share), np.zeros(share.shape[0])
-    best_value = np.full(share.shape[0], -np.inf)
-    none_charged = np.zeros_like(charged)
-    for chosen in candidates:
-        # Where the set does not fit, an empty set keeps the batch rectangular; it never wins.
-        members = chosen & (np.where(chosen, least, 0.0).sum(axis=1, keepdims=True) <= 1.0)
-        while True:
-            low = np.where(members, least, 0.0)
-            b, multiplier, _, _ = _solve(problem, low, members, none_charged)
-            # Who only breaks even occupies band for nothing.
-            idle = members & charged & (b <= low)
-            if not idle.any():
-                break
-            members = members & ~idle
-        value = (problem.weight * (1 - ratio_of(problem, b))).sum(axis=1)
-        better = value > best_value
-        best_value = np.where(better, value, best_value)
-        best_share = np.where(better[:, np.newaxis], b, best_share)
-        best_multiplier = np.where(better, multiplier, best_multiplier)
-    return best_share, best_multiplier
+    return share, multiplier, partial
 
 
 def _search_uploaders(
-    problem: Problem,
-    usable: BoolArray,
-    charged: BoolArray,
-    *,
-    share: FloatArray,
-    multiplier: float,
-    price: float,
+    problem: Problem, usable: BoolArray, charged: BoolArray, *, price: float
 ) -> tuple[FloatArray, float, float]:
-    """Improve on one rounding, (K,), if any choice of uploaders does; return shares, multiplier and gap."""
+    """Decide who uploads in one round, where the envelope left a device half in.
+
+    Args:
+        problem: of a single row.
+        usable, charged: (K,).
+        price: the multiplier of the envelope.
+
+    Returns:
+        Shares (K,), multiplier and gap.
+    """
     gains = _FixedNoiseGains(problem, charged)
-    inputs = (problem.rate, problem.slack, problem.compute, problem.bits, problem.overhead, problem.weight)
-    kinds = np.unique(np.concatenate(inputs).T, axis=0, return_inverse=True)[1].reshape(-1)
     found = choose_uploaders(
         gains,
         usable & (gains.least_share <= 1),
-        kinds,
         scale=float(problem.weight.sum()),
         price=price,
-        known=[share > 0],
+        merits=gains.merits(),
     )
-    rounded = float((problem.weight * (1 - ratio_of(problem, share[np.newaxis]))).sum())
-    # A rounding that is as good stays as it is, to the last bit.
-    if found.gain <= rounded + 1e-10 * float(problem.weight.sum()):
-        return share, multiplier, found.gap
     return found.share, found.multiplier, found.gap
 
 
@@ -259,7 +198,25 @@ class _FixedNoiseGains:
         self._charged = charged
         low = floor(problem, np.ones_like(problem.limit))[0]
         self.least_share: FloatArray = np.where(charged, low, 0.0)
-        self._cap = np.maximum(np.minimum(cap_of(problem)[0], 1.0), np.minimum(self.least_share, 1.0))
+        self._low = np.minimum(self.least_share, 1.0)
+        self._cap = np.maximum(np.minimum(cap_of(problem)[0], 1.0), self._low)
+        r, d, g = problem.rate[0], problem.slack[0], problem.compute[0]
+        self._weight, self._bits, self._overhead = problem.weight[0], problem.bits[0], problem.overhead[0]
+        self._r_d, self._r_g = r * d, r * g
+        self._q2_slope = r * (d * self._bits + self._overhead * g)  # q^2 y'(0)
+        with np.errstate(divide="ignore"):
+            self._reach = self._bits / self._r_g
+        self._root = np.sqrt(self._weight * np.maximum(self._q2_slope, 0.0)) / self._bits
+
+    def merits(self) -> FloatArray:
+        """Return what decides between two devices with the same Q and m: w, y'(0) and y(1), (K, 7).
+
+        (y_j - y_k) (b r_j G_j + Q) (b r_k G_k + Q) / b is linear in b, so that it is nowhere negative if it
+        is not at either end.
+        """
+        q, m = self._bits, self._overhead
+        whole = (self._r_d - m) / (self._r_g + q)
+        return np.array([self._weight, self._q2_slope, whole, q, -q, m, -m]).T
 
     def profits(self, prices: FloatArray) -> FloatArray:
         """Return w y - lambda b at J prices, (J, K)."""
@@ -267,16 +224,12 @@ class _FixedNoiseGains:
 
     def respond(self, price: float | FloatArray) -> tuple[FloatArray, FloatArray]:
         """Return b_k(lambda) of the module text for an upload, and w y - lambda b there."""
-        p = self._problem
-        r, d, g, q, m, w = (a[0] for a in (p.rate, p.slack, p.compute, p.bits, p.overhead, p.weight))
-        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            # c (sqrt(y'(0) / lambda) - 1); where g = 0 the gain is linear and an end is best.
-            root = np.sqrt(w * r * np.maximum(d * q + m * g, 0.0) / price) / q - 1.0
-            root = np.where(np.isnan(root), -1.0, root)
-            inner = np.where(g > 0, root * (q / (r * g)), np.where(root > 0, np.inf, -np.inf))
-        share = np.clip(np.nan_to_num(inner, nan=0.0), self.least_share.clip(max=1.0), self._cap)
-        gain = np.minimum((share * r * d - m) / (share * r * g + q), 1.0)
-        return share, w * gain - price * share
+        with np.errstate(divide="ignore", invalid="ignore"):
+            # Where g = 0 the gain is linear and an end is best. What is not a number brings nothing.
+            inner = (self._root / np.sqrt(price) - 1.0) * self._reach
+        share = np.fmin(np.fmax(inner, self._low), self._cap)
+        gain = np.minimum((share * self._r_d - self._overhead) / (share * self._r_g + self._bits), 1.0)
+        return share, self._weight * gain - price * share
 
     def share_out(self, members: BoolArray) -> tuple[FloatArray, float, float]:
         """Solve exactly; who only breaks even occupies band for nothing and is left out."""
@@ -284,7 +237,7 @@ class _FixedNoiseGains:
         members = members[np.newaxis]
         while True:
             low = np.where(members, self.least_share, 0.0)
-            share, multiplier, _, _ = _solve(problem, low, members, none_charged)
+            share, multiplier, _ = _solve(problem, low, members, none_charged)
             idle = members & self._charged & (share <= low)
             if not idle.any():
                 break

@@ -108,12 +108,15 @@ def allocate_at(
         share, price = _fill(devices, usable, low)
     else:
         gains = _UploadGains(devices)
-        kinds = np.unique(np.array([snr, d, g, q, m, w]).T, axis=0, return_inverse=True)[1].reshape(-1)
         # Without overhead the price is that of a full band: a place to start.
         start = _fill(replace(devices, overhead=np.zeros_like(m)), usable, np.zeros_like(m))[1]
         paying = usable & (w > 0) & (gains.least_share <= 1)
         found = choose_uploaders(
-            gains, paying, kinds, scale=float(w.sum()), price=start if start > 0 else float(w.sum()) or 1.0
+            gains,
+            paying,
+            scale=float(w.sum()),
+            price=start if start > 0 else float(w.sum()) or 1.0,
+            merits=gains.merits(),
         )
         share, price, gap = found.share, found.multiplier, found.gap
 
@@ -249,6 +252,24 @@ class _UploadGains:
         self._top = np.maximum(np.log(self._some.cap()), self._low)
         self._at_low = self._some.log_marginal(self._low)[0]
         self._at_top = self._some.log_marginal(self._top)[0]
+
+    def merits(self) -> FloatArray:
+        """Return what decides between two devices with the same Q and m, (K, 8).
+
+        R grows with the SNR, and y with R. At one R the sign of y_j - y_k is that of a line in R, so that it
+        is nowhere negative if it is not at either end.
+        """
+        devices = self._devices
+        snr, d, g, q, m, w = (
+            devices.rates.snr,
+            devices.slack,
+            devices.compute,
+            devices.bits,
+            devices.overhead,
+            devices.weight,
+        )
+        most = float(devices.rates.rate(np.ones_like(snr)).max())
+        return np.array([w, snr, d * q + m * g, (most * d - m) / (most * g + q), q, -q, m, -m]).T
 
     def respond(self, price: float) -> tuple[FloatArray, FloatArray]:
         """Return the share of an upload at which the marginal gain is the price, and w y - price b there."""

@@ -9,16 +9,19 @@ concave from there. Choosing the uploaders is combinatorial. At a price lambda o
 bounds what any choice can gain that has these members, whatever lambda; its least value is the bound of the
 concave envelopes. Since any lambda will do, the phi_k are found once, for a few prices around the least one:
 who joins or stays away then changes the bounds of a choice at all of them by one addition. A device that
-alone outweighs the distance to the best choice known is decided without trial. The others are decided one
-after the other, for all choices at once that may still be better than the best; those that are left are
-solved. Of devices with equal inputs only the number that uploads is decided.
+alone outweighs the distance to the best choice known is decided without trial. Of the others, a device that
+gains from any share at least what another does need not stay away while that one uploads: the two could
+change places. So they are put into chains, each device above the next, and of a chain only the number that
+uploads is decided; devices that differ in their channels alone are one chain. Chain after chain is decided,
+for all choices at once that may still be better than the best, and those that are left are solved.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -77,18 +80,20 @@ class Choice:
 
 
 @dataclass(frozen=True, eq=False)
-class _Kind:
-    """Undecided devices with equal inputs.
+class _Chain:
+    """Undecided devices of which each gains from any share at least what the next one does.
 
     Attributes:
-        devices: their indices.
-        profit: (J,) phi_k of each at the J prices.
-        least: least share of each.
+        devices: (n,) their indices, the best first.
+        profit: (n + 1, J) sum of the phi_k of the first 0 to n at the J prices.
+        loss: (J,) what the bound has counted for all of them: the sum of max(0, phi_k).
+        least: (n + 1,) sum of their least shares.
     """
 
     devices: NDArray[np.intp]
     profit: FloatArray
-    least: float
+    loss: FloatArray
+    least: FloatArray
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,25 +103,21 @@ class _Choices:
     Attributes:
         bound: (C, J) L at the J prices.
         least: (C,) sum of the least shares of those who are in.
-        numbers: (C, decisions) how many of each kind are in.
+        numbers: (C, decisions) how many of each chain are in.
     """
 
     bound: FloatArray
     least: FloatArray
     numbers: NDArray[np.intp]
 
-    def rows(self, which: NDArray[np.intp] | BoolArray) -> _Choices:
-        return _Choices(self.bound[which], self.least[which], self.numbers[which])
-
 
 def choose_uploaders(
     gains: Gains,
     usable: BoolArray,
-    kinds: NDArray[np.intp],
     *,
     scale: float,
     price: float,
-    known: Iterable[BoolArray] = (),
+    merits: FloatArray | None = None,
     search: bool = True,
 ) -> Choice:
     """Return the best choice of uploaders and their shares.
@@ -124,27 +125,23 @@ def choose_uploaders(
     Args:
         gains: what uploads bring.
         usable: (K,) who may upload.
-        kinds: (K,) equal for devices with equal inputs.
         scale: sum of the weights; gains are found to 1e-10 of it.
         price: a first price of the band, > 0.
-        known: choices to start from.
+        merits: (K, M) such that a device of which all are at least those of another gains at least as much
+            from any share; default: no two can be compared.
         search: False: settle for a rounding of the best price, with its gap.
     """
-    found = _Search(gains, usable, kinds, scale)
-    found.consider(np.zeros_like(usable))
-    for members in known:
-        found.consider(members)
-    return found.run(price, search)
+    return _Search(gains, usable, merits, scale).run(price, search)
 
 
 class _Search:
-    def __init__(self, gains: Gains, usable: BoolArray, kinds: NDArray[np.intp], scale: float) -> None:
+    def __init__(self, gains: Gains, usable: BoolArray, merits: FloatArray | None, scale: float) -> None:
         self._gains = gains
         self._usable = usable
-        self._kinds = kinds
+        self._merits = merits
         self._tolerance = 1e-10 * max(scale, np.finfo(np.float64).tiny)
         self._seen: set[bytes] = set()
-        self._best = (np.zeros(kinds.size), 0.0, -np.inf)
+        self._best = (np.zeros(usable.size), 0.0, 0.0)  # all are silent
 
     def consider(self, members: BoolArray) -> None:
         """Solve for the shares of these members, without those whose least shares do not fit."""
@@ -155,7 +152,7 @@ class _Search:
         if float(self._gains.least_share[members].sum()) > 1:
             return
         found = self._gains.share_out(members)
-        if found[2] > self._best[2] + (self._tolerance if np.isfinite(self._best[2]) else 0.0):
+        if found[2] > self._best[2] + self._tolerance:
             self._best = found
 
     def run(self, price: float, search: bool) -> Choice:
@@ -178,34 +175,31 @@ class _Search:
         prices = self._prices(price)
         profit = self._gains.profits(prices)
         profit[:, ~self._usable] = -np.inf
-        start, members, kinds = self._open(prices, profit)
+        start, members, chains = self._open(prices, profit)
         for limit in (min(_FEW, most_choices), most_choices):
-            left, dropped = self._follow(start, kinds, limit)
-            self._look_at(left, members, kinds, most=4)
+            left, dropped = self._follow(start, chains, limit)
+            self._look_at(left, members, chains, most=4)
             if dropped <= self._enough:
                 break
-        left = left.rows(left.bound.min(axis=1) > self._enough)
-        if left.least.size > 4:
-            left = self._sharpened(left, members, kinds, prices)
-        self._look_at(left, members, kinds)
+        self._look_at(left, members, chains)
         return dropped - self._best[2] if dropped > self._enough else 0.0
 
     def _look_at(
-        self, left: _Choices, members: BoolArray, kinds: list[_Kind], most: int | None = None
+        self, left: _Choices, members: BoolArray, chains: list[_Chain], most: int | None = None
     ) -> None:
         """Solve for choices that are all decided, the most promising first, while one may be better."""
         bound = left.bound.min(axis=1)
         for row in np.argsort(-bound, kind="stable").tolist()[:most]:
             if bound[row] <= self._enough:
                 break
-            self.consider(self._members(members, kinds, left.numbers[row]))
+            self.consider(self._members(members, chains, left.numbers[row]))
 
     def _prices(self, price: float) -> FloatArray:
-        each = min(_PRICES, _MOST_NUMBERS // (2 * self._kinds.size))
+        each = min(_PRICES, _MOST_NUMBERS // (2 * self._usable.size))
         apart = np.geomspace(_NEAR, _FAR, max(each, 1))
         return np.asarray(price * np.exp(np.concatenate([-apart[::-1], [0.0], apart])))
 
-    def _open(self, prices: FloatArray, profit: FloatArray) -> tuple[_Choices, BoolArray, list[_Kind]]:
+    def _open(self, prices: FloatArray, profit: FloatArray) -> tuple[_Choices, BoolArray, list[_Chain]]:
         """Decide who is decided without trial; return what is left, the members, and the undecided."""
         gain = np.maximum(profit, 0.0)
         bound = prices + gain.sum(axis=1)
@@ -215,26 +209,30 @@ class _Search:
         undecided = np.flatnonzero(self._usable & ~pays & ~fails)
         bound = prices + profit[:, members].sum(axis=1) + gain[:, undecided].sum(axis=1)
         least = self._gains.least_share
-        kinds = [
-            _Kind(same, profit[:, same[0]], float(least[same[0]]))
-            for kind in np.unique(self._kinds[undecided])
-            for same in [undecided[self._kinds[undecided] == kind]]
+        chains = [
+            _Chain(
+                chain,
+                profit=_sums(profit[:, chain].T),
+                loss=gain[:, chain].sum(axis=1),
+                least=_sums(least[chain]),
+            )
+            for chain in _chains(undecided, None if self._merits is None else self._merits[undecided])
         ]
         # Those that matter most come first: a wrong decision about them soon ends a choice.
-        kinds.sort(key=lambda kind: -abs(float(kind.profit[prices.size // 2])))
+        middle = prices.size // 2
+        chains.sort(key=lambda chain: -float(np.abs(np.diff(chain.profit[:, middle])).max()))
         start = _Choices(bound[np.newaxis], least[members].sum(keepdims=True), np.zeros((1, 0), np.intp))
-        return start, members, kinds
+        return start, members, chains
 
-    def _follow(self, choices: _Choices, kinds: list[_Kind], limit: int) -> tuple[_Choices, float]:
-        """Decide kind after kind; return what is left, and the largest bound of the choices given up."""
+    def _follow(self, choices: _Choices, chains: list[_Chain], limit: int) -> tuple[_Choices, float]:
+        """Decide chain after chain; return what is left, and the largest bound of the choices given up."""
         dropped = -np.inf
-        for kind in kinds:
-            number = np.arange(kind.devices.size + 1)
-            change = np.multiply.outer(number, kind.profit) - kind.devices.size * np.maximum(kind.profit, 0.0)
+        for chain in chains:
+            change = chain.profit - chain.loss
             any_choice = choices.bound.max(axis=0, initial=-np.inf) + change
-            number, change = (a[any_choice.min(axis=1) > self._enough] for a in (number, change))
-            bound = (choices.bound[:, np.newaxis] + change).reshape(-1, kind.profit.size)
-            least = np.add.outer(choices.least, number * kind.least).reshape(-1)
+            number = np.flatnonzero(any_choice.min(axis=1) > self._enough)
+            bound = (choices.bound[:, np.newaxis] + change[number]).reshape(-1, chain.loss.size)
+            least = np.add.outer(choices.least, chain.least[number]).reshape(-1)
             best = bound.min(axis=1)
             keep = np.flatnonzero((best > self._enough) & (least <= 1.0 + 1e-12))
             if keep.size > max(limit, 1):
@@ -247,24 +245,11 @@ class _Search:
         return choices, dropped
 
     @staticmethod
-    def _members(members: BoolArray, kinds: list[_Kind], numbers: NDArray[np.intp]) -> BoolArray:
+    def _members(members: BoolArray, chains: list[_Chain], numbers: NDArray[np.intp]) -> BoolArray:
         chosen = members.copy()
-        for kind, number in zip(kinds, numbers.tolist(), strict=True):
-            chosen[kind.devices[:number]] = True
+        for chain, number in zip(chains, numbers.tolist(), strict=True):
+            chosen[chain.devices[:number]] = True
         return chosen
-
-    def _sharpened(
-        self, left: _Choices, members: BoolArray, kinds: list[_Kind], prices: FloatArray
-    ) -> _Choices:
-        """Bound choices that are all decided at prices between those at which they are bounded least."""
-        at = left.bound.argmin(axis=1)
-        low, high = prices[max(int(at.min()) - 1, 0)], prices[min(int(at.max()) + 1, prices.size - 1)]
-        between = np.geomspace(low, high, 4 * _PRICES)
-        profit = self._gains.profits(between)
-        bound = between + profit[:, members].sum(axis=1)
-        if kinds:
-            bound = bound + left.numbers @ profit[:, [kind.devices[0] for kind in kinds]].T
-        return replace(left, bound=np.atleast_2d(bound))
 
     def _fitting(self, profit: FloatArray) -> BoolArray:
         """Return those that pay, as many as fit, the best first."""
@@ -313,6 +298,34 @@ class _Search:
             # Tangents alone may creep along a curved side.
             price = _between(low, high) or meeting if step % 3 else 0.5 * (low[0] + high[0])
         return best
+
+
+def _sums(each: FloatArray) -> FloatArray:
+    """Return the sums of the first 0 to n along the first axis."""
+    return np.concatenate([np.zeros((1, *each.shape[1:])), np.cumsum(each, axis=0)])
+
+
+def _chains(devices: NDArray[np.intp], merits: FloatArray | None) -> Iterator[NDArray[np.intp]]:
+    """Yield the devices in as few chains as come of putting each below the first that is above it."""
+    if merits is None or not devices.size:
+        yield from devices[:, np.newaxis]
+        return
+    order = np.lexsort(-merits.T)  # nobody is below a later one; of equals the first comes first
+    devices, merits = devices[order], merits[order]
+    if (merits[1:] <= merits[:-1]).all():
+        yield devices
+        return
+    new = np.flatnonzero(np.append(True, (merits[1:] != merits[:-1]).any(axis=1)))
+    lowest, chains = np.empty((0, merits.shape[1])), list[list[NDArray[np.intp]]]()
+    for start, end in itertools.pairwise([*new.tolist(), devices.size]):
+        above = np.flatnonzero((lowest >= merits[start]).all(axis=1))
+        if above.size:
+            chains[above[0]].append(devices[start:end])
+            lowest[above[0]] = merits[start]
+        else:
+            chains.append([devices[start:end]])
+            lowest = np.concatenate([lowest, merits[start : start + 1]])
+    yield from map(np.concatenate, chains)
 
 
 def _between(low: tuple[float, float, float], high: tuple[float, float, float]) -> float | None:

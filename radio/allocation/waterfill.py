@@ -69,13 +69,11 @@ class Filling:
         share: (M, K).
         level: (M,) s = multiplier^(-1/2).
         partial: (M, K) jumps of which only a part fits.
-        part: (M,) that part; the same for all jumps at the level.
     """
 
     share: FloatArray
     level: FloatArray
     partial: BoolArray
-    part: FloatArray
 
 
 def fill(demand: Demand) -> Filling:
@@ -123,7 +121,7 @@ def fill(demand: Demand) -> Filling:
         share[inside], level[inside] = _solve_segment(
             demand.rows(every), slope[every], previous[every], corner[every]
         )
-    return Filling(share=share, level=level, partial=partial, part=part)
+    return Filling(share=share, level=level, partial=partial)
 
 
 def _solve_segment(

@@ -5,9 +5,12 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
+
+F = TypeVar("F", bound=np.floating)
 
 # torch says so of every sparse matrix by rows; adding one to a dense matrix is what is used of it.
 warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta", category=UserWarning)
@@ -50,7 +53,7 @@ class Positions:
         """Yield slices of the weights and the positions in them."""
         return iter(self._blocks)
 
-    def take(self, vector: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    def take(self, vector: npt.NDArray[F]) -> npt.NDArray[F]:
         """Return ``vector[mask]``."""
         return np.concatenate([vector[block].take(positions) for block, positions in self])
 

@@ -109,6 +109,7 @@ def test_orders_and_answers_are_seen_while_a_round_goes_on(tmp_path):
     assert found.nodes[0].seen_s < 60
     assert found.nodes[1].seen_s is None
     assert found.nodes[0].exchange_s is None  # its download and its upload are told apart
+    live._next_phase = 0.0
     live.notice("evaluate", 1, 4)
     assert json.loads((folder / LIVE).read_text())["phase"] == "evaluating"
     assert json.loads((folder / LIVE).read_text())["devices"]["0"]["took"] >= 0
@@ -123,6 +124,22 @@ def test_answers_are_written_no_more_often_than_anyone_looks(tmp_path):
     assert (tmp_path / LIVE).stat().st_mtime_ns == stamp
     live.close()
     assert json.loads((tmp_path / LIVE).read_text())["phase"] == "ended"
+
+
+def test_phases_of_small_rounds_are_not_all_written(tmp_path, monkeypatch):
+    """A round of fifty milliseconds would spend a thirtieth of its time on it."""
+    now = 1e9
+    monkeypatch.setattr("records.live.time.time", lambda: now)
+    live, written = Live(tmp_path, 100), 0
+    for server_round in range(1, 101):
+        (tmp_path / LIVE).unlink(missing_ok=True)
+        live.notice("train", 0, server_round)
+        written += (tmp_path / LIVE).exists()
+        now += 0.05
+    assert 0 < written <= 51
+    now += 1.0
+    live.notice("train", 0, 101)
+    assert json.loads((tmp_path / LIVE).read_text())["round"] == 101
 
 
 def test_a_folder_that_takes_no_file_costs_the_run_nothing(tmp_path, caplog):
