@@ -21,7 +21,6 @@ LIVE = "live.json"
 TRAINING, EVALUATING, STORING = "training", "evaluating", "storing"
 _PHASES = {"train": TRAINING, "evaluate": EVALUATING, "query.save": STORING}
 _EVERY_SECONDS = 0.5
-_PHASE_SECONDS = 0.1  # small rounds would have it written every twentieth of a second
 _LEAST_PAUSE = 20.0  # times what the last writing took: with ten thousand devices it takes a while
 
 
@@ -60,10 +59,9 @@ class Live:
                     entry["took"] = now - entry["asked"]
                 entry["phase"], entry["seen"] = kind, now
         if now >= (min(self._next, self._next_phase) if changed else self._next):
-            pause = self._write(now)
-            self._next = now + max(_EVERY_SECONDS, pause)
+            self._next = now + max(_EVERY_SECONDS, self._write(now))
             if changed:
-                self._next_phase = now + max(_PHASE_SECONDS, pause)
+                self._next_phase = self._next
 
     def close(self) -> None:
         """Say that the run is at its end."""

@@ -14,6 +14,7 @@ import time
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from functools import cached_property
 from typing import ClassVar
 
 import numpy as np
@@ -165,6 +166,11 @@ class WirelessStrategy(Strategy):
     def reported_columns(self) -> tuple[str, ...]:
         """Columns that devices fill with what they report."""
         return ("personal_loss", "global_loss", *self.device_timing_columns)
+
+    @cached_property
+    def _reported_as(self) -> Mapping[str, str]:
+        """Those columns, and what they are called in reports."""
+        return {name: name.replace("_", "-") for name in self.reported_columns}
 
     # What a scheme decides ---------------------------------------------------------------------
 
@@ -342,30 +348,28 @@ class WirelessStrategy(Strategy):
         """Record a device whose reply is used."""
         damping = self._damping.get(device, 1.0)
         self.buffers.add(report.buffers, damping * int(columns.get("num_examples") or 0))
-        loss = report.metrics.get("global-loss", report.metrics.get("personal-loss"))
+        found = report.metrics
+        loss = found.get("global-loss", found.get("personal-loss"))
         latency = columns.get("latency_s", columns.get("measured_total_seconds"))
         self.selection.note(
             self.log.round, device, loss=loss, latency=latency if isinstance(latency, float) else None
         )
-        reported: dict[str, float] = {
-            **{name.replace("-", "_"): value for name, value in report.metrics.items()},
-            **self._journeys.columns(device, report.metrics),
-        }
         self.log.device(
             device,
             {
                 "status": "ok",
                 **columns,
-                **{name: reported[name] for name in self.reported_columns if name in reported},
+                **{name: found[key] for name, key in self._reported_as.items() if key in found},
+                **self._journeys.columns(device, found),
             },
         )
-        if report.metrics.get("state-set-aside"):
+        if found.get("state-set-aside"):
             log.warning(
                 "round %d, device %d: its stored personal part was damaged and set aside",
                 self.log.round,
                 device,
             )
-        if lost := report.metrics.get("state-lost"):
+        if lost := found.get("state-lost"):
             log.warning(
                 "round %d, device %d: nothing is left of its personal part of round %d, which the checkpoint "
                 "expects: it starts afresh",

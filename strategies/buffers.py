@@ -67,7 +67,7 @@ class SharedBuffers:
             UploadError: if a buffer is absent, unknown, of another type or size, or cannot be what it is.
         """
         expected = self._values if uploads else {}
-        if sorted(sent) != sorted(expected):
+        if sent.keys() != expected.keys():
             raise UploadError(f"the reply has the buffers {sorted(sent)}; {sorted(expected)} are expected")
         for name, vector in sent.items():
             own = expected[name]

@@ -23,6 +23,9 @@ class HeldPart:
     run: str = ""
 
 
+_NOTHING = HeldPart()
+
+
 class ContinuedFields(TypedDict):
     """Fields of `protocol.messages.TrainOrder`, `EvaluateOrder` and `SaveOrder`."""
 
@@ -50,7 +53,7 @@ class Continuation:
 
     def for_device(self, device: int) -> ContinuedFields:
         """Return what an order to this device says of the checkpoint."""
-        part = self.parts.get(device, HeldPart())
+        part = self.parts.get(device, _NOTHING)
         return {
             "resume_dir": self.directory,
             "resume_round": self.round,

@@ -110,14 +110,9 @@ def allocate_at(
         gains = _UploadGains(devices)
         # Without overhead the price is that of a full band: a place to start.
         start = _fill(replace(devices, overhead=np.zeros_like(m)), usable, np.zeros_like(m))[1]
+        price = start if start > 0 else float(w.sum()) or 1.0
         paying = usable & (w > 0) & (gains.least_share <= 1)
-        found = choose_uploaders(
-            gains,
-            paying,
-            scale=float(w.sum()),
-            price=start if start > 0 else float(w.sum()) or 1.0,
-            merits=gains.merits(),
-        )
+        found = choose_uploaders(gains, paying, scale=float(w.sum()), price=price, merits=gains.merits())
         share, price, gap = found.share, found.multiplier, found.gap
 
     ratio = np.where(share > 0, devices.ratio(share), 1.0)
@@ -256,20 +251,12 @@ class _UploadGains:
     def merits(self) -> FloatArray:
         """Return what decides between two devices with the same Q and m, (K, 8).
 
-        R grows with the SNR, and y with R. At one R the sign of y_j - y_k is that of a line in R, so that it
-        is nowhere negative if it is not at either end.
+        y grows with R, and R with the SNR. At one R the sign of y_j - y_k is that of a line: it has two ends.
         """
-        devices = self._devices
-        snr, d, g, q, m, w = (
-            devices.rates.snr,
-            devices.slack,
-            devices.compute,
-            devices.bits,
-            devices.overhead,
-            devices.weight,
-        )
-        most = float(devices.rates.rate(np.ones_like(snr)).max())
-        return np.array([w, snr, d * q + m * g, (most * d - m) / (most * g + q), q, -q, m, -m]).T
+        one = self._devices
+        snr, d, g, q, m = one.rates.snr, one.slack, one.compute, one.bits, one.overhead
+        most = float(one.rates.rate(np.ones_like(snr)).max())
+        return np.array([one.weight, snr, d * q + m * g, (most * d - m) / (most * g + q), q, -q, m, -m]).T
 
     def respond(self, price: float) -> tuple[FloatArray, FloatArray]:
         """Return the share of an upload at which the marginal gain is the price, and w y - price b there."""
