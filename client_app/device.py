@@ -205,6 +205,7 @@ class Assignment:
         broadcast: float32 (N_u,), the global part.
         mask: bool (N_u,), the mask that the server imposes, or None.
         vectors: named vectors (N_u,) of the local algorithm that came with the order.
+        buffers: the running statistics to start from: its own, and those that the server sent.
     """
 
     run: RunContext
@@ -216,6 +217,7 @@ class Assignment:
     broadcast: npt.NDArray[np.float32]
     mask: Mask | None
     vectors: Mapping[str, npt.NDArray[np.float32]]
+    buffers: Arrays
 
     @property
     def rate(self) -> float:
@@ -226,18 +228,13 @@ class Assignment:
     def state(self) -> Mapping[str, npt.NDArray[np.float32]]:
         """What the local algorithm kept, by name."""
         part = self.recovered.part
-        return {} if part is None else algorithm_state(part.arrays)
+        return algorithm_state(part.arrays) if part is not None and part.arrays else {}
 
     @property
     def personal(self) -> npt.NDArray[np.float32]:
         """The personal part to start from, float32 (N_v,)."""
         found = self.recovered.part
         return self.run.initial_personal if found is None else found.weights
-
-    @cached_property
-    def buffers(self) -> Arrays:
-        """The running statistics to start from: its own, and those that the server sent."""
-        return _buffers(self.run, self.recovered, self.order)
 
     def batch_generator(self) -> torch.Generator:
         """Return the generator of the round's mini-batches, freshly seeded."""
@@ -274,7 +271,8 @@ def accept(
     for name, vector in vectors.items():
         if vector.shape != (size,) or vector.dtype != np.float32:
             raise MessageError(f"the vector {name!r} is {vector.dtype} {vector.shape}, not float32 ({size},)")
-    return Assignment(run, index, order, context, store, recovered, weights, mask, vectors)
+    buffers = _buffers(run, recovered, order)
+    return Assignment(run, index, order, context, store, recovered, weights, mask, vectors, buffers)
 
 
 def report(work: Assignment, result: LocalResult, seconds: float, joules: float = math.nan) -> TrainReport:
@@ -332,6 +330,8 @@ def _buffers(run: RunContext, recovered: state.Recovered, order: TrainOrder | Ev
         MessageError: if what the server sent does not fit the model.
     """
     split = run.network.split
+    if not split.personal_buffers and order.buffers is None:
+        return {}
     own = recovered.part.arrays if recovered.part is not None else {}
     found = {name: own[name] for name in split.personal_buffers if name in own}
     if order.buffers is not None:
@@ -522,7 +522,8 @@ def _upload(work: Assignment, result: LocalResult) -> payload.Packed | None:
     if spec.uplink == "analog":
         # The emulated air adds real numbers: it is given the exact update, and where there is none.
         return payload.pack(result.global_part - broadcast, result.mask, bits=32)
-    return payload.pack(result.global_part, result.mask, bits=spec.bits_per_weight)
+    # At 32 bits as they are: training has made sure that they are finite.
+    return payload.pack(result.global_part, result.mask, bits=spec.bits_per_weight, check_finite=False)
 
 
 def _noise(work: Assignment) -> np.random.Generator:

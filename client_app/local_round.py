@@ -16,6 +16,7 @@ chunk, not even on one that diverges. Nor need the devices of a chunk do the sam
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -152,7 +153,7 @@ class LocalTraining:
             for first in range(0, len(positions), self._at_once):
                 members = positions[first : first + self._at_once]
                 with _exact_products(self._network.device):
-                    number = {kind: sum(kinds[member] == kind for member in members) for kind in _KINDS}
+                    number = Counter(kinds[member] for member in members)
                     work = LocalWork(
                         self._network,
                         self._pool,

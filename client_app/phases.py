@@ -385,14 +385,12 @@ class LocalWork:
         sent = {name: rows.cpu().numpy() for name, rows in self._sent.items()}
         results: list[LocalResult | DivergedError] = []
         for device, error in enumerate(errors):
+            if error is not None:
+                results.append(error)
+                continue
             uploads = device < uploading
-            new = {name: rows[device] for name, rows in state.items() if device < len(rows)}
-            if self._of_copies:
-                new |= {f"{_COPY}{name}": values for name, values in self._of_copies[device].items()}
-            before = {name: np.asarray(row) for name, row in self._devices[device].state.items()}
             results.append(
-                error
-                or LocalResult(
+                LocalResult(
                     personal=of_device[device],
                     global_part=weights[device] if uploads else no_weights,
                     mask=masks[device] if uploads else no_mask,
@@ -402,11 +400,22 @@ class LocalWork:
                     importance_steps=len(self._trial_losses) if device < self._ranked else 0,
                     global_steps=len(self._global_losses) if uploads else 0,
                     buffers=buffers[device],
-                    state={**before, **new},
+                    state=self._kept_by(device, state),
                     sent={name: rows[device] for name, rows in sent.items()} if uploads else {},
                 )
             )
         return results
+
+    def _kept_by(self, device: int, new: Mapping[str, npt.NDArray[np.float32]]) -> dict[str, Any]:
+        """Return what a device keeps for the algorithm: what is new, and else what it had."""
+        before = self._devices[device].state
+        kept: dict[str, Any] = {name: np.asarray(row) for name, row in before.items()} if before else {}
+        for name, rows in new.items():
+            if device < len(rows):
+                kept[name] = rows[device]
+        if self._of_copies:
+            kept |= {f"{_COPY}{name}": values for name, values in self._of_copies[device].items()}
+        return kept
 
 
 def _stack(vectors: Sequence[Vector]) -> torch.Tensor:

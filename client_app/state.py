@@ -72,20 +72,20 @@ def remember(context: Context, part: Part) -> None:
     record = context.state.get(_RECORD)
     if not isinstance(record, ArrayRecord):
         record = context.state[_RECORD] = ArrayRecord()
-    stale = sorted((name for name in record if name != str(part.round)), key=int)[: -(_VERSIONS - 1)]
-    array = record.pop(stale[0]) if stale else record.pop(str(part.round), None)
-    for name in stale[1:]:
-        del record[name]
+    now = str(part.round)
+    stale = sorted((name for name in record if name != now), key=int)[: -(_VERSIONS - 1)]
+    array = None if stale else record.pop(now, None)
+    for name in stale:
+        array = record.pop(name)
     if array is None or not replace_vector(array, part.weights):
         array = vector_record("weights", part.weights)["weights"]
-    record[str(part.round)] = array
-    _remember_arrays(context, part, set(record))
+    record[now] = array
+    if part.arrays or _ARRAYS in context.state:
+        _remember_arrays(context, part, set(record))
 
 
 def _remember_arrays(context: Context, part: Part, rounds: set[str]) -> None:
     """Keep the arrays of a part beside those of the other rounds that are kept."""
-    if not part.arrays and _ARRAYS not in context.state:
-        return
     before = context.state.get(_ARRAYS)
     now = vectors_record({f"{part.round}/{name}": array for name, array in part.arrays.items()})
     if isinstance(before, ArrayRecord):
@@ -110,13 +110,15 @@ def _recalled_arrays(context: Context, server_round: int) -> dict[str, npt.NDArr
 
 def recall(context: Context, until: int | None = None) -> Part | None:
     """Return the newest part in the Context, of round `until` at the latest; None without one."""
-    rounds = [number for number in _remembered(context) if until is None or number <= until]
     record = context.state.get(_RECORD)
-    if not rounds or not isinstance(record, ArrayRecord):
+    if not isinstance(record, ArrayRecord):
+        return None
+    rounds = [number for number in map(int, record) if until is None or number <= until]
+    if not rounds:
         return None
     newest = max(rounds)
     weights = read_array(record, str(newest), np.float32)
-    return Part(weights, newest, _recalled_arrays(context, newest))
+    return Part(weights, newest, _recalled_arrays(context, newest) if _ARRAYS in context.state else {})
 
 
 def _remembered(context: Context) -> set[int]:
