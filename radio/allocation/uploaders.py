@@ -34,7 +34,7 @@ most_choices = 20_000
 _FEW = 64  # so many are followed first, for a good choice to begin with
 _PRICES = 16  # to either side of the least bound's; nearer to each other the nearer they are to it
 _NEAR, _FAR = 1e-4, 0.5  # of them, the nearest and the farthest in the logarithm
-_MOST_NUMBERS = 10_000_000  # phi_k that are kept
+_MOST_NUMBERS = 10_000_000  # that are kept at once
 _PRICE_STEPS = 60
 
 
@@ -231,17 +231,16 @@ class _Search:
             change = chain.profit - chain.loss
             any_choice = choices.bound.max(axis=0, initial=-np.inf) + change
             number = np.flatnonzero(any_choice.min(axis=1) > self._enough)
-            bound = (choices.bound[:, np.newaxis] + change[number]).reshape(-1, chain.loss.size)
-            least = np.add.outer(choices.least, chain.least[number]).reshape(-1)
-            best = bound.min(axis=1)
+            few, given_up = _largest(choices.bound.min(axis=1), _MOST_NUMBERS // max(number.size, 1))
+            best = _least_sums(choices.bound[few], change[number]).reshape(-1)
+            least = np.add.outer(choices.least[few], chain.least[number]).reshape(-1)
             keep = np.flatnonzero((best > self._enough) & (least <= 1.0 + 1e-12))
-            if keep.size > max(limit, 1):
-                order = keep[np.argsort(-best[keep], kind="stable")]
-                keep = np.sort(order[: max(limit, 1)])
-                dropped = max(dropped, float(best[order[max(limit, 1)]]))
+            kept, lost = _largest(best[keep], limit)
+            keep, dropped = keep[kept], max(dropped, given_up, lost)
             row, chosen = np.divmod(keep, max(number.size, 1))
-            numbers = np.concatenate([choices.numbers[row], number[chosen][:, np.newaxis]], axis=1)
-            choices = _Choices(bound[keep], least[keep], numbers)
+            row, chosen = few[row], number[chosen]
+            numbers = np.concatenate([choices.numbers[row], chosen[:, np.newaxis]], axis=1)
+            choices = _Choices(choices.bound[row] + change[chosen], least[keep], numbers)
         return choices, dropped
 
     @staticmethod
@@ -303,6 +302,24 @@ class _Search:
 def _sums(each: FloatArray) -> FloatArray:
     """Return the sums of the first 0 to n along the first axis."""
     return np.concatenate([np.zeros((1, *each.shape[1:])), np.cumsum(each, axis=0)])
+
+
+def _largest(values: FloatArray, limit: int) -> tuple[NDArray[np.intp], float]:
+    """Return where the largest values are, at most `limit` (or 1) of them, and the largest of the others."""
+    if values.size <= max(limit, 1):
+        return np.arange(values.size), -np.inf
+    order = np.argsort(-values, kind="stable")
+    return np.sort(order[: max(limit, 1)]), float(values[order[max(limit, 1)]])
+
+
+def _least_sums(some: FloatArray, others: FloatArray) -> FloatArray:
+    """Return the least entry of the sum of each row of (C, J) with each of (n, J), (C, n)."""
+    found = np.empty((len(some), len(others)))
+    step = max(1, _MOST_NUMBERS // max(1, 8 * others.size))  # ten megabytes at once
+    for start in range(0, len(some), step):
+        rows = slice(start, start + step)
+        found[rows] = (some[rows, np.newaxis] + others).min(axis=2)
+    return found
 
 
 def _chains(devices: NDArray[np.intp], merits: FloatArray | None) -> Iterator[NDArray[np.intp]]:
