@@ -7,7 +7,7 @@
 | `optimum` | the optimum where noise does not depend on the share, in O(K log K) |
 | `proportional_noise` | the optimum where noise grows with the share |
 | `policies` | what the `allocation` key of a scheme names |
-| `uploaders`, `waterfill` | who uploads; sharing one unit exactly |
+| `uploaders`, `chains`, `waterfill` | who uploads; whom that need not be asked of; sharing one unit exactly |
 | `certificates`, `reference` | evidence: KKT residuals and duality gap; the same problem by cvxpy |
 """
 

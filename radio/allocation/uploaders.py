@@ -18,15 +18,14 @@ for all choices at once that may still be better than the best, and those that a
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from radio.allocation.chains import chains_of
 from radio.arrays import BoolArray, FloatArray
 
 # Choices that are followed at once; beyond them those of the least bounds are given up, and the gap says so.
@@ -216,7 +215,7 @@ class _Search:
                 loss=gain[:, chain].sum(axis=1),
                 least=_sums(least[chain]),
             )
-            for chain in _chains(undecided, None if self._merits is None else self._merits[undecided])
+            for chain in chains_of(undecided, None if self._merits is None else self._merits[undecided])
         ]
         # Those that matter most come first: a wrong decision about them soon ends a choice.
         middle = prices.size // 2
@@ -320,29 +319,6 @@ def _least_sums(some: FloatArray, others: FloatArray) -> FloatArray:
         rows = slice(start, start + step)
         found[rows] = (some[rows, np.newaxis] + others).min(axis=2)
     return found
-
-
-def _chains(devices: NDArray[np.intp], merits: FloatArray | None) -> Iterator[NDArray[np.intp]]:
-    """Yield the devices in as few chains as come of putting each below the first that is above it."""
-    if merits is None or not devices.size:
-        yield from devices[:, np.newaxis]
-        return
-    order = np.lexsort(-merits.T)  # nobody is below a later one; of equals the first comes first
-    devices, merits = devices[order], merits[order]
-    if (merits[1:] <= merits[:-1]).all():
-        yield devices
-        return
-    new = np.flatnonzero(np.append(True, (merits[1:] != merits[:-1]).any(axis=1)))
-    lowest, chains = np.empty((0, merits.shape[1])), list[list[NDArray[np.intp]]]()
-    for start, end in itertools.pairwise([*new.tolist(), devices.size]):
-        above = np.flatnonzero((lowest >= merits[start]).all(axis=1))
-        if above.size:
-            chains[above[0]].append(devices[start:end])
-            lowest[above[0]] = merits[start]
-        else:
-            chains.append([devices[start:end]])
-            lowest = np.concatenate([lowest, merits[start : start + 1]])
-    yield from map(np.concatenate, chains)
 
 
 def _between(low: tuple[float, float, float], high: tuple[float, float, float]) -> float | None:

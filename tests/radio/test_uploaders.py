@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from radio.allocation.chains import chains_of
 from radio.allocation.optimum import _FixedNoiseGains, allocate
 from radio.allocation.problem import prepare
 from radio.allocation.proportional_noise import _Devices, _UploadGains
 from radio.allocation.ratio import ratio_at_rate
-from radio.allocation.uploaders import _chains
 from radio.channel.rates import proportional_noise
 
 SHARES = np.geomspace(1e-6, 1.0, 200)
@@ -74,7 +74,7 @@ def test_chains_have_every_device_once_and_each_below_the_one_before(
     rng = np.random.default_rng(seed)
     merits = rng.integers(0, 4, (number, kinds)).astype(float)
     indices = rng.permutation(100)[:number]
-    chains = list(_chains(np.sort(indices), merits))
+    chains = list(chains_of(np.sort(indices), merits))
     assert sorted(np.concatenate([np.empty(0, int), *chains]).tolist()) == sorted(indices.tolist())
     place = {device: row for row, device in enumerate(np.sort(indices).tolist())}
     for chain in chains:
@@ -87,7 +87,7 @@ def test_chains_have_every_device_once_and_each_below_the_one_before(
 
 
 def test_devices_that_nothing_tells_apart_are_chains_of_their_own() -> None:
-    assert [chain.tolist() for chain in _chains(np.array([3, 5]), None)] == [[3], [5]]
+    assert [chain.tolist() for chain in chains_of(np.array([3, 5]), None)] == [[3], [5]]
 
 
 @pytest.mark.parametrize("seed", range(30))
