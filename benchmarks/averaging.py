@@ -1,16 +1,19 @@
-"""Server path: decode and average 1 000 pruned uploads, against boolean indexing and a dense NumPy mean."""
+"""Server path: decode and average 1 000 pruned uploads, against boolean indexing and `np.add.at`."""
 
 from __future__ import annotations
 
 import statistics
+import sys
 import time
 import tracemalloc
+from unittest import mock
 
 import numpy as np
 import numpy.typing as npt
 
 from benchmarks.measure import Figure, interleave, quartiles, ratio_of
 from radio import payload
+from strategies.aggregation import masked_mean
 from strategies.aggregation.masked_mean import MaskedAverage
 
 WEIGHTS, KEPT = 402_826, 0.52
@@ -46,6 +49,12 @@ def average_only(opened: list[payload.Payload]) -> npt.NDArray[np.float32]:
     return average.result(np.zeros(WEIGHTS, np.float32)).weights
 
 
+def add_at(opened: list[payload.Payload]) -> npt.NDArray[np.float32]:
+    """Average with NumPy's own loop for adding at places, as is done where there are few."""
+    with mock.patch.object(masked_mean, "_SPARSE", sys.maxsize):
+        return average_only(opened)
+
+
 def boolean_indexing(opened: list[payload.Payload]) -> npt.NDArray[np.float32]:
     """Average with sum[mask] += values, as one would write it first."""
     total, count = np.zeros(WEIGHTS), np.zeros(WEIGHTS)
@@ -66,6 +75,7 @@ def figures(*, quick: bool) -> list[Figure]:
     times = interleave(
         {
             "index": lambda: boolean_indexing(opened),
+            "add_at": lambda: add_at(opened),
             "average": lambda: average_only(opened),
             "whole": lambda: decode_and_average(received),
         },
@@ -78,14 +88,18 @@ def figures(*, quick: bool) -> list[Figure]:
     tracemalloc.stop()
     gigabytes = 4e-9 * WEIGHTS * number
     found = []
-    for name, text in (("average", "masked averaging"), ("whole", "decoding (with checksum) and averaging")):
-        ratio, spread = ratio_of(times["index"], times[name])
+    for name, base, text, baseline in (
+        ("average", "index", "masked averaging", "NumPy boolean indexing"),
+        ("average", "add_at", "masked averaging", "the same with np.add.at"),
+        ("whole", "index", "decoding (with checksum) and averaging", "boolean indexing, without decoding"),
+    ):
+        ratio, spread = ratio_of(times[base], times[name])
         found.append(
             Figure(
                 name=f"{text} of {number} uploads of {WEIGHTS} weights, {KEPT:.0%} kept",
                 value=gigabytes / statistics.median(times[name]),
                 unit="GB of decoded weights per processor s",
-                baseline="NumPy boolean indexing, without decoding",
+                baseline=baseline,
                 ratio=ratio,
                 spread=spread,
                 memory_mib=peak,

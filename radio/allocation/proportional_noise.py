@@ -12,14 +12,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from radio.allocation.ratio import ratio_at_rate
 from radio.allocation.shares import Allocation, AllocationStatus, InfeasibleAllocationError, WhenInfeasible
 from radio.allocation.uploaders import choose_uploaders
 from radio.arrays import BoolArray, FloatArray, choice, finite, in_unit_interval, non_negative, positive
 from radio.channel.rates import LOG_TINY, ProportionalNoise, proportional_noise
-from radio.roots import decreasing_root
+from radio.roots import decreasing_root, decreasing_root_in_rows
 
 _LN2 = float(np.log(2.0))
 
@@ -194,7 +194,7 @@ class _Devices:
             derivative = -((x / (1 + x)) ** 2) / slope - 2 * (b * band * slope / _LN2) * g / (speed * g + q)
         return value, derivative
 
-    def rows(self, index: BoolArray) -> _Devices:
+    def rows(self, index: BoolArray | NDArray[np.intp]) -> _Devices:
         """Return the devices selected by `index`."""
         others = (self.slack, self.compute, self.bits, self.overhead, self.weight)
         return _Devices(
@@ -260,30 +260,34 @@ class _UploadGains:
 
     def respond(self, price: float) -> tuple[FloatArray, FloatArray]:
         """Return the share of an upload at which the marginal gain is the price, and w y - price b there."""
-        share, profit = np.zeros(self._able.shape), np.zeros(self._able.shape)
-        some = self._some
-        if price > 0:
-            log_price = float(np.log(price))
-
-            def excess(u: FloatArray) -> tuple[FloatArray, FloatArray]:
-                value, derivative = some.log_marginal(u)
-                return value - log_price, derivative
-
-            u = decreasing_root(excess, self._low, self._top)
-            u = np.where(
-                self._at_top >= log_price, self._top, np.where(self._at_low <= log_price, self._low, u)
-            )
-        else:
-            u = self._top
-        share[self._able] = np.exp(u)
-        speed = some.rates.rate(share[self._able])
-        gain = (speed * some.slack - some.overhead) / (speed * some.compute + some.bits)
-        profit[self._able] = some.weight * np.minimum(gain, 1.0) - price * share[self._able]
-        return share, profit
+        share, profit = self._answer(np.array([price]))
+        return share[0], profit[0]
 
     def profits(self, prices: FloatArray) -> FloatArray:
         """Return w y - price b at J prices, (J, K)."""
-        return np.array([self.respond(price)[1] for price in prices.tolist()])
+        return self._answer(prices)[1]
+
+    def _answer(self, prices: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Return both at J prices, (J, K)."""
+        with np.errstate(divide="ignore"):
+            target = np.log(prices)[:, np.newaxis]
+        u = np.where(self._at_top >= target, self._top, self._low)
+        row, one = np.nonzero((self._at_top < target) & (target < self._at_low))
+        wanted, devices = target[row, 0], self._some.rows(one)
+
+        def excess(u: FloatArray, rows: NDArray[np.intp]) -> tuple[FloatArray, FloatArray]:
+            value, derivative = devices.rows(rows).log_marginal(u)
+            return value - wanted[rows], derivative
+
+        low, top = self._low[one], self._top[one]
+        part = (self._at_low[one] - wanted) / (self._at_low[one] - self._at_top[one])
+        u[row, one] = decreasing_root_in_rows(excess, low, top, low + part * (top - low))
+        some, share, profit = self._some, *np.zeros((2, prices.size, self._able.size))
+        share[:, self._able] = b = np.exp(u)
+        speed = some.rates.rate(b)
+        gain = (speed * some.slack - some.overhead) / (speed * some.compute + some.bits)
+        profit[:, self._able] = some.weight * np.minimum(gain, 1.0) - prices[:, np.newaxis] * b
+        return share, profit
 
     def share_out(self, members: BoolArray) -> tuple[FloatArray, float, float]:
         """Fill the band; who only breaks even occupies band for nothing and is left out."""

@@ -190,8 +190,8 @@ def _scatter_add(
 ) -> None:
     """Do ``total[places] += addend`` for places inside, none of them twice: torch does not look.
 
-    `np.add.at`, which does, takes two thirds longer for many values (python -m benchmarks.averaging); of few,
-    making the row of the sparse matrix would take more than adding them. The sums are the same bits.
+    With `np.add.at`, which does, averaging takes a quarter longer (python -m benchmarks --only averaging); of
+    few, making the row of the sparse matrix would take more than adding them. The sums are the same bits.
     """
     if places.size < _SPARSE:
         np.add.at(total, places, addend)
