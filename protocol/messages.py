@@ -218,22 +218,16 @@ class TrainOrder:
 
     def to_records(self) -> RecordDict:
         """Return the content of the train message."""
-        records = RecordDict(
+        probe = None if self.probe is None else ConfigRecord(dataclasses.asdict(self.probe))
+        further = {MASK: self.mask, PROBE: probe, BUFFERS: self.buffers, VECTORS: self.vectors}
+        return RecordDict(
             {
                 GLOBAL: self.weights,
                 ORDER: ConfigRecord({"round": self.round, "num-pruned": self.num_pruned, **_continued(self)}),
                 RUN: _run_record(self),
+                **{name: record for name, record in further.items() if record is not None},
             }
         )
-        if self.mask is not None:
-            records[MASK] = self.mask
-        if self.probe is not None:
-            records[PROBE] = ConfigRecord(dataclasses.asdict(self.probe))
-        if self.buffers is not None:
-            records[BUFFERS] = self.buffers
-        if self.vectors is not None:
-            records[VECTORS] = self.vectors
-        return records
 
     @classmethod
     def from_records(cls, records: RecordDict) -> Self:
@@ -292,10 +286,10 @@ class EvaluateOrder:
         """
         order = record_of(records, ORDER, ConfigRecord)
         return cls(
-            round=value_of(order, "round", int),
-            **_read_continued(order),
             weights=record_of(records, GLOBAL, ArrayRecord),
             buffers=record_of(records, BUFFERS, ArrayRecord) if BUFFERS in records else None,
+            round=value_of(order, "round", int),
+            **_read_continued(order),
             **_read_run(records),
         )
 

@@ -29,6 +29,8 @@ def oort(
 ) -> Devices:
     """Take some devices that never took part, and the others by chance in proportion to their utility.
 
+    Lai et al. 2021, Algorithm 1.
+
     Args:
         candidates: to choose from.
         number: m.
