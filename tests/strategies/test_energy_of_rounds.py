@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from radio.channel import ChannelModel
-from strategies.energy import Energy
+from strategies.energy import Batteries, Energy
 from strategies.fleet import Fleet
 from strategies.ofdma import OfdmaCell, OfdmaStrategy
 from strategies.plan import RoundPlan
@@ -152,3 +152,10 @@ def test_a_device_of_more_weight_keeps_more(policy: str) -> None:
     assert pruned[1][4] < pruned[0][4]
     assert sum(pruned[1][:4]) > sum(pruned[0][:4])
     np.testing.assert_allclose(pruned[2], pruned[0], atol=1)  # all alike: nothing changes
+
+
+def test_a_battery_that_is_spent_to_rounding_is_empty_and_one_without_an_end_stays_so():
+    batteries = Batteries(energy_of(3, battery=np.array([1.0, np.inf, 2.0])))
+    spent = np.array([0.6, 5.0])
+    assert batteries.take(np.array([0, 1]), spent, np.array([0.4 * (1 + 1e-9), 1.0])) == [0.0, None]
+    np.testing.assert_array_equal(batteries.left, [0.0, np.inf, 2.0])
