@@ -31,6 +31,7 @@ from typing import Any, Self
 MARK = "AIRFLOWER_GUARD"
 GRACE_SECONDS = 5.0
 _LOOK_SECONDS, _LONGEST_SECONDS = 0.2, 60.0
+_BECOMING_SECONDS = 0.01
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ def end_marked(mark: str, grace_s: float = GRACE_SECONDS, variable: str = MARK) 
     """
     deadline = time.monotonic() + grace_s
     asked: set[int] = set()
-    while alive := marked(mark, variable):
+    while alive := _marked_surely(mark, variable):
         hard = time.monotonic() > deadline
         for pid in alive:
             if hard or pid not in asked:
@@ -152,6 +153,15 @@ def end_marked(mark: str, grace_s: float = GRACE_SECONDS, variable: str = MARK) 
         if time.monotonic() > deadline + _LONGEST_SECONDS:
             return
         time.sleep(0.05)
+
+
+def _marked_surely(mark: str, variable: str) -> list[int]:
+    """Look twice before saying that nobody is there: who is just becoming another program shows no mark."""
+    found = marked(mark, variable)
+    if not found:
+        time.sleep(_BECOMING_SECONDS)
+        found = marked(mark, variable)
+    return found
 
 
 def _over(pid: int) -> bool:

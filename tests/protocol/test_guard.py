@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from protocol import guard
 from protocol.guard import Guard
 
 ROOT = Path(__file__).parents[2]
@@ -85,3 +86,21 @@ def test_processes_of_others_are_left_alone():
         assert other.poll() is None
         theirs.close()
         assert other.wait(30) == -signal.SIGTERM
+
+
+def test_a_process_that_is_just_becoming_another_program_is_not_missed(monkeypatch):
+    """Between the two it shows no environment, and so no mark."""
+    child = subprocess.Popen(["sleep", "1000"], env={**os.environ, guard.MARK: "becoming"})
+    looks: list[list[int]] = []
+    look = guard.marked
+
+    def marked(mark, variable=guard.MARK):
+        looks.append(look(mark, variable) if looks else [])
+        return looks[-1]
+
+    monkeypatch.setattr(guard, "marked", marked)
+    try:
+        guard.end_marked("becoming")
+        assert child.wait(10) == -signal.SIGTERM
+    finally:
+        child.kill()
