@@ -224,7 +224,7 @@ class _FixedNoiseGains:
 
     def respond(self, price: float | FloatArray) -> tuple[FloatArray, FloatArray]:
         """Return b_k(lambda) of the module text for an upload, and w y - lambda b there."""
-        with np.errstate(divide="ignore", invalid="ignore"):
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             # Where g = 0 the gain is linear and an end is best. What is not a number brings nothing.
             inner = (self._root / np.sqrt(price) - 1.0) * self._reach
         share = np.fmin(np.fmax(inner, self._low), self._cap)

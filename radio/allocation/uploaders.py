@@ -204,10 +204,11 @@ class _Search:
         bound = prices + gain.sum(axis=1)
         pays = (bound[:, np.newaxis] - gain).min(axis=0) <= self._enough  # who has to be in
         fails = (bound[:, np.newaxis] + (profit - gain)).min(axis=0) <= self._enough  # who cannot be
-        members = self._usable & pays & ~fails
-        undecided = np.flatnonzero(self._usable & ~pays & ~fails)
-        bound = prices + profit[:, members].sum(axis=1) + gain[:, undecided].sum(axis=1)
         least = self._gains.least_share
+        free = least == 0  # who may take no share at all costs nothing to have in
+        members = self._usable & (free | pays & ~fails)
+        undecided = np.flatnonzero(self._usable & ~free & ~pays & ~fails)
+        bound = prices + profit[:, members].sum(axis=1) + gain[:, undecided].sum(axis=1)
         chains = [
             _Chain(
                 chain,

@@ -124,8 +124,7 @@ def test_told_to_stop_it_ends_with_its_supernode(tmp_path):
         time.sleep(0.05)
     keeper.send_signal(signal.SIGTERM)
     assert keeper.wait(30) == 0
-    while psutil.pid_exists(
-        int((tmp_path / "pid").read_text())
-    ):  # it has ended; nobody may have taken note of that yet
+    pid = int((tmp_path / "pid").read_text())
+    while psutil.pid_exists(pid):  # it has ended; nobody may have taken note of that yet
         assert time.monotonic() < deadline
         time.sleep(0.05)

@@ -118,3 +118,16 @@ def test_the_best_of_all_choices_where_some_can_be_compared(seed: int) -> None:
         )
         best = min(best, float(chosen.objective) + float(w[~on].sum()))
     assert found.objective == pytest.approx(best, abs=1e-9)
+
+
+@pytest.mark.parametrize("seed", [0, 2])
+def test_who_pays_no_fixed_price_is_not_decided_about(seed: int) -> None:
+    """Thirty devices that hardly matter and may have a share or none: 2^30 choices that are all as good."""
+    rng = np.random.default_rng(seed)
+    free = np.arange(60) >= 30
+    r, g = 10 ** rng.uniform(8, 9, 60), rng.uniform(1e-4, 5e-3, 60)
+    w = np.where(free, 1e-7, 1.0)
+    both = allocate(r, 0.025, g, 6e5, weights=w, overhead_bits=np.where(free, 0.0, 2e4))
+    assert both.gap == 0
+    alone = allocate(r[~free], 0.025, g[~free], 6e5, overhead_bits=2e4)
+    assert both.objective == pytest.approx(float(alone.objective) + w[free].sum(), abs=4e-6)
