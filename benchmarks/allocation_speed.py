@@ -14,9 +14,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from radio.allocation import allocate
+from radio.allocation import Allocation, allocate
+from radio.allocation.proportional_noise import allocate_at
 from radio.allocation.reference import allocate_cvxpy
 from radio.arrays import FloatArray
+from radio.channel.rates import proportional_noise
 
 Inputs = tuple[FloatArray, FloatArray, FloatArray, FloatArray]
 
@@ -64,16 +66,25 @@ def crowded(seed: int) -> tuple[FloatArray, float, float, float]:
 
 
 def who_uploads(seeds: int) -> None:
-    """Print the time of crowded cells where uploads have a fixed charge, and the gap that is left."""
-    times, gaps = [], []
-    for seed in range(seeds):
-        inputs = crowded(seed)
-        gaps.append(float(allocate(*inputs, overhead_bits=1.99e4).gap))
-        times.append(best_time(lambda: allocate(*inputs, overhead_bits=1.99e4), 3))  # noqa: B023
-    print(
-        f"\n{seeds} crowded cells of 200 devices with overhead: {1e3 * np.median(times):.1f} ms in the "
-        f"median, {1e3 * max(times):.1f} ms at most; largest gap {max(gaps):.1e}"
-    )
+    """Print the time of cells where uploads have a fixed charge and not all fit, and the gap that is left."""
+    for text, solve in (
+        ("crowded cells of 200 devices", lambda seed: allocate(*crowded(seed), overhead_bits=1.99e4)),
+        ("mixed cells of 50 devices, noise that grows with the share,", growing_noise),
+    ):
+        times = [best_time(lambda: solve(seed), 3) for seed in range(seeds)]  # noqa: B023
+        gap = max(float(solve(seed).gap) for seed in range(seeds))
+        print(
+            f"\n{seeds} {text} with overhead: {1e3 * np.median(times):.1f} ms in the median, "
+            f"{1e3 * max(times):.1f} ms at most; largest gap {gap:.1e}"
+        )
+
+
+def growing_noise(seed: int) -> Allocation:
+    """Solve for 50 devices that differ in everything, on 20 MHz."""
+    rng = np.random.default_rng(seed)
+    gain, slack = 10 ** rng.uniform(-10, -7, 50), rng.uniform(1e-3, 2e-2, 50)
+    rates = proportional_noise(gain, 2e7, 0.2, 4e-21)
+    return allocate_at(rates, slack, 10 ** rng.uniform(-4, -2, 50), 1e6, overhead_bits=1e5)
 
 
 def main() -> None:

@@ -13,12 +13,12 @@ from pathlib import Path
 from benchmarks.measure import Figure, ratio_of
 
 _DEVICES, _TOGETHER = 200, 50
-_JOB = ("model=mlp", "partition=iid", "evaluate_every=1000000", "dataset=digits")
+JOB = ("model=mlp", "partition=iid", "evaluate_every=1000000", "dataset=digits")
 
 
 def _run(folder: Path, *overrides: str) -> float:
     """Run a job as a user would, and return the seconds until its first round is done."""
-    command = [sys.executable, "-m", "experiments.cli", *_JOB, *overrides, f"hydra.run.dir={folder}"]
+    command = [sys.executable, "-m", "experiments.cli", *JOB, *overrides, f"hydra.run.dir={folder}"]
     start, first = time.perf_counter(), None
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         assert process.stdout is not None
@@ -32,7 +32,7 @@ def _run(folder: Path, *overrides: str) -> float:
     return first
 
 
-def _round_seconds(folder: Path) -> list[float]:
+def round_seconds(folder: Path) -> list[float]:
     """Return the seconds of each round after the first: planning, training, averaging."""
     with (folder / "timing.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))[1:]
@@ -56,7 +56,7 @@ def figures(*, quick: bool) -> list[Figure]:
                 starts[name].append(
                     _run(folder, f"rounds={rounds}", f"fleet.num_devices={_DEVICES}", *overrides)
                 )
-                times[name].append(statistics.median(_round_seconds(folder)))
+                times[name].append(statistics.median(round_seconds(folder)))
     found = []
     for name, text in (
         ("together", f"trained {_TOGETHER} at once"),
