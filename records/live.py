@@ -1,9 +1,9 @@
 """What a run is doing right now: ``live.json`` in its folder, for whoever watches (`airflower-watch`).
 
 Tables get a row when a round has ended; a round of a fleet may take minutes. In between, the file says which
-devices have an order, which have answered, and when each was last heard of. It is written at a
-change of phase, else at most every half second, without a thread of its own and without forcing anything to
-the disk: a run does not wait for it.
+devices have an order, which have answered, and when each was last heard of. It is written every
+half second at most, and at a change of phase as often again, without a thread of its own and without forcing
+anything to the disk: a run does not wait for it.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
 """A typed message says what the message of the same body says."""
 
+import dataclasses
 import pickle
 from typing import Any
 
@@ -8,9 +9,9 @@ import pytest
 from flwr.app import Message
 from flwr.supercore.task_identity import TaskIdentity
 
-from protocol.arrays import read_weights, weights_record
+from protocol.arrays import mask_record, read_weights, vectors_record, weights_record
 from protocol.fields import MessageError
-from protocol.messages import TrainOrder, TrainReport
+from protocol.messages import EvaluateOrder, ProbeOrder, TrainOrder, TrainReport
 from protocol.typed_messages import TypedMessage, array_records, read, reply
 
 ADDRESS: dict[str, Any] = {"dst_node_id": 7, "message_type": "train", "group_id": "1/0"}
@@ -73,3 +74,23 @@ def test_typed_messages_answer_typed_messages_and_messages_answer_messages():
         report = read(answer, TrainReport)
         assert report.metrics == {"global-loss": 0.5}
         np.testing.assert_array_equal(report.payload, _report().payload)
+
+
+FURTHER: dict[str, Any] = {
+    "mask": mask_record(np.array([True, False, True, True, False])),
+    "probe": ProbeOrder("192.0.2.1:4", bytes(range(16)), 100),
+    "buffers": vectors_record({"norm.running_mean": np.arange(3, dtype=np.float32)}),
+    "vectors": vectors_record({"control": np.arange(5, dtype=np.float32)}),
+}
+
+
+@pytest.mark.parametrize("given", [(), *((name,) for name in FURTHER), tuple(FURTHER)])
+def test_an_order_comes_back_from_its_records_with_all_that_it_had(given):
+    order = dataclasses.replace(_order(), **{name: FURTHER[name] for name in given})
+    assert TrainOrder.from_records(order.to_records()) == order
+
+
+@pytest.mark.parametrize("buffers", [None, FURTHER["buffers"]])
+def test_so_does_an_order_to_evaluate(buffers):
+    order = EvaluateOrder(3, "{}", _order().weights, buffers=buffers)
+    assert EvaluateOrder.from_records(order.to_records()) == order

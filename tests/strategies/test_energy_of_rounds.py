@@ -159,3 +159,10 @@ def test_a_battery_that_is_spent_to_rounding_is_empty_and_one_without_an_end_sta
     spent = np.array([0.6, 5.0])
     assert batteries.take(np.array([0, 1]), spent, np.array([0.4 * (1 + 1e-9), 1.0])) == [0.0, None]
     np.testing.assert_array_equal(batteries.left, [0.0, np.inf, 2.0])
+
+
+def test_who_uploads_nothing_sends_with_no_power():
+    plan = strategy_of(30).plan(1, range(30))
+    silent = {a.num_pruned == SIZE: a.columns for a in plan.assignments}
+    assert silent[True]["transmit_power_w"] == silent[True]["transmit_energy_j"] == 0.0
+    assert silent[False]["transmit_power_w"] == 0.63
